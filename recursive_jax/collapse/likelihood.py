@@ -1,0 +1,92 @@
+"""Likelihoods: cross-entropy of real rows, and how probable generated rows look to another model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recursive_jax import mesh as meshes
+from recursive_jax.errors import InputError
+from recursive_jax.models.model import Architecture, Model
+from recursive_jax.objectives.causal import token_nll
+
+QUANTILES = (1, 5, 25, 50, 75, 95, 99)
+BATCH = 128
+
+
+def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Rows without start token -> tokens `[N, context + 1]` (start token first) and segments (1 real, 0 padding)."""
+    T = model.context
+    tokens = np.full((len(rows), T + 1), model.tokenizer.pad, np.int32)
+    segments = np.zeros((len(rows), T + 1), np.int32)
+    for n, row in enumerate(rows):
+        row = row[:T]
+        tokens[n, 0] = model.tokenizer.bos
+        tokens[n, 1 : len(row) + 1] = row
+        segments[n, : len(row) + 1] = 1
+    return tokens, segments
+
+
+@functools.cache
+def _nll_program(architecture: Architecture):
+    def nll(params, tokens, segments):
+        meshes.TRACES["row_nll"] += 1
+        logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])
+        return jnp.where(segments[:, 1:] > 0, token_nll(logits_BTV, tokens[:, 1:]), 0.0)
+
+    return jax.jit(nll)
+
+
+def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """-log p of every token given those before it in its row (float32, nats); one array per row.
+
+    Raises InputError for ids the model does not have.
+    """
+    if any(len(r) and (r.min() < 0 or r.max() >= model.vocab) for r in rows):
+        raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
+    tokens, segments = rows_to_batch(rows, model)
+    program, out = _nll_program(model.architecture), []
+    B = BATCH + (-BATCH % meshes.batch_divisor(model.mesh))
+    with jax.set_mesh(model.mesh):
+        for begin in range(0, len(rows), B):
+            fill = max(0, begin + B - len(rows))
+            chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
+            out.append(meshes.fetch(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk)))))
+    table = np.concatenate(out)[: len(rows)] if out else np.empty((0, model.context), np.float32)
+    return [table[n, : min(len(row), model.context)] for n, row in enumerate(rows)]
+
+
+def cross_entropy(losses: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean loss per token (nats) and its standard error, rows taken as the independent units."""
+    sums = np.array([x.sum(dtype=np.float64) for x in losses])
+    counts = np.array([len(x) for x in losses], np.float64)
+    total = counts.sum()
+    if total == 0:
+        raise InputError("there are no tokens to score")
+    mean = sums.sum() / total
+    residual = sums - mean * counts  # delta method for a ratio of sums
+    stderr = np.sqrt((residual**2).sum()) / total if len(sums) > 1 else float("nan")
+    return float(mean), float(stderr)
+
+
+def row_perplexities(losses: Sequence[np.ndarray]) -> np.ndarray:
+    """exp(mean loss) of each non-empty row."""
+    return np.exp(np.array([x.mean(dtype=np.float64) for x in losses if len(x)]))
+
+
+def histogram(perplexities: np.ndarray, edges: np.ndarray) -> list[float]:
+    """Shares of rows per bin of log-perplexity; the outer bins take what lies beyond the edges."""
+    logs = np.clip(np.log(perplexities), edges[0], edges[-1])
+    counts, _ = np.histogram(logs, edges)
+    return (counts / max(1, counts.sum())).round(6).tolist()
+
+
+def histogram_edges(reference: np.ndarray, bins: int = 40) -> np.ndarray:
+    """Bins over the log-perplexities of the reference rows, with half their span to spare on both sides."""
+    low, high = np.quantile(np.log(reference), [0.001, 0.999])
+    margin = 0.5 * max(high - low, 0.1)
+    return np.linspace(max(0.0, low - margin), high + margin, bins + 1)

@@ -1,0 +1,60 @@
+"""`measure`: everything one round's model is asked, under the names of the result schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from recursive_jax.collapse.diversity import sample_statistics
+from recursive_jax.collapse.exact import exact_kl, validity
+from recursive_jax.collapse.likelihood import (
+    QUANTILES, cross_entropy, histogram, histogram_edges, row_perplexities, token_losses,
+)
+from recursive_jax.collapse.tails import tail_lost, token_frequencies
+from recursive_jax.config import EvaluateConfig
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.sources import World
+from recursive_jax.models.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Yardstick:
+    """What every round is measured with, fixed once: held-out real rows, the truth's token frequencies, the round-0
+    model and the bins of the perplexity histogram."""
+
+    held_out: list[np.ndarray]
+    truth_V: np.ndarray
+    base: Model
+    edges: np.ndarray
+    world: World
+
+    @classmethod
+    def of(cls, world: World, base: Model, config: EvaluateConfig) -> Yardstick:
+        held_out = world.held_out.tokens()[: config.rows]
+        truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), base.vocab)
+        edges = histogram_edges(row_perplexities(token_losses(base, held_out)))
+        return cls(held_out, truth, base, edges, world)
+
+
+def measure(model: Model, samples: Dataset, yardstick: Yardstick, config: EvaluateConfig) -> dict[str, Any]:
+    """Metrics of `model` and of `samples` drawn from it. Nats unless the name says otherwise; floats, or lists for the
+    histogram (`ppl_hist_under_gen0`, bins in `ppl_hist_edges`, log-perplexity) and the deciles."""
+    ce, ce_stderr = cross_entropy(token_losses(model, yardstick.held_out))
+    metrics: dict[str, Any] = {"ce_real": ce, "ce_real_stderr": ce_stderr, "ppl_real": float(np.exp(ce))}
+    rows = [r for r in samples.tokens() if len(r)]
+    under_base = token_losses(yardstick.base, rows)
+    ppl = row_perplexities(under_base)
+    metrics["ce_gen"] = cross_entropy(under_base)[0]
+    metrics["ppl_gen"] = float(np.exp(metrics["ce_gen"]))
+    metrics.update({f"ppl_under_gen0_q{q:02d}": float(np.percentile(ppl, q)) for q in QUANTILES})
+    metrics["ppl_hist_under_gen0"] = histogram(ppl, yardstick.edges)
+    metrics["ppl_hist_edges"] = yardstick.edges.round(6).tolist()
+    metrics.update(sample_statistics(rows, model.vocab, config.tokens))
+    metrics.update(tail_lost(rows, yardstick.truth_V, config.tokens))
+    metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
+    if yardstick.world.language is not None:
+        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out))
+        metrics.update(validity(yardstick.world.language, rows))
+    return metrics

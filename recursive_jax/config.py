@@ -1,0 +1,367 @@
+"""YAML -> frozen typed config, dotted overrides, all errors in one message.
+
+A config file has one section per noun below. `load_config(path, ["train.steps=100"])` merges the overrides
+into the file, fills `student` from `train`, and checks everything before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import Field, PositiveInt, model_validator
+
+from recursive_jax.errors import InputError, problems
+
+Probability = Field(ge=0.0, le=1.0)
+
+
+class Section(pydantic.BaseModel):
+    """Frozen, hashable, and refusing unknown keys."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class LanguageConfig(Section):
+    """Sizes of the embedded language (`recursive_jax.data.language`)."""
+
+    seed: int = 0
+    types: PositiveInt = Field(4, description="noun types; verbs select them")
+    nouns: PositiveInt = Field(8, description="nouns per type and number")
+    verbs: PositiveInt = Field(4, description="verbs per subject type, number and valency")
+    first_names: PositiveInt = 12
+    last_names: PositiveInt = 12
+    attributes: PositiveInt = 3
+    values: PositiveInt = Field(12, description="values per attribute")
+    depth: int = Field(2, ge=0, le=4, description="nested relative clauses")
+    word_exponent: float = Field(1.1, gt=0.0, description="Zipf exponent of nouns and verbs")
+    entity_exponent: float = Field(1.0, gt=0.0, description="Zipf exponent of names")
+    fact_share: float = Field(0.4, gt=0.0, lt=1.0, description="share of sentences that state a fact")
+    stop: float = Field(0.45, gt=0.05, lt=1.0, description="probability that a document ends after a sentence")
+
+
+class DataConfig(Section):
+    kind: Literal["auto", "language", "text", "jsonl", "parquet", "huggingface", "tfds", "arrayrecord"] = "auto"
+    path: str | None = Field(None, description="file, folder or glob; for tfds the dataset name")
+    validation: str | None = Field(None, description="held-out files; else the last share of the documents")
+    holdout: float = Field(0.05, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
+    field: str = Field("text", description="column or key that holds the text")
+    split: str = Field("train", description="split of a tfds or Hugging Face dataset")
+    data_dir: str | None = Field(None, description="tfds data_dir")
+    tokenizer: str = Field("byte", description="byte, bpe, or the path of a tokenizer.json")
+    vocab_size: PositiveInt = Field(4096, description="size of a bpe trained on the corpus")
+    tokens: PositiveInt = Field(400_000, description="real tokens sampled from the embedded language")
+    limit: PositiveInt | None = Field(None, description="keep at most this many real tokens")
+    language: LanguageConfig = LanguageConfig()
+
+    @property
+    def resolved_kind(self) -> str:
+        if self.kind != "auto":
+            return self.kind
+        return "language" if self.path is None else "files"
+
+
+class ModelConfig(Section):
+    """One decoder Transformer. `vocab` is filled from the tokenizer when it is left out."""
+
+    vocab: PositiveInt | None = None
+    layers: PositiveInt = 4
+    width: PositiveInt = 256
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = Field(None, description="grouped-query attention; default: heads")
+    head_dim: PositiveInt | None = Field(None, description="default: width / heads")
+    hidden: PositiveInt | None = Field(None, description="MLP width; default: 8/3 width (gated) or 4 width")
+    context: PositiveInt = Field(256, description="longest sequence, in tokens")
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = Field(1e-6, gt=0.0)
+    position: Literal["rope", "learned"] = "rope"
+    rope_theta: float = Field(10_000.0, gt=0.0)
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    tied: bool = Field(True, description="one matrix for embedding and output")
+    bias: bool = False
+    window: PositiveInt | None = Field(None, description="sliding-window attention: tokens visible")
+    scan: bool = Field(False, description="scan over layers: compiles faster, same parameters")
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
+
+    @property
+    def G(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def K(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def F(self) -> int:
+        if self.hidden:
+            return self.hidden
+        return -(-self.width * 8 // 3 // 8) * 8 if self.gated else 4 * self.width
+
+    @property
+    def V(self) -> int:
+        """Rows of the embedding: the vocabulary, padded so that it splits over any usual mesh."""
+        return -(-(self.vocab or 1) // 64) * 64
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        errors = []
+        if self.head_dim is None and self.width % self.heads:
+            errors.append(f"width={self.width} is not a multiple of heads={self.heads}; set head_dim")
+        elif self.position == "rope" and self.K % 2:
+            errors.append(f"rope needs an even head_dim, it is {self.K}")
+        if self.heads % self.G:
+            errors.append(f"heads={self.heads} is not a multiple of kv_heads={self.G}")
+        if errors:
+            raise ValueError("; ".join(errors))
+        return self
+
+
+class TrainConfig(Section):
+    steps: PositiveInt = 1000
+    batch: PositiveInt = Field(16, description="rows per step over all devices")
+    length: PositiveInt | None = Field(None, description="tokens per packed row; default: model.context")
+    accumulate: PositiveInt = Field(1, description="micro-batches per step")
+    learning_rate: float = Field(1e-3, gt=0.0)
+    warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    final: float = Field(0.1, ge=0.0, le=1.0, description="last learning rate as a share of the peak")
+    decay: float = Field(0.2, gt=0.0, le=1.0, description="wsd: share of the steps that decay")
+    weight_decay: float = Field(0.1, ge=0.0)
+    clip: float = Field(1.0, gt=0.0, description="global gradient norm")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="compute dtype; params stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU"
+    )
+    checkpoint_every: PositiveInt = Field(1000, description="steps between resumable checkpoints")
+    log_every: PositiveInt = 10
+    tensorboard: bool = True
+
+
+class SamplingConfig(Section):
+    temperature: float = Field(1.0, ge=0.0, description="0 is greedy")
+    top_k: int = Field(0, ge=0, description="0: off")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    min_p: float = Field(0.0, ge=0.0, lt=1.0)
+    max_tokens: PositiveInt | None = Field(None, description="new tokens per row; default: what the context leaves")
+    batch: PositiveInt = Field(256, description="rows decoded together")
+    prompt_tokens: int = Field(0, ge=0, description="0: from the start token; n: the first n tokens of a row")
+    prompt_source: Literal["real", "previous"] = Field("real", description="which rows give the prompts")
+
+
+class RoundsConfig(Section):
+    count: int = Field(5, ge=0, le=10_000)
+    init: Literal["base", "previous", "scratch"] = "scratch"
+    tokens: PositiveInt = Field(100_000, description="tokens of data per round and arm: synthetic plus real")
+    budget: Literal["fixed", "grow"] = Field(
+        "fixed", description="fixed: every round trains on as many tokens; grow: on the whole pool, equal epochs"
+    )
+
+
+class ArmConfig(Section):
+    """One regime: what a round's student is trained on (arXiv:2404.01413, arXiv:2410.16713)."""
+
+    data: Literal["replace", "accumulate", "window"] = "replace"
+    window: PositiveInt = Field(2, description="rounds kept when data is `window`")
+    anchor: float = Field(0.0, ge=0.0, le=1.0, description="share of real rows, the same every round")
+    fresh: float = Field(0.0, ge=0.0, le=1.0, description="share of real rows, new ones every round")
+    init: Literal["base", "previous", "scratch"] | None = Field(None, description="default: rounds.init")
+    sampling: dict[str, Any] = Field({}, description="overrides of `sampling` for this arm")
+
+    @model_validator(mode="after")
+    def _check(self) -> ArmConfig:
+        if self.anchor + self.fresh > 1.0:
+            raise ValueError(f"anchor={self.anchor} + fresh={self.fresh} is more than the whole round")
+        return self
+
+
+class EvaluateConfig(Section):
+    rows: PositiveInt = Field(256, description="held-out real rows scored")
+    samples: PositiveInt = Field(512, description="rows sampled from each model for the sample statistics")
+    tokens: PositiveInt = Field(8192, description="fixed token budget of every count statistic")
+    show: int = Field(4, ge=0, description="sample texts kept for the report")
+
+
+class MeshConfig(Section):
+    """Devices per axis; one axis may be -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+class Config(Section):
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    student: TrainConfig = Field(TrainConfig(), description="the rounds' training; what is left out is as in `train`")
+    sampling: SamplingConfig = SamplingConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    arms: dict[str, ArmConfig] = Field({"main": ArmConfig()}, min_length=1)
+    replicates: PositiveInt = Field(1, description="chains per arm, differing by seed, from one shared teacher")
+    evaluate: EvaluateConfig = EvaluateConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _student_follows_train(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and isinstance(raw.get("train", {}), Mapping):
+            student = raw.get("student") or {}
+            if isinstance(student, Mapping):
+                return {**raw, "student": {**raw.get("train", {}), **student}}
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        errors = []
+        for section, train in (("train", self.train), ("student", self.student)):
+            if train.length and train.length > self.model.context:
+                errors.append(f"{section}.length={train.length} is longer than model.context={self.model.context}")
+            if train.batch % train.accumulate:
+                errors.append(f"{section}.batch={train.batch} is not a multiple of accumulate={train.accumulate}")
+        if self.sampling.prompt_tokens >= self.model.context:
+            errors.append(
+                f"sampling.prompt_tokens={self.sampling.prompt_tokens} leaves nothing of "
+                f"model.context={self.model.context}"
+            )
+        for name, arm in self.arms.items():
+            if name == "rounds" or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                errors.append(f"arms.{name}: an arm is a folder: letters, digits, '-', '_', '.'; not 'rounds'")
+            try:
+                self.arm_sampling(arm)
+            except pydantic.ValidationError as error:
+                errors.extend(f"arms.{name}.sampling: {line}" for line in _explain(error, SamplingConfig))
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+    def arm_sampling(self, arm: ArmConfig) -> SamplingConfig:
+        return SamplingConfig(**{**self.sampling.model_dump(), **arm.sampling})
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values).
+
+    Raises `InputError` with every problem at once: unknown keys (with the nearest known one), wrong types,
+    values out of range.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
+            hint = f"; there are: {', '.join(near)}" if near else ""
+            raise InputError(f"config file {path} does not exist{hint}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise InputError(f"config file {path} cannot be read as YAML: {error}") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"config file {path} must be a mapping of sections, it is a {type(loaded).__name__}")
+        raw = loaded or {}
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, where=str(path) if path else "config")
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "config") -> Config:
+    try:
+        return Config.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise problems(f"{where} has {error.error_count()} problem(s):", _explain(error, Config)) from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override '{override}' is not of the form key=value, for example train.steps=100")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    node = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"override '{override}': {parent} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _explain(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location) or "config"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(root, location[:-1])
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+            elsewhere = [k for k in _all_keys(root) if k.rsplit(".", 1)[-1] == location[-1]]
+            hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else (
+                f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}")
+            lines.append(f"unknown key {key}; {hint}")
+        elif item["type"] == "value_error":
+            prefix = "" if key == "config" else f"{key}: "
+            lines.extend(prefix + line for line in str(item["ctx"]["error"]).split("\n"))
+        else:
+            lines.append(f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return list(dict.fromkeys(lines))
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section class inside an annotation such as `X`, `X | None` or `dict[str, X]`."""
+    candidates = [annotation]
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is dict:
+        candidates = list(get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _known_keys(root: type[Section], path: Sequence[str]) -> list[str]:
+    section: type[Section] | None = root
+    in_dict = False
+    for part in path:
+        if section is None:
+            return []
+        if in_dict:
+            in_dict = False
+            continue
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        in_dict = get_origin(annotation) is dict
+        section = _section_of(annotation)
+    return [] if section is None else list(section.model_fields)
+
+
+def _all_keys(root: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in root.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is None:
+            keys.append(prefix + name)
+        elif get_origin(field.annotation) is dict:
+            keys.extend(_all_keys(inner, f"{prefix}{name}.<name>."))
+        else:
+            keys.extend(_all_keys(inner, f"{prefix}{name}."))
+    return keys
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two resolved configs differ, as `key: old -> new` lines."""
+    lines = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines.extend(difference(a, b, f"{prefix}{key}."))
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

@@ -1,0 +1,280 @@
+"""Where real rows come from: text, JSONL, Parquet, a Hugging Face folder, TFDS, ArrayRecord, the embedded language.
+
+A document longer than the context is cut into blocks; each block is a row and starts, in training, with the start
+token, so that a model can be asked for a block from nothing as well as from a prompt.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recursive_jax.config import DataConfig
+from recursive_jax.data.dataset import Dataset, real_rows
+from recursive_jax.data.language import Language
+from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer, Tokenizer
+from recursive_jax.errors import InputError
+
+_SUFFIXES = {
+    ".txt": "text", ".text": "text", ".md": "text", ".raw": "text", ".tokens": "text",
+    ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet",
+    ".arrow": "huggingface", ".array_record": "arrayrecord", ".arrayrecord": "arrayrecord",
+}
+
+
+class World:
+    """What stands outside the recursion: tokenizer, real training rows, held-out real rows, and, for the embedded
+    language, the truth itself."""
+
+    def __init__(self, tokenizer: Tokenizer, train: Dataset, held_out: Dataset, language: Language | None = None):
+        self.tokenizer, self.train, self.held_out, self.language = tokenizer, train, held_out, language
+
+
+def open_world(config: DataConfig, context: int, held_out_rows: int = 256) -> World:
+    """Reads and tokenizes the real data. Rows hold at most `context` tokens. Raises InputError."""
+    if config.resolved_kind == "language":
+        return _language_world(config, context, held_out_rows)
+    train = list(documents(config, config.path))
+    if config.validation:
+        held_out = list(documents(config, config.validation))
+    else:
+        train, held_out = _hold_out(train, config.holdout)
+    tokenizer = make_tokenizer(config, train)
+    return World(
+        tokenizer, _blocks(train, tokenizer, context, "real", config), _blocks(held_out, tokenizer, context, "held-out", config)
+    )
+
+
+def make_tokenizer(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    if config.tokenizer == "bpe":
+        return FileTokenizer.train_bpe(texts, config.vocab_size)
+    return FileTokenizer.open(config.tokenizer)
+
+
+def _language_world(config: DataConfig, context: int, held_out_rows: int) -> World:
+    language = Language(config.language)
+    tokenizer = LanguageTokenizer(language)
+
+    def sample(seed: int, count: int, prefix: str) -> Dataset:
+        rows = [d[:context] for d in language.sample(seed, 0, count)]
+        return real_rows(rows, [tokenizer.decode(r) for r in rows], prefix=prefix)
+
+    count = int(np.ceil(config.tokens / language.expected_length))
+    return World(tokenizer, sample(1, count, "real"), sample(2, 4 * held_out_rows, "held-out"), language)
+
+
+def documents(config: DataConfig, path: str | None) -> Iterator[str]:
+    """The texts of a file, a folder, a glob or a dataset name, in a fixed order."""
+    if config.kind == "tfds":
+        yield from _tfds(config, path)
+        return
+    if not path:
+        raise InputError(f"data.kind={config.kind} needs data.path")
+    root = Path(path)
+    if config.kind == "huggingface" or (config.kind == "auto" and _is_huggingface(root)):
+        yield from _huggingface(root, config)
+        return
+    files = _files(path, config)
+    found = False
+    for file in files:
+        kind = config.kind if config.kind != "auto" else _SUFFIXES.get(file.suffix.lower(), "text")
+        for text in _READERS[kind](file, config):
+            if text:
+                found = True
+                yield text
+    if not found:
+        raise InputError(f"data.path={path} holds no text: {len(files)} file(s), all empty")
+
+
+def _files(path: str, config: DataConfig) -> list[Path]:
+    root = Path(path)
+    if root.is_dir():
+        wanted = {s for s, kind in _SUFFIXES.items() if config.kind in ("auto", kind)}
+        files = sorted(f for f in root.rglob("*") if f.is_file() and f.suffix.lower() in wanted)
+        if not files:
+            raise InputError(f"data.path={path} has no {' '.join(sorted(wanted))} files in it")
+        return files
+    files = sorted(Path(f) for f in glob.glob(path, recursive=True) if Path(f).is_file())
+    if not files:
+        raise InputError(f"data.path={path} does not exist (a file, a folder or a glob is wanted)")
+    return files
+
+
+def _is_huggingface(root: Path) -> bool:
+    return root.is_dir() and ((root / "dataset_info.json").is_file() or (root / "dataset_dict.json").is_file())
+
+
+def _read_text(file: Path, config: DataConfig) -> Iterator[str]:
+    try:
+        yield file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file, e.g. `iconv -t utf-8`") from None
+
+
+def _read_jsonl(file: Path, config: DataConfig) -> Iterator[str]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise InputError(f"{file}, line {number}: not JSON ({error})") from None
+            yield _field(row, config.field, f"{file}, line {number}")
+
+
+def _field(row: object, name: str, where: str) -> str:
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict) or name not in row:
+        keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise InputError(f"{where}: no key {name!r}, there are: {keys}; set data.field")
+    value = row[name]
+    value = value.decode("utf-8", errors="strict") if isinstance(value, bytes) else value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {name!r} is a {type(value).__name__}, text is wanted; set data.field")
+    return value
+
+
+def _column(table: pa.Table, config: DataConfig, where: str) -> Iterator[str]:
+    if config.field not in table.column_names:
+        raise InputError(f"{where}: no column {config.field!r}, there are: {', '.join(table.column_names)}; set data.field")
+    for value in table[config.field].to_pylist():
+        yield _field({config.field: value}, config.field, where)
+
+
+def _read_parquet(file: Path, config: DataConfig) -> Iterator[str]:
+    try:
+        table = pq.read_table(file, columns=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} cannot be read as Parquet: {error}") from None
+    yield from _column(table, config, str(file))
+
+
+def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
+    try:
+        with pa.memory_map(str(file)) as source:
+            try:
+                table = pa.ipc.open_stream(source).read_all()
+            except pa.ArrowInvalid:
+                table = pa.ipc.open_file(source).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} cannot be read as Arrow: {error}") from None
+    yield from _column(table, config, str(file))
+
+
+def _huggingface(root: Path, config: DataConfig) -> Iterator[str]:
+    """A folder written by `datasets.save_to_disk`; the `datasets` package is not needed to read it."""
+    if (root / "dataset_dict.json").is_file():
+        splits = json.loads((root / "dataset_dict.json").read_text())["splits"]
+        if config.split not in splits:
+            raise InputError(f"{root} has no split {config.split!r}, there are: {', '.join(splits)}; set data.split")
+        root = root / config.split
+    state = root / "state.json"
+    if not state.is_file():
+        raise InputError(f"{root} is not a folder written by datasets.save_to_disk (no state.json)")
+    for part in json.loads(state.read_text())["_data_files"]:
+        yield from _read_arrow(root / part["filename"], config)
+
+
+def _read_arrayrecord(file: Path, config: DataConfig) -> Iterator[str]:
+    """Records are JSON objects with the text under data.field, or plain UTF-8 text."""
+    import grain
+
+    source = grain.sources.ArrayRecordDataSource([str(file)])
+    for i in range(len(source)):
+        record = source[i]
+        where = f"{file}, record {i}"
+        if record[:1] == b"{":
+            try:
+                yield _field(json.loads(record), config.field, where)
+                continue
+            except json.JSONDecodeError:
+                pass
+        try:
+            yield record.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: byte {error.start} is not UTF-8") from None
+
+
+def _tfds(config: DataConfig, name: str | None) -> Iterator[str]:
+    import tensorflow_datasets as tfds
+
+    if not name:
+        raise InputError("data.kind=tfds needs data.path=<dataset name>, for example data.path=tiny_shakespeare")
+    try:
+        if config.data_dir is None and (Path(name) / "dataset_info.json").is_file():
+            source = tfds.builder_from_directory(name).as_data_source(split=config.split)
+        else:
+            source = tfds.data_source(name, split=config.split, data_dir=config.data_dir)
+    except Exception as error:  # tfds raises many kinds; the text says what is missing
+        raise InputError(f"tfds cannot open {name!r} (split {config.split!r}, data_dir {config.data_dir}): {error}") from None
+    for i in range(len(source)):
+        yield _field(source[i], config.field, f"tfds {name}[{i}]")
+
+
+_READERS = {
+    "text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "huggingface": _read_arrow,
+    "arrayrecord": _read_arrayrecord,
+}
+
+
+def _hold_out(texts: list[str], share: float) -> tuple[list[str], list[str]]:
+    """The last share of the characters; a document is cut at a line end where the border falls inside it."""
+    want = int(sum(map(len, texts)) * share)
+    held: list[str] = []
+    rest = list(texts)
+    while rest and want > 0:
+        last = rest.pop()
+        if len(last) > want:
+            cut = last.rfind("\n", 0, len(last) - want) + 1 or len(last) - want
+            rest.append(last[:cut])
+            last = last[cut:]
+        held.insert(0, last)
+        want -= len(last)
+    return rest, held
+
+
+def _blocks(texts: list[str], tokenizer: Tokenizer, context: int, prefix: str, config: DataConfig) -> Dataset:
+    """Tokenizes documents and cuts them into rows of `context` tokens; the last row of each ends with eos."""
+    encoded = tokenizer.encode_batch(texts) if isinstance(tokenizer, FileTokenizer) else map(tokenizer.encode, texts)
+    rows: list[np.ndarray] = []
+    parents: list[list[str]] = []
+    total = 0
+    for document, ids in enumerate(encoded):
+        tokens = np.asarray([*ids, tokenizer.eos], np.int32)
+        for start in range(0, len(tokens), context):
+            rows.append(tokens[start : start + context])
+            parents.append([f"{prefix}/document-{document}"])
+        total += len(tokens)
+        if config.limit and prefix == "real" and total >= config.limit:
+            break
+    if total < 2 or max(map(len, rows)) < context and total < context:
+        where = config.validation if prefix == "held-out" and config.validation else config.path
+        raise InputError(
+            f"the {prefix} corpus {where} has {total} tokens, shorter than one row of {context}; "
+            "give more text or lower model.context"
+        )
+    return real_rows(rows, [tokenizer.decode(r) for r in rows], prefix=prefix, parents=parents)
+
+
+def source_files(config: DataConfig) -> list[Path]:
+    """The files the data section names: what a run must see unchanged. None for the embedded language and TFDS."""
+    if config.resolved_kind in ("language", "tfds"):
+        return []
+    if not config.path:
+        raise InputError(f"data.kind={config.kind} needs data.path")
+    root = Path(config.path)
+    huggingface = config.kind == "huggingface" or (config.kind == "auto" and _is_huggingface(root))
+    if huggingface and not root.is_dir():
+        raise InputError(f"data.path={config.path} does not exist (a folder written by datasets.save_to_disk is wanted)")
+    files = sorted(f for f in root.rglob("*.arrow")) if huggingface else _files(config.path, config)
+    return files + (_files(config.validation, config) if config.validation else [])

@@ -1,0 +1,162 @@
+"""The one place that knows devices, mesh axes and the logical-to-physical table; and multi-host start-up.
+
+Model code names what a dimension *means* (`spec("batch", None, "heads")`); the table below says where it lives.
+Sharding is explicit: every array's type carries its layout, `init` is the only place that declares it, and a
+1x1x1 mesh is the laptop running the same code.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import NamedSharding, P
+from jax.sharding import AxisType, Mesh
+
+from recursive_jax.config import MeshConfig
+from recursive_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+LAYOUT: dict[str | None, Any] = {
+    None: None,
+    "batch": BATCH,
+    "layers": None,
+    "embed": "fsdp",  # weights are stored split over fsdp and gathered where they are used
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "hidden": "tensor",
+    "vocab": "tensor",
+    "vocab_rows": ("fsdp", "tensor"),  # the embedding table; splitting its width instead costs a full gather
+}
+
+#: How often each jitted program was traced in this process, by name. Tests assert on it: a round that traces
+#: again compiles again.
+TRACES: collections.Counter[str] = collections.Counter()
+
+
+def spec(*logical: str | None) -> P:
+    """Logical dimension names -> PartitionSpec."""
+    return P(*(LAYOUT[name] for name in logical))
+
+
+def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp, tensor) over `devices` (default: all). Raises InputError if it does not fit."""
+    config = config or MeshConfig()
+    devices = devices or jax.devices()
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = "x".join(map(str, sizes))
+    if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
+        raise InputError(f"mesh {asked} (data x fsdp x tensor): sizes are positive, at most one is -1")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes:
+        if len(devices) % known:
+            raise InputError(f"mesh {asked} does not divide the {len(devices)} devices here; change mesh.fsdp or mesh.tensor")
+        sizes[sizes.index(-1)] = len(devices) // known
+    count = math.prod(sizes)
+    if count > len(devices):
+        raise InputError(
+            f"mesh {asked} needs {count} devices, {len(devices)} are here ({devices[0].platform}); "
+            "make it smaller, or on a CPU set JAX_NUM_CPU_DEVICES"
+        )
+    if count < len(devices) and jax.process_count() > 1:
+        raise InputError(f"mesh {asked} uses {count} of {len(devices)} devices; with several processes use all")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:count])
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """Rows of a batch must be a multiple of this."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_batch(mesh: Mesh, rows: Any) -> Any:
+    """Host arrays `[B, ...]`, equal on every process -> device arrays split over the batch axes."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, P(BATCH, *(None,) * (array.ndim - 1)))
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, rows)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Host values -> arrays present on every device."""
+
+    def place(value: Any) -> jax.Array:
+        array, sharding = np.asarray(value), NamedSharding(mesh, P())
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays -> NumPy arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def abstract(mesh: Mesh, function: Callable[..., Any], *args: Any) -> Any:
+    """Shapes, dtypes and shardings of `function(*args)` on `mesh`: the target of a restore on any mesh."""
+
+    def fix(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = x.sharding.spec if x.sharding is not None else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, layout))
+
+    with jax.set_mesh(mesh):
+        return jax.tree.map(fix, jax.eval_shape(function, *args))
+
+
+def start_distributed() -> None:
+    """Joins the processes of a multi-host job, once, before any device is touched.
+
+    On TPU pods, SLURM and GKE, JAX finds the coordinator by itself; elsewhere set JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process does nothing.
+    """
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        missing = [k for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if k not in env]
+        if missing:
+            raise InputError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not")
+        jax.distributed.initialize(
+            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        )
+    elif len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(env.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def is_main() -> bool:
+    """The process that writes files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for every process; what the main process wrote before it is visible after it."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def use_compilation_cache(directory: str | None = None) -> str | None:
+    """Turns the persistent compilation cache on (RECURSIVE_JAX_CACHE=off leaves it off). Returns its folder."""
+    chosen = os.environ.get("RECURSIVE_JAX_CACHE") or directory or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "recursive_jax", "xla"
+    )
+    if chosen == "off":
+        return None
+    jax.config.update("jax_compilation_cache_dir", chosen)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return chosen

@@ -1,0 +1,76 @@
+"""Analytic costs. XLA's own count takes the body of a scan once, so utilisation must not be read from it."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from recursive_jax.config import ModelConfig, TrainConfig
+
+#: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
+PEAK = {
+    "TPU v4": (275e12, 275e12), "TPU v5 lite": (197e12, 197e12), "TPU v5": (459e12, 459e12),
+    "TPU v5p": (459e12, 459e12), "TPU v6 lite": (918e12, 918e12), "TPU v6e": (918e12, 918e12),
+    "NVIDIA A100": (312e12, 156e12), "NVIDIA H100": (989e12, 495e12), "NVIDIA H200": (989e12, 495e12),
+    "NVIDIA L4": (121e12, 60e12), "Tesla T4": (65e12, 8e12),
+}
+
+
+def matmul_parameters(c: ModelConfig) -> int:
+    """Parameters that multiply every token: blocks and output matrix."""
+    attention = c.width * c.K * (2 * c.heads + 2 * c.G)
+    return c.layers * (attention + (3 if c.gated else 2) * c.width * c.F) + c.width * c.V
+
+
+def train_flops_per_token(c: ModelConfig, length: int) -> float:
+    """Forward and backward: 6 per parameter, and causal attention (a query sees half of the row on average)."""
+    seen = length if c.window is None else min(length, 2 * c.window)
+    return 6.0 * matmul_parameters(c) + 6.0 * c.layers * seen * c.heads * c.K
+
+
+def parameters(c: ModelConfig) -> int:
+    """All parameters of the built-in Transformer, the padded embedding rows included."""
+    norm = c.width * (2 if c.norm == "layer" else 1)
+    biases = (c.heads + 2 * c.G) * c.K + 2 * c.width + c.F if c.bias else 0
+    extra = 0 if c.tied else c.width * c.V
+    where = c.context * c.width if c.position == "learned" else 0
+    return matmul_parameters(c) + c.layers * (2 * norm + biases) + norm + extra + where
+
+
+def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:
+    """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
+    logits and their gradient."""
+    length = t.length or c.context
+    rows = -(-t.batch // t.accumulate // devices)
+    per_layer = {"none": 10 * c.width + 3 * c.F, "dots": 4 * c.width + 2 * c.F, "full": c.width}[c.remat]
+    scores = c.heads * length if c.remat == "none" else 0
+    activations = rows * length * c.layers * (per_layer + scores) * bytes_per_value
+    return 16 * parameters(c) // devices + activations + rows * length * c.V * 8
+
+
+def peak_flops(dtype: str) -> float | None:
+    """Peak of one device for the dtype, or None when the device is not in the table. On a CPU: measured once on a
+    1024-cube product, so that a share of it means something."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return _measured_cpu_peak()
+    for name, (half, single) in sorted(PEAK.items(), key=lambda item: -len(item[0])):
+        if device.device_kind.startswith(name):
+            return half if dtype == "bfloat16" else single
+    return None
+
+
+@functools.cache
+def _measured_cpu_peak() -> float:
+    a = jnp.ones((1024, 1024), jnp.float32, device=jax.local_devices()[0])
+    product = jax.jit(lambda x: x @ x)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * 1024**3 / min(times)

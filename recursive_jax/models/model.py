@@ -1,0 +1,187 @@
+"""`Model`: a Flax model as two pure functions, its params and its tokenizer. Any JAX model joins by giving the two.
+
+    init(key) -> params                                  params: any pytree of arrays
+    apply(params, tokens_BT, segments_BT=None) -> logits_BTV   float32 logits; segments keep packed rows apart
+
+The built-in Transformer also decodes with a KV cache; a user's model that gives only the two functions is sampled
+by running the whole prefix again for each token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import MeshConfig, ModelConfig
+from recursive_jax.errors import InputError
+from recursive_jax.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What jitted programs are compiled for: hashable, without params. `config` is None for a user's functions."""
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    vocab: int
+    context: int
+    config: ModelConfig | None = None
+    name: str = "transformer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """params is None until the model is trained or loaded. `fingerprint` names the params (set by a run)."""
+
+    architecture: Architecture
+    tokenizer: Any
+    params: Any = None
+    mesh: Mesh | None = None
+    fingerprint: str = ""
+
+    @property
+    def vocab(self) -> int:
+        return self.architecture.vocab
+
+    @property
+    def context(self) -> int:
+        return self.architecture.context
+
+    def with_params(self, params: Any, fingerprint: str = "") -> Model:
+        return dataclasses.replace(self, params=params, fingerprint=fingerprint)
+
+    def on(self, mesh: Mesh) -> Model:
+        """The same model on another mesh (params move)."""
+        if self.params is None or mesh == self.mesh:
+            return dataclasses.replace(self, mesh=mesh)
+        target = abstract_params(self.architecture, mesh)
+        params = jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), self.params, target)
+        return dataclasses.replace(self, mesh=mesh, params=params)
+
+    def initialized(self, seed: int = 0) -> Model:
+        """Fresh params on the model's mesh."""
+        with jax.set_mesh(self.mesh):
+            return self.with_params(_init_program(self.architecture)(jax.random.key(seed)))
+
+    def logits(self, tokens_BT: Any, mask_BT: Any = None) -> jax.Array:
+        """The plain forward pass: int tokens `[B, T]` -> float32 logits `[B, T, vocab]`.
+
+        mask_BT: 1 for tokens, 0 for padding on the right. Raises InputError without params, for T beyond the
+        context, or for ids outside the vocabulary.
+        """
+        tokens_BT = np.asarray(tokens_BT, np.int32)
+        if self.params is None:
+            raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
+        if tokens_BT.ndim != 2 or tokens_BT.shape[1] > self.context:
+            raise InputError(f"tokens have shape {tokens_BT.shape}; [B, T] with T <= context={self.context} is wanted")
+        if tokens_BT.size and (tokens_BT.min() < 0 or tokens_BT.max() >= self.vocab):
+            raise InputError(f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}")
+        segments = None if mask_BT is None else np.asarray(mask_BT, np.int32)
+        B = len(tokens_BT)
+        fill = -B % meshes.batch_divisor(self.mesh)
+        pad = lambda x: None if x is None else np.pad(x, ((0, fill), (0, 0)))  # noqa: E731
+        with jax.set_mesh(self.mesh):
+            rows = meshes.put_batch(self.mesh, (pad(tokens_BT), pad(segments)))
+            out = _apply_program(self.architecture)(self.params, *rows)
+        return out[:B, :, : self.vocab] if fill == 0 and self.mesh.size == 1 else jnp.asarray(meshes.fetch(out))[:B, :, : self.vocab]
+
+
+@functools.cache
+def _init_program(architecture: Architecture):
+    def init(key):
+        meshes.TRACES["init"] += 1
+        return architecture.init(key)
+
+    return jax.jit(init)
+
+
+@functools.cache
+def _apply_program(architecture: Architecture):
+    def forward(params, tokens_BT, segments_BT):
+        meshes.TRACES["forward"] += 1
+        return architecture.apply(params, tokens_BT, segments_BT)
+
+    return jax.jit(forward)
+
+
+def abstract_params(architecture: Architecture, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the params on `mesh`; nothing is allocated."""
+    return meshes.abstract(mesh, lambda: architecture.init(jax.random.key(0)))
+
+
+def parameter_count(architecture: Architecture) -> int:
+    shapes = abstract_params(architecture, meshes.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+
+
+@functools.cache
+def transformer_architecture(config: ModelConfig) -> Architecture:
+    """The built-in Transformer as the two functions. Cached, so equal configs share their compiled programs."""
+    if config.vocab is None:
+        raise InputError("model.vocab is not set and there is no tokenizer to take it from")
+    module = Transformer(config)
+
+    def init(key):
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        # A batch of one row cannot be split over a mesh; shapes of params do not depend on it.
+        tokens = jnp.broadcast_to(tokens, (_batch_size_of_context_mesh(), 1), out_sharding=meshes.spec("batch", None))
+        return module.init(key, tokens)["params"]
+
+    def apply(params, tokens_BT, segments_BT=None):
+        return module.apply({"params": params}, tokens_BT, segments_BT)
+
+    return Architecture(init, apply, config.vocab, config.context, config)
+
+
+def _batch_size_of_context_mesh() -> int:
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
+def user_model(
+    init: Callable, apply: Callable, *, tokenizer: Any, context: int, vocab: int | None = None, mesh: Mesh | None = None,
+    name: str = "user",
+) -> Model:
+    """A model from two plain JAX functions (see the module docstring). The functions may ignore sharding: params and
+    activations are then replicated, and only the batch is split."""
+    return Model(Architecture(init, apply, vocab or tokenizer.vocab, context, None, name), tokenizer, mesh=mesh or meshes.make_mesh())
+
+
+def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -> Model:
+    """The built-in Transformer for a tokenizer. Raises InputError when the two disagree on the vocabulary."""
+    if config.vocab is None:
+        config = config.model_copy(update={"vocab": tokenizer.vocab})
+    elif config.vocab < tokenizer.vocab:
+        raise InputError(f"model.vocab={config.vocab} is smaller than the tokenizer's {tokenizer.vocab} ids; leave model.vocab out")
+    mesh = mesh or meshes.make_mesh()
+    check_mesh(config, mesh)
+    return Model(transformer_architecture(config), tokenizer, mesh=mesh)
+
+
+def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
+    lines = mesh_problems(config, mesh)
+    if lines:
+        from recursive_jax.errors import problems
+
+        raise problems("the model does not fit the mesh:", lines)
+
+
+def mesh_problems(config: ModelConfig, mesh: Mesh) -> list[str]:
+    """Every dimension that the mesh does not divide, as messages."""
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    checks = [
+        ("model.heads", config.heads, tensor, "mesh.tensor"),
+        ("model.kv_heads", config.G, tensor, "mesh.tensor"),
+        ("model.hidden", config.F, tensor, "mesh.tensor"),
+        ("model.width", config.width, fsdp, "mesh.fsdp"),
+        ("model.vocab, padded,", config.V, tensor * fsdp, "mesh.fsdp * mesh.tensor"),
+    ]
+    return [f"{name}={size} is not divisible by {axis}={n}" for name, size, n, axis in checks if size % n]

@@ -1,0 +1,35 @@
+"""Causal language modelling: the negative log-likelihood of each token given those before it in its segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+#: An objective: (architecture.apply, params, batch) -> (summed loss, number of targets). Both are sums, so that
+#: micro-batches and devices add up before the one division (a mean of means would weight short rows more).
+Objective = Callable[[Callable[..., jax.Array], Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+
+def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label], float32 `[B, T]`. Works on logits split over the vocabulary: the label's logit is
+    picked by a masked sum, because a gather along a split axis is not allowed."""
+    column = jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2)
+    picked_BT = jnp.sum(jnp.where(column == labels_BT[..., None], logits_BTV, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+
+
+def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(inputs, their segments, labels, mask), each `[B, T]`, from packed rows of T + 1 positions."""
+    tokens, segments = batch["tokens"], batch["segments"]
+    same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], same
+
+
+def causal(apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Summed next-token loss over the packed rows of `batch` and its number of targets."""
+    inputs, segments, labels, mask = targets(batch)
+    nll_BT = token_nll(apply(params, inputs, segments), labels)
+    return jnp.sum(jnp.where(mask, nll_BT, 0.0)), jnp.sum(mask, dtype=jnp.float32)

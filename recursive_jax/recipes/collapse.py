@@ -1,0 +1,95 @@
+"""The collapse experiment: one teacher trained on real data, then chains of students trained on what the last model
+wrote, one chain per regime and replicate.
+
+The Curse of Recursion (arXiv:2305.17493) is the regime `replace` from a fine-tuned base; Is Model Collapse Inevitable
+(arXiv:2404.01413) sets it against `accumulate`; a share of real rows every round is `anchor`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recursive_jax import mesh as meshes
+from recursive_jax.collapse.measure import Yardstick, measure
+from recursive_jax.config import ArmConfig, Config
+from recursive_jax.data.sources import World
+from recursive_jax.generate.generate import from_rows, unconditional
+from recursive_jax.models.model import Model, transformer
+from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate
+from recursive_jax.rounds.report import write_report
+from recursive_jax.rounds.run import Round, Run, Stored
+from recursive_jax.rounds.world import stored_world
+
+
+def collapse(config: Config, workdir: Any, *, fork: Any = None, quiet: bool = False, model: Model | None = None) -> list[dict]:
+    """Runs (or goes on with) the experiment in `workdir` and returns the metrics records, one per evaluation.
+
+    model: a user's own model without params (`user_model`), instead of the Transformer of the config.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    with Run(workdir, config.model_dump(), seed=config.seed, fork=fork, quiet=quiet) as run:
+        real = stored_world(run, config)
+        world: World = real.value
+        blank = model.on(mesh) if model is not None else transformer(config.model, world.tokenizer, mesh)
+        first = run.round(0)
+        teacher = first.train("teacher", blank, real.view(lambda w: w.train), config.train)
+        yardstick = Yardstick.of(world, teacher, config.evaluate)
+        assess(first, teacher, config, config.sampling, yardstick, real)
+        for name, arm in config.arms.items():
+            for replicate in range(config.replicates):
+                chain = run.chain(name, replicate, config.replicates) if list(config.arms) != ["main"] or config.replicates > 1 else run.chain()
+                if list(config.arms) == ["main"] and config.replicates == 1:
+                    chain.path = run.path
+                run_arm(chain, arm, config, teacher, real, yardstick)
+        records = run.refresh_metrics()
+        if meshes.is_main():
+            write_report(run.path)
+        meshes.barrier("report")
+        return records
+
+
+def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored, yardstick: Yardstick) -> list[Model]:
+    """One chain: generate, mix, train, evaluate, round after round."""
+    sampling = config.arm_sampling(arm)
+    pool = Pool(
+        real.view(lambda w: w.train), config.rounds.tokens, arm.data, arm.window, arm.anchor, arm.fresh,
+        grow=config.rounds.budget == "grow",
+    )
+
+    def one_round(round: Round, last: Model, start: Model, pool: Pool) -> Model:
+        data = generate_and_mix(round, last, pool, prompts(sampling, pool), sampling)
+        student_config = config.student
+        if pool.grow:  # equal epochs on a growing pool
+            growth = data.value.token_count / config.rounds.tokens
+            student_config = student_config.model_copy(update={"steps": max(1, round_half_up(config.student.steps * growth))})
+        student = round.train("student", start, data, student_config)
+        assess(round, student, config, sampling, yardstick, real)
+        return student
+
+    return iterate(chain, one_round, config.rounds.count, base=teacher, pool=pool, init=arm.init or config.rounds.init)
+
+
+def round_half_up(x: float) -> int:
+    return int(x + 0.5)
+
+
+def prompts(sampling, pool: Pool):
+    """Requests for a round: from the start token, or from the first tokens of real or of the last round's rows."""
+    if not sampling.prompt_tokens:
+        return lambda first, count: unconditional(count, first)
+
+    def requests(first: int, count: int):
+        source = pool.rows[-1] if sampling.prompt_source == "previous" and pool.rows else pool.real
+        return from_rows(source.value, sampling.prompt_tokens, count, first)
+
+    return requests
+
+
+def assess(round: Round, model: Model, config: Config, sampling, yardstick: Yardstick, real: Stored) -> dict[str, Any]:
+    """Samples from the model and measures it."""
+    pool = Pool(real.view(lambda w: w.train), config.rounds.tokens)
+    samples = round.generate("samples", model, prompts(sampling, pool), sampling, count=config.evaluate.samples)
+    inputs = {"samples": samples.fingerprint, "real": real.fingerprint, "base": yardstick.base.fingerprint}
+    return round.evaluate(
+        "evaluation", model, lambda: measure(model, samples.value, yardstick, config.evaluate), inputs, config.evaluate.model_dump()
+    )
