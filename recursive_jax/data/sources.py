@@ -243,6 +243,11 @@ def _hold_out(texts: list[str], share: float) -> tuple[list[str], list[str]]:
     return rest, held
 
 
+def held_out_blocks(texts: list[str], tokenizer: Tokenizer, context: int, config: DataConfig) -> Dataset:
+    """Real rows to score a model on."""
+    return _blocks(texts, tokenizer, context, "held-out", config)
+
+
 def _blocks(texts: list[str], tokenizer: Tokenizer, context: int, prefix: str, config: DataConfig) -> Dataset:
     """Tokenizes documents and cuts them into rows of `context` tokens; the last row of each ends with eos."""
     encoded = tokenizer.encode_batch(texts) if isinstance(tokenizer, FileTokenizer) else map(tokenizer.encode, texts)

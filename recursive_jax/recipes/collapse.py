@@ -28,6 +28,8 @@ def collapse(config: Config, workdir: Any, *, fork: Any = None, quiet: bool = Fa
     """
     mesh = meshes.make_mesh(config.mesh)
     with Run(workdir, config.model_dump(), seed=config.seed, fork=fork, quiet=quiet) as run:
+        per_round = 4 + sum(arm.anchor + arm.fresh < 1.0 for arm in config.arms.values()) / len(config.arms)
+        run.progress.total = 4 + round(len(config.arms) * config.replicates * config.rounds.count * per_round)
         real = stored_world(run, config)
         world: World = real.value
         blank = model.on(mesh) if model is not None else transformer(config.model, world.tokenizer, mesh)
@@ -37,9 +39,7 @@ def collapse(config: Config, workdir: Any, *, fork: Any = None, quiet: bool = Fa
         assess(first, teacher, config, config.sampling, yardstick, real)
         for name, arm in config.arms.items():
             for replicate in range(config.replicates):
-                chain = run.chain(name, replicate, config.replicates) if list(config.arms) != ["main"] or config.replicates > 1 else run.chain()
-                if list(config.arms) == ["main"] and config.replicates == 1:
-                    chain.path = run.path
+                chain = run.chain(name, replicate, config.replicates)
                 run_arm(chain, arm, config, teacher, real, yardstick)
         records = run.refresh_metrics()
         if meshes.is_main():
@@ -61,16 +61,12 @@ def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored,
         student_config = config.student
         if pool.grow:  # equal epochs on a growing pool
             growth = data.value.token_count / config.rounds.tokens
-            student_config = student_config.model_copy(update={"steps": max(1, round_half_up(config.student.steps * growth))})
+            student_config = student_config.model_copy(update={"steps": max(1, int(config.student.steps * growth + 0.5))})
         student = round.train("student", start, data, student_config)
         assess(round, student, config, sampling, yardstick, real)
         return student
 
     return iterate(chain, one_round, config.rounds.count, base=teacher, pool=pool, init=arm.init or config.rounds.init)
-
-
-def round_half_up(x: float) -> int:
-    return int(x + 0.5)
 
 
 def prompts(sampling, pool: Pool):

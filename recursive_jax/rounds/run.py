@@ -25,6 +25,7 @@ from recursive_jax.generate.generate import Request, generate_batches
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.causal import Objective, causal
 from recursive_jax.rounds import storage
+from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.stored import load_stored_model, write_model
 from recursive_jax.train import signals
 from recursive_jax.train.loop import train
@@ -56,7 +57,8 @@ class Run:
     """
 
     def __init__(self, path: Any, config: dict | None = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
-        self.path, self.seed, self.quiet = epath.Path(path), seed, quiet
+        self.path, self.seed = epath.Path(path), seed
+        self.progress = RunProgress(quiet or not meshes.is_main())
         self.fork = epath.Path(fork) if fork is not None else None
         if self.fork is not None and not (self.fork / "run.json").exists():
             raise InputError(f"--fork {self.fork}: there is no run.json in it")
@@ -96,11 +98,12 @@ class Run:
 
     def round(self, number: int) -> Round:
         """The place of round `number` of the only chain."""
-        return Chain(self, "main", 0, self.path).round(number)
+        return self.chain().round(number)
 
     def chain(self, arm: str = "main", replicate: int = 0, replicates: int = 1) -> Chain:
-        """One of several chains side by side: its rounds are in RUN/<arm>/rounds, or RUN/<arm>/replicate-<n>/rounds."""
-        folder = self.path / arm
+        """A chain of rounds. The arm `main` has them in RUN/rounds, another in RUN/<arm>/rounds; with several replicates
+        there is a folder `replicate-<n>` between."""
+        folder = self.path if arm == "main" else self.path / arm
         return Chain(self, arm, replicate, folder if replicates == 1 else folder / f"replicate-{replicate}")
 
     def refresh_metrics(self) -> list[dict]:
@@ -179,7 +182,7 @@ class Round:
         def produce(folder: epath.Path) -> dict[str, Any]:
             label = f"{self.label} · train {name}"
             rows = data.value if isinstance(data, Stored) else data
-            trained = train(model, rows, objective, config, seed=seed, directory=folder, label=label, quiet=self.run.quiet)
+            trained = train(model, rows, objective, config, seed=seed, directory=folder, label=label, quiet=self.run.progress.quiet)
             write_model(folder, trained.model)
             meshes.barrier("model-written")
             if meshes.is_main() and (folder / "resume").exists():
@@ -222,9 +225,9 @@ class Round:
                     meshes.barrier("rows-written")
                 parts.append(part)
                 made, total = made + ask, total + part.token_count
-                if not self.run.quiet and meshes.is_main():
-                    goal = f"{made:,}/{count:,} rows" if count is not None else f"{total:,}/{tokens:,} tokens"
-                    _say(f"{self.label} · generate {name}: {goal}")
+                self.run.progress.working(
+                    f"{self.label} · {name}", f"{made:,}/{count:,} rows" if count is not None else f"{total:,}/{tokens:,} tokens"
+                )
                 if signals.stop_requested():
                     raise Preempted(f"{self.label} · {name}: stopped by a signal after {made} rows, all kept; the same command goes on from there")
             data = sum(parts[1:], parts[0])
@@ -307,6 +310,7 @@ class Round:
                         difference({k: manifest.get(k) for k in recipe if k != "format"}, {k: v for k, v in recipe.items() if k != "format"}),
                     )
                 storage.verify(folder, manifest["files"])
+                self.run.progress.finished(f"{self.label} · {name}", manifest, stored=True)
                 return Stored(folder, mark, read, manifest)
             self._begin(folder, mark)
             start = time.time()
@@ -325,6 +329,7 @@ class Round:
                 if verb == "evaluate":
                     self.run.refresh_metrics()
             meshes.barrier(f"{verb}-committed")
+            self.run.progress.finished(f"{self.label} · {name}", manifest)
             return Stored(folder, mark, read, manifest)
 
     def _begin(self, folder: epath.Path, mark: str) -> None:
@@ -425,12 +430,6 @@ def _write_rows(data: Dataset, file: epath.Path) -> None:
 
 def _read_rows(folder: epath.Path) -> Dataset:
     return Dataset.read([str(p) for p in sorted(folder.glob("rows-*.parquet"))])
-
-
-def _say(text: str) -> None:
-    from recursive_jax.train.log import console
-
-    console.print(text)
 
 
 def versions() -> dict[str, str]:

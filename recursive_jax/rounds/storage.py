@@ -146,16 +146,23 @@ _DISK = {
 }
 
 
+def explain_disk_error(error: OSError, folder: Any) -> str | None:
+    """One message for an error of the disk, or None if it is of another kind."""
+    if error.errno not in _DISK:
+        return None
+    return (
+        f"cannot write {error.filename or folder}: {_DISK[error.errno]}. What was committed under {folder} is kept: "
+        "mend this and give the same command again, or give another --workdir"
+    )
+
+
 @contextlib.contextmanager
 def disk_errors(folder: Any) -> Iterator[None]:
     """Turns errors of the disk into one message; what was committed stays."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        text = explain_disk_error(error, folder)
+        if text is None:
             raise
-        where = error.filename or folder
-        raise InputError(
-            f"cannot write {where}: {_DISK[error.errno]}. What was committed under {folder} is kept: "
-            "mend this and give the same command again, or give another --workdir"
-        ) from None
+        raise InputError(text) from None

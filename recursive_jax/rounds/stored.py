@@ -54,16 +54,20 @@ def load_model(path: Any, mesh: Mesh | None = None) -> Model:
 
 
 def find_model(path: epath.Path) -> epath.Path:
+    """The folder of the model that `path` means: itself, or the last round's of the first chain in a run or round."""
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if (path / "model.json").exists():
         return path
-    found = sorted(path.glob("rounds/*/*/model.json")) or sorted(path.glob("*/model.json"))
-    if not found or found[-1].parent.parent.name == "0000":
-        arms = sorted(path.glob("*/rounds/*/*/model.json")) + sorted(path.glob("*/replicate-0/rounds/*/*/model.json"))
-        if arms:
-            first_arm = arms[0].relative_to(path).parts[0]
-            found = [f for f in arms if f.relative_to(path).parts[0] == first_arm]
-    if not found:
+    if (path / "run.json").exists():
+        from recursive_jax.rounds.lineage import manifests
+
+        trained = [m for m in manifests(path) if m["verb"] == "train"]
+        chain = [(m["arm"], m["replicate"]) for m in trained if m["round"] > 0][:1]
+        found = [m for m in trained if not chain or (m["arm"], m["replicate"]) == chain[0]]
+        if found:
+            return path / found[-1]["path"]
+    inside = sorted(path.glob("*/model.json"))
+    if not inside:
         raise InputError(f"there is no stored model in {path} (no model.json)")
-    return found[-1].parent
+    return inside[-1].parent

@@ -69,7 +69,7 @@ class TrainLog:
             note += f"  MFU {record['mfu']:.0%}"
         if self._progress:
             self._progress.update(self._task, completed=step, note=note)
-        elif self._lines and (now - self._told > 10 or step == self.steps and now - self._told > 2):
+        elif self._lines and now - self._told > 10:
             left = (self.steps - step) * tokens / max(self.rate, 1e-9)
             print(f"{self.label}  step {step}/{self.steps}  {note}  {left:.0f}s left", file=sys.stderr, flush=True)
             self._told = now

@@ -1,0 +1,69 @@
+"""recursive_jax: train models on the output of models, in JAX, and know exactly what each round gained and lost.
+
+Names are imported when they are first used, so that `import recursive_jax` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "config": ("ArmConfig", "Config", "DataConfig", "EvaluateConfig", "LanguageConfig", "MeshConfig", "ModelConfig",
+               "RoundsConfig", "SamplingConfig", "TrainConfig", "load_config"),
+    "errors": ("InputError", "Preempted", "TrainingDiverged"),
+    "mesh": ("make_mesh",),
+    "models.model": ("Model", "transformer", "user_model"),
+    "data.dataset": ("Dataset",),
+    "data.language": ("Language",),
+    "data.sources": ("World", "open_world"),
+    "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
+    "train.loop": ("train",),
+    "generate.generate": ("Request", "from_rows", "generate", "unconditional"),
+    "curate.select": ("Rule", "select"),
+    "collapse.measure": ("Yardstick", "measure"),
+    "rounds.run": ("Run",),
+    "rounds.iterate": ("Pool", "generate_and_mix", "iterate"),
+    "rounds.stored": ("load_model",),
+    "rounds.report": ("write_report",),
+    "recipes.collapse": ("collapse",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"recursive_jax has no {name!r}; there are: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"recursive_jax.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from recursive_jax.collapse.measure import Yardstick, measure
+    from recursive_jax.config import (
+        ArmConfig, Config, DataConfig, EvaluateConfig, LanguageConfig, MeshConfig, ModelConfig, RoundsConfig,
+        SamplingConfig, TrainConfig, load_config,
+    )
+    from recursive_jax.curate.select import Rule, select
+    from recursive_jax.data.dataset import Dataset
+    from recursive_jax.data.language import Language
+    from recursive_jax.data.sources import World, open_world
+    from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
+    from recursive_jax.errors import InputError, Preempted, TrainingDiverged
+    from recursive_jax.generate.generate import Request, from_rows, generate, unconditional
+    from recursive_jax.mesh import make_mesh
+    from recursive_jax.models.model import Model, transformer, user_model
+    from recursive_jax.recipes.collapse import collapse
+    from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate
+    from recursive_jax.rounds.report import write_report
+    from recursive_jax.rounds.run import Run
+    from recursive_jax.rounds.stored import load_model
+    from recursive_jax.train.loop import train

@@ -1,0 +1,227 @@
+"""recursive-jax: run | status | report | train | generate | evaluate | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recursive_jax.errors import EXIT_BAD_INPUT, InputError, RecursiveJaxError
+
+EPILOG = """\
+a first run (about three minutes on two CPU cores, no data and no network needed):
+  recursive-jax run configs/quickstart.yaml --workdir runs/quickstart
+  open runs/quickstart/report.html
+
+change anything by its dotted key; see what it would cost before it starts:
+  recursive-jax run configs/quickstart.yaml rounds.count=10 sampling.temperature=0.8 --workdir runs/sharp
+  recursive-jax run configs/wikitext.yaml data.path=corpus/*.txt --workdir runs/mine --dry-run
+
+killed? the same command goes on where it stopped. exit codes: 0 done, 1 failed, 2 bad input, 75 stopped, start again.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="recursive-jax", epilog=EPILOG, formatter_class=raw,
+        description="Train models on the output of models, in JAX, and know exactly what each round gained and lost.",
+    )
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}", formatter_class=raw)
+
+    def config_arguments(p: argparse.ArgumentParser) -> None:
+        p.add_argument("config", help="a YAML file; configs/ has one per experiment")
+        p.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.steps=500")
+        p.add_argument("--workdir", required=True, metavar="DIR", help="the run folder: new, or one to go on with")
+        p.add_argument("--fork", metavar="DIR", help="another run folder whose unchanged results are reused")
+        p.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs; write nothing")
+        p.add_argument("--quiet", action="store_true", help="no progress")
+
+    config_arguments(command(
+        "run", "run a whole experiment: teacher, rounds, evaluation, report",
+        "recursive-jax run configs/quickstart.yaml rounds.count=3 --workdir runs/three"))
+    config_arguments(command(
+        "train", "train only the first model of a config (its round 0) and evaluate it",
+        "recursive-jax train configs/wikitext.yaml data.path=corpus.txt --workdir runs/teacher"))
+
+    p = command("status", "print the chain of results of a run, and what each round lost", "recursive-jax status runs/quickstart")
+    p.add_argument("run", metavar="DIR")
+    p.add_argument("--row", metavar="ID", help="print the ancestors of one generated row")
+    p.add_argument("--json", action="store_true", help="print the metrics records as JSON lines")
+
+    p = command("report", "write report.html again from what is stored (also while the run goes on)", "recursive-jax report runs/quickstart")
+    p.add_argument("run", metavar="DIR")
+
+    p = command("generate", "sample text from a stored model", "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7")
+    p.add_argument("model", metavar="MODEL", help="a run folder (its last model) or the folder of one training")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
+    p.add_argument("--prompt", default="", help="text to go on from")
+    p.add_argument("--count", type=int, default=3, help="rows to sample")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", metavar="FILE", help="write rows with tokens and log-probabilities: .jsonl or .parquet")
+
+    p = command("evaluate", "score a stored model on real text, and its samples; prints JSON", "recursive-jax evaluate runs/quickstart --data corpus.txt")
+    p.add_argument("model", metavar="MODEL")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="evaluate.*, sampling.* and data.* keys")
+    p.add_argument("--data", metavar="PATH", help="real text; default: the embedded language, for a model trained on it")
+    p.add_argument("--base", metavar="MODEL", help="the model that judges the samples; default: the model itself")
+
+    command("doctor", "say what this machine offers and whether the installation works", "recursive-jax doctor")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    args = _parse(argv)
+    try:
+        return _COMMANDS[args.command](args) or 0
+    except RecursiveJaxError as error:
+        print(f"recursive-jax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("recursive-jax: interrupted; what was committed is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        from recursive_jax.rounds.storage import explain_disk_error
+
+        text = explain_disk_error(error, getattr(args, "workdir", None) or error.filename)
+        if text is None:
+            raise
+        print(f"recursive-jax: {text}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse cannot take positional overrides after options; pull every bare key=value word out first."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides, kept, takes_value = [], [], False
+    for i, word in enumerate(words):
+        bare = not word.startswith("-") and not takes_value and i > 0 and "=" in word and "/" not in word.split("=")[0]
+        (overrides if bare else kept).append(word)
+        takes_value = word in ("--workdir", "--fork", "--row", "--prompt", "--count", "--seed", "--out", "--data", "--base")
+    args = _parser().parse_args(kept)
+    if overrides and not hasattr(args, "overrides"):
+        raise SystemExit(f"recursive-jax {args.command}: takes no key=value words, got {' '.join(overrides)}")
+    if hasattr(args, "overrides"):
+        args.overrides = [*args.overrides, *overrides]
+    return args
+
+
+def _setup() -> None:
+    from recursive_jax import mesh
+
+    mesh.use_compilation_cache()
+    mesh.start_distributed()
+
+
+def _run(args: argparse.Namespace) -> int:
+    from recursive_jax.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.command == "train":
+        config = config.model_copy(update={"rounds": config.rounds.model_copy(update={"count": 0})})
+    _setup()
+    from recursive_jax.rounds.preflight import dry_run, preflight
+
+    preflight(config)
+    if args.dry_run:
+        print(dry_run(config))
+        return 0
+    from recursive_jax.recipes.collapse import collapse
+
+    collapse(config, args.workdir, fork=args.fork, quiet=args.quiet)
+    from recursive_jax.mesh import is_main
+    from recursive_jax.rounds.status import status_text
+
+    if is_main():
+        print(status_text(args.workdir, short=True))
+        print(f"report: {Path(args.workdir) / 'report.html'}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from recursive_jax.rounds.lineage import ancestors, evaluations
+    from recursive_jax.rounds.status import ancestors_text, status_text
+
+    if args.row:
+        print(ancestors_text(ancestors(args.run, args.row)))
+    elif args.json:
+        for record in evaluations(args.run):
+            print(json.dumps(record))
+    else:
+        print(status_text(args.run))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from recursive_jax.rounds.report import write_report
+
+    print(write_report(args.run))
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from recursive_jax.config import load_config
+
+    sampling = load_config(None, args.overrides).sampling
+    if args.count < 1:
+        raise InputError(f"--count={args.count}: at least 1 is wanted")
+    if args.out and Path(args.out).suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--out={args.out}: a name ending in .jsonl or .parquet is wanted")
+    _setup()
+    import numpy as np
+
+    from recursive_jax.generate.generate import Request, generate
+    from recursive_jax.rounds.stored import load_model
+
+    model = load_model(args.model)
+    prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
+    if len(prompt) >= model.context:
+        raise InputError(f"--prompt has {len(prompt)} tokens, the model's context is {model.context}; shorten it")
+    sampling = sampling.model_copy(update={"batch": min(sampling.batch, args.count)})
+    rows = generate(model, [Request(i, prompt) for i in range(args.count)], sampling, seed=args.seed)
+    if args.out is None:
+        for text in rows.column("text"):
+            print(f"{args.prompt}{' ' if args.prompt and not text.startswith(' ') and model.tokenizer.to_json()['kind'] == 'language' else ''}{text}\n")
+    elif args.out.endswith(".parquet"):
+        rows.write(args.out)
+    else:
+        Path(args.out).write_text("".join(json.dumps(r) + "\n" for r in rows.table.to_pylist()), encoding="utf-8")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from recursive_jax.config import load_config
+
+    overrides = list(args.overrides) + ([f"data.path={args.data}"] if args.data else [])
+    config = load_config(None, overrides)
+    _setup()
+    from recursive_jax.rounds.standalone import evaluate_model
+
+    print(json.dumps(evaluate_model(args.model, config, base=args.base), indent=1))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    _setup()
+    from recursive_jax.rounds.doctor import doctor
+
+    text, healthy = doctor()
+    print(text)
+    return 0 if healthy else 1
+
+
+_COMMANDS = {
+    "run": _run, "train": _run, "status": _status, "report": _report, "generate": _generate, "evaluate": _evaluate,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What can be known before anything is compiled: every problem in one message, and what a run will cost."""
+
+from __future__ import annotations
+
+import jax
+import yaml
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import Config, ModelConfig
+from recursive_jax.data.language import Language
+from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
+from recursive_jax.errors import InputError, problems
+from recursive_jax.models import flops
+from recursive_jax.models.model import mesh_problems
+from recursive_jax.rounds.world import check_data
+from recursive_jax.train.step import resolve_dtype
+
+
+def vocabulary(config: Config) -> int:
+    """The tokenizer's size, before any text is read (a BPE is taken at its asked size)."""
+    if config.data.resolved_kind == "language":
+        return Language(config.data.language).vocab
+    if config.data.tokenizer == "byte":
+        return ByteTokenizer.vocab
+    return config.data.vocab_size if config.data.tokenizer == "bpe" else FileTokenizer.open(config.data.tokenizer).vocab
+
+
+def resolved_model(config: Config) -> ModelConfig:
+    return config.model if config.model.vocab else config.model.model_copy(update={"vocab": vocabulary(config)})
+
+
+def preflight(config: Config) -> None:
+    """Raises one InputError with all problems of data, vocabulary, mesh and batches."""
+    lines = check_data(config.data)
+    mesh = None
+    try:
+        mesh = meshes.make_mesh(config.mesh)
+    except InputError as error:
+        lines.append(str(error))
+    if not lines or not any("tokenizer" in line for line in lines):
+        vocab = vocabulary(config)
+        if config.model.vocab is not None and config.model.vocab < vocab:
+            lines.append(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {vocab} ids; leave model.vocab out")
+    if mesh is not None:
+        lines += mesh_problems(resolved_model(config) if not lines else config.model.model_copy(update={"vocab": config.model.vocab or 64}), mesh)
+        for name, train in (("train", config.train), ("student", config.student)):
+            divisor = meshes.batch_divisor(mesh) * train.accumulate
+            if train.batch % divisor and not (name == "student" and train.batch == config.train.batch):
+                lines.append(f"{name}.batch={train.batch} is not divisible by {divisor} (mesh.data x mesh.fsdp x accumulate)")
+    if lines:
+        raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def dry_run(config: Config) -> str:
+    """The resolved config as YAML, and parameters, memory and FLOPs."""
+    model, mesh = resolved_model(config), meshes.make_mesh(config.mesh)
+    dtype = resolve_dtype(config.train.dtype)
+    length = config.train.length or model.context
+    per_token = flops.train_flops_per_token(model, length)
+    chains = len(config.arms) * config.replicates * config.rounds.count
+    teacher = config.train.steps * config.train.batch * length
+    students = chains * config.student.steps * config.student.batch * (config.student.length or model.context)
+    generated = chains * config.rounds.tokens
+    memory = flops.train_memory_bytes(model, config.train, mesh.size, 2 if dtype == "bfloat16" else 4)
+    total = per_token * (teacher + students) + per_token / 3 * generated
+    peak = flops.peak_flops(dtype)
+    at_40 = f"; at 40% of this machine's peak about {total / (0.4 * peak * mesh.size) / 60:,.1f} minutes" if peak else ""
+    lines = [
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(), "---",
+        f"mesh          {' x '.join(f'{a} {n}' for a, n in mesh.shape.items())} on {mesh.size} x {jax.devices()[0].device_kind}, {dtype} compute",
+        f"parameters    {flops.parameters(model):,} (vocabulary {model.vocab:,}, padded to {model.V:,})",
+        f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)",
+        f"training      {teacher:,} tokens for the teacher, {students:,} for {chains} students",
+        f"generation    up to {generated:,} tokens",
+        f"compute       {per_token / 1e6:,.2f} MFLOP per trained token, {total / 1e12:,.2f} TFLOP in all{at_40}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""What a run says while it works: one line for each committed result, with the time that is left."""
+
+from __future__ import annotations
+
+import time
+
+from recursive_jax.train.log import console
+
+
+class RunProgress:
+    """`total` results are expected (0: unknown). Lines go to stderr; on a terminal the work in hand shows below them."""
+
+    def __init__(self, quiet: bool):
+        self.quiet, self.total, self.done, self.made = quiet, 0, 0, 0
+        self._begin = time.monotonic()
+
+    def working(self, label: str, note: str) -> None:
+        if not self.quiet and console.is_terminal:
+            console.print(f"  {label}: {note}", end="\r", style="dim")
+
+    def finished(self, label: str, manifest: dict, stored: bool = False) -> None:
+        self.done += 1
+        self.made += not stored
+        if self.quiet:
+            return
+        counter = f"[{self.done}/{self.total}]" if self.total else f"[{self.done}]"
+        seconds = "stored" if stored else f"{manifest['seconds']:.1f} s"
+        console.print(f"{counter:>9}  {label:<34} {summary(manifest):<44} {seconds:>8}{self._left()}", soft_wrap=True)
+
+    def _left(self) -> str:
+        if not self.total or self.made < 5 or self.done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self._begin) / self.made * (self.total - self.done)
+        return f"   {seconds / 60:.0f} min left" if seconds >= 90 else f"   {seconds:.0f} s left"
+
+
+def summary(manifest: dict) -> str:
+    """The counts of one result in a few words."""
+    c, verb = manifest["counts"], manifest["verb"]
+    if verb == "train":
+        return f"{c['steps']:,} steps, loss {c['loss']:.4f}"
+    if verb == "evaluate":
+        return f"{c['metrics']} metrics"
+    words = [f"{c['rows']:,} rows", f"{c['tokens']:,} tokens"]
+    if c.get("real_rows") and c.get("synthetic_rows"):
+        words.append(f"{c['real_rows'] / c['rows']:.0%} real")
+    if verb == "select":
+        words.append(f"{c['proposed'] - c['rows']:,} dropped")
+    return ", ".join(words)

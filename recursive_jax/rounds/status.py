@@ -1,0 +1,68 @@
+"""A run folder as text: the chain of results and the headline metrics per round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from recursive_jax.rounds import storage
+from recursive_jax.rounds.lineage import evaluations, manifests
+from recursive_jax.rounds.progress import summary
+
+HEADLINE = ("ce_real", "kl_total", "ppl_gen", "valid", "distinct_2", "tail_mass_lost")
+
+
+def status_text(run: Any, short: bool = False) -> str:
+    """short: only the metrics table."""
+    run = epath.Path(run)
+    stored = manifests(run)
+    record = storage.read_json(run / "run.json", "the run record")
+    records = evaluations(run)
+    lines = [] if short else [*_chain(run, stored, record), ""]
+    return "\n".join(lines + _table(records, list(record.get("config", {}).get("arms", {}))))
+
+
+def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
+    seconds = sum(m["seconds"] for m in stored)
+    lines = [f"{run}: {len(stored)} results in {seconds:,.0f} s, seed {record.get('seed')}, {record.get('devices')}"]
+    names = {m["fingerprint"]: m["path"] for m in stored}
+    for m in stored:
+        inputs = [names[f] for f in m["inputs"].values() if f in names]
+        arrow = f"  <- {', '.join(inputs)}" if inputs else ""
+        lines.append(f"  {m['path']:<38} {summary(m):<46} {m['seconds']:>7.1f} s{arrow}")
+    for pending in sorted([*run.glob("rounds/*/*/pending.json"), *run.glob("*/rounds/*/*/pending.json"), *run.glob("*/*/rounds/*/*/pending.json")]):
+        if not (pending.parent / "manifest.json").exists():
+            lines.append(f"  {pending.parent.relative_to(run)!s:<38} not finished; the same command goes on with it")
+    return lines
+
+
+def _table(records: list[dict], arms: list[str]) -> list[str]:
+    shown = [m for m in HEADLINE if any(m in r["metrics"] for r in records)]
+    if not shown:
+        return ["no evaluation yet"]
+    several = any(r["replicate"] for r in records)
+    head = f"{'regime':<14}{'round':>6}" + (f"{'replicate':>10}" if several else "") + "".join(f"{m:>16}" for m in shown)
+    lines = [head]
+    for r in records:
+        arm = "teacher" if r["round"] == 0 else r["arm"]
+        cells = "".join(f"{r['metrics'].get(m, float('nan')):>16.4f}" for m in shown)
+        lines.append(f"{arm:<14}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
+    return lines
+
+
+def ancestors_text(chain: list[dict]) -> str:
+    lines = []
+    for depth, step in enumerate(chain):
+        indent = "  " * depth
+        if step["what"] == "row":
+            lines.append(f"{step['id']}  (round {step['round']}): {step['text'][:200]}")
+            if step["parents"]:
+                lines.append(f"{indent}  prompted by {', '.join(step['parents'])}")
+        elif step["what"] == "model":
+            lines.append(f"{indent}written by the model {step['path']} (round {step['round']}, {step['fingerprint']})")
+        else:
+            share = f", {step['synthetic_rows']:,} of them synthetic" if step.get("synthetic_rows") is not None else ""
+            origin = f", drawn from {', '.join(step['from'])}" if step["from"] else ""
+            lines.append(f"{indent}trained on {step['path']}: {step['rows']:,} rows{share}{origin}")
+    return "\n".join(lines)
