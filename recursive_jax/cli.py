@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recursive_jax import allocator
 from recursive_jax.errors import EXIT_BAD_INPUT, InputError, RecursiveJaxError
 
 EPILOG = """\
@@ -78,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     args = _parse(argv)
+    if argv is None and args.command in ("run", "train", "generate", "evaluate"):
+        allocator.restart()
     try:
         return _COMMANDS[args.command](args) or 0
     except RecursiveJaxError as error:

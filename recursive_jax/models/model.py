@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -150,9 +152,28 @@ def user_model(
     init: Callable, apply: Callable, *, tokenizer: Any, context: int, vocab: int | None = None, mesh: Mesh | None = None,
     name: str = "user",
 ) -> Model:
-    """A model from two plain JAX functions (see the module docstring). The functions may ignore sharding: params and
-    activations are then replicated, and only the batch is split."""
-    return Model(Architecture(init, apply, vocab or tokenizer.vocab, context, None, name), tokenizer, mesh=mesh or meshes.make_mesh())
+    """A model from two plain JAX functions (see the module docstring).
+
+    The functions need not know about meshes: params are replicated, the batch is split, and inside `apply` the
+    compiler decides the layout. Give the same two function objects every time: programs are compiled per function.
+    """
+
+    def split(params, tokens_BT, segments_BT=None):
+        run = jax.sharding.auto_axes(apply, out_sharding=meshes.spec("batch", None, None))
+        return run(params, tokens_BT, segments_BT)
+
+    architecture = Architecture(init, split, vocab or tokenizer.vocab, context, None, f"{name}-{_source_mark(init, apply)}")
+    return Model(architecture, tokenizer, mesh=mesh or meshes.make_mesh())
+
+
+def _source_mark(*functions: Callable) -> str:
+    """A short hash of the functions' source: a run must notice that the model changed. Where there is no source (made
+    at a prompt, or compiled), only the name tells."""
+    try:
+        text = "".join(inspect.getsource(f) for f in functions)
+    except (OSError, TypeError):
+        text = "".join(getattr(f, "__qualname__", repr(type(f))) for f in functions)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -> Model:

@@ -73,7 +73,7 @@ def step_program(architecture: Architecture, objective: Objective, accumulate: i
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": total / count,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.hyper, state.step),
             "targets": count,
         }

@@ -1,0 +1,1 @@
+"""Rows: sources, the embedded language, tokenizers, the Dataset, packed step-addressed batches."""

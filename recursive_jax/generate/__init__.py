@@ -1,0 +1,1 @@
+"""Sampling rules, the jitted decode, and generation in request order."""

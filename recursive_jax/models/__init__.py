@@ -1,0 +1,1 @@
+"""Models: one configurable Transformer, attention, and the two-function protocol any JAX model can join by."""

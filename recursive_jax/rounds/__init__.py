@@ -1,0 +1,1 @@
+"""Run, manifests, lineage, iterate, report."""

@@ -1,0 +1,1 @@
+"""State, optimizer, the jitted step, the loop, the checkpoint."""

@@ -1,0 +1,43 @@
+"""Eight CPU devices in the test process, so that every mesh can be tried; tests take small ones unless they say so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["RECURSIVE_JAX_CACHE"] = "off"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+from recursive_jax.config import LanguageConfig, MeshConfig, ModelConfig  # noqa: E402
+from recursive_jax.data.language import Language  # noqa: E402
+from recursive_jax.data.tokenizers import LanguageTokenizer  # noqa: E402
+from recursive_jax.mesh import make_mesh  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """One device."""
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def language():
+    return Language(LanguageConfig(types=2, nouns=4, verbs=2, first_names=5, last_names=5, attributes=2, values=5))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(language):
+    return LanguageTokenizer(language)
+
+
+@pytest.fixture
+def tiny():
+    return ModelConfig(layers=2, width=32, heads=4, kv_heads=2, hidden=64, context=32)
