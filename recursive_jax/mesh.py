@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding, P
 from jax.sharding import AxisType, Mesh
@@ -43,6 +44,13 @@ TRACES: collections.Counter[str] = collections.Counter()
 def spec(*logical: str | None) -> P:
     """Logical dimension names -> PartitionSpec."""
     return P(*(LAYOUT[name] for name in logical))
+
+
+def split_heads(x: jax.Array, shape: tuple[int, ...], *logical: str | None) -> jax.Array:
+    """Reshape with the layout of the result said, where there is a mesh: splitting a split axis is ambiguous."""
+    if jax.sharding.get_abstract_mesh().empty or jax.sharding.get_abstract_mesh().are_all_axes_auto:
+        return x.reshape(shape)
+    return jnp.reshape(x, shape, out_sharding=spec(*logical))
 
 
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:

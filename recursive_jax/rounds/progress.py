@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from recursive_jax.train.log import console
 
 
@@ -11,8 +9,8 @@ class RunProgress:
     """`total` results are expected (0: unknown). Lines go to stderr; on a terminal the work in hand shows below them."""
 
     def __init__(self, quiet: bool):
-        self.quiet, self.total, self.done, self.made = quiet, 0, 0, 0
-        self._begin = time.monotonic()
+        self.quiet, self.total, self.done = quiet, 0, 0
+        self._seconds: list[float] = []  # of results made in rounds; the teacher's would mislead
 
     def working(self, label: str, note: str) -> None:
         if not self.quiet and console.is_terminal:
@@ -20,7 +18,8 @@ class RunProgress:
 
     def finished(self, label: str, manifest: dict, stored: bool = False) -> None:
         self.done += 1
-        self.made += not stored
+        if not stored and manifest["round"] > 0:
+            self._seconds.append(manifest["seconds"])
         if self.quiet:
             return
         counter = f"[{self.done}/{self.total}]" if self.total else f"[{self.done}]"
@@ -28,9 +27,9 @@ class RunProgress:
         console.print(f"{counter:>9}  {label:<34} {summary(manifest):<44} {seconds:>8}{self._left()}", soft_wrap=True)
 
     def _left(self) -> str:
-        if not self.total or self.made < 5 or self.done >= self.total:
+        if not self.total or len(self._seconds) < 5 or self.done >= self.total:
             return ""
-        seconds = (time.monotonic() - self._begin) / self.made * (self.total - self.done)
+        seconds = sum(self._seconds) / len(self._seconds) * (self.total - self.done)
         return f"   {seconds / 60:.0f} min left" if seconds >= 90 else f"   {seconds:.0f} s left"
 
 

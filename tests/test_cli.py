@@ -1,0 +1,241 @@
+"""Bad input gives one clear message and exit code 2; and the commands do what their help says."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from recursive_jax import cli
+from recursive_jax.rounds import storage
+
+CONFIG = """
+data:
+  tokens: 2500
+  language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
+model: {layers: 1, width: 16, heads: 2, context: 32}
+train: {steps: 6, batch: 8, tensorboard: false}
+sampling: {batch: 32}
+rounds: {count: 1, tokens: 800}
+evaluate: {rows: 16, samples: 16, tokens: 200}
+mesh: {data: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+def run(*words) -> int:
+    return cli.main([str(w) for w in words])
+
+
+def refused(capsys, *words) -> str:
+    """The message of a command that must exit with 2, in one piece and without a traceback."""
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("recursive-jax: ") and "Traceback" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "config.yaml").write_text(CONFIG)
+    assert run("run", folder / "config.yaml", "--workdir", folder / "run", "--quiet") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.stepz=3"], ["unknown key train.stepz", "did you mean train.steps?"]),
+        (["learning_rate=3"], ["unknown key learning_rate", "did you mean train.learning_rate?"]),
+        (["arms.main.anchr=0.1"], ["unknown key arms.main.anchr", "did you mean arms.main.anchor?"]),
+        (["train.steps=many"], ["train.steps='many'", "valid integer"]),
+        (["train.steps=0", "rounds.init=bass", "model.heads=3"], ["train.steps=0", "rounds.init='bass'", "base", "heads=3"]),
+        (["arms.main.anchor=0.7", "arms.main.fresh=0.7"], ["more than the whole round"]),
+        (["arms.main.sampling={temperatur: 1}"], ["temperatur", "did you mean temperature?"]),
+        (["train.length=64"], ["train.length=64 is longer than model.context=32"]),
+        (["sampling.prompt_tokens=32"], ["leaves nothing"]),
+        (["justaword"], ["not of the form key=value"]),
+        (["train=3"], ["train"]),
+        (["model.vocab=5"], ["model.vocab=5", "tokenizer"]),
+        (["mesh.tensor=4", "mesh.data=2", "model.hidden=42", "train.batch=7"], ["model.heads=2", "model.hidden=42", "train.batch=7", "divisible"]),
+        (["mesh.data=9"], ["needs 9 devices, 8 are here"]),
+        (["data.path=nowhere/*.txt"], ["nowhere/*.txt does not exist"]),
+        (["data.path=config.py", "data.tokenizer=none.json"], ["none.json does not exist"]),
+    ],
+)
+def test_bad_config(capsys, config, tmp_path, overrides, expected):
+    error = refused(capsys, "run", config, *overrides, "--workdir", tmp_path / "run")
+    for piece in expected:
+        assert piece in error, error
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_missing_and_broken_config_files(capsys, tmp_path):
+    assert "does not exist" in refused(capsys, "run", tmp_path / "no.yaml", "--workdir", tmp_path / "run")
+    (tmp_path / "bad.yaml").write_text("train: [unclosed")
+    assert "cannot be read as YAML" in refused(capsys, "run", tmp_path / "bad.yaml", "--workdir", tmp_path / "run")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2")
+    assert "must be a mapping" in refused(capsys, "run", tmp_path / "list.yaml", "--workdir", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("latin.txt", "caf\xe9 ".encode("latin-1") * 200, "is not UTF-8"),
+        ("short.txt", b"ten bytes.", "shorter than one row"),
+        ("bad.jsonl", b'{"text": "a"}\n{oops\n', "line 2: not JSON"),
+        ("other.jsonl", b'{"body": "a"}\n', "no key 'text', there are: body"),
+        ("bad.parquet", b"PAR1 not really", "cannot be read as Parquet"),
+        ("blank.jsonl", b"\n\n", "holds no text"),
+    ],
+)
+def test_bad_data(capsys, config, tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    error = refused(capsys, "run", config, f"data.path={tmp_path / name}", "--workdir", tmp_path / "run")
+    assert expected in error and name in error
+
+
+def test_another_config_is_refused_with_the_difference_and_can_fork(capsys, finished, tmp_path):
+    workdir = finished / "run"
+    error = refused(capsys, "run", finished / "config.yaml", "sampling.temperature=0.5", "--workdir", workdir)
+    assert "sampling.temperature: 1.0 -> 0.5" in error and "--fork" in error
+    code = run("run", finished / "config.yaml", "sampling.temperature=0.5", "--workdir", tmp_path / "new", "--fork", workdir, "--quiet")
+    assert code == 0
+    kept = json.loads((tmp_path / "new/rounds/0000/teacher/manifest.json").read_text())
+    original = json.loads((workdir / "rounds/0000/teacher/manifest.json").read_text())
+    assert kept == original  # copied, not trained again: even the seconds are the same
+    changed = json.loads((tmp_path / "new/rounds/0001/student/manifest.json").read_text())
+    assert changed["fingerprint"] != json.loads((workdir / "rounds/0001/student/manifest.json").read_text())["fingerprint"]
+
+
+def test_a_second_start_returns_what_is_stored(finished):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "run").rglob("manifest.json")}
+    assert run("run", finished / "config.yaml", "--workdir", finished / "run", "--quiet") == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (finished / "run").rglob("manifest.json")}
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "rows-00000.parquet", "checkpoint", "metrics.json"])
+def test_damage_is_named_and_nothing_starts_from_scratch(capsys, finished, copy, victim):
+    folders = {"manifest.json": "student", "rows-00000.parquet": "rows", "checkpoint": "student", "metrics.json": "evaluation"}
+    folder = copy / "rounds/0001" / folders[victim]
+    target = folder / victim
+    if victim == "checkpoint":
+        target = max((p for p in target.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4] = b"\0\xff\0\xff"
+    target.write_bytes(bytes(data))
+    before = sorted(p for p in copy.rglob("*") if "tensorboard" not in str(p))
+    error = refused(capsys, "run", finished / "config.yaml", "--workdir", copy, "--quiet")
+    assert "damaged" in error and str(target) in error
+    assert before == sorted(p for p in copy.rglob("*") if "tensorboard" not in str(p))
+
+
+def test_two_processes_on_one_folder(capsys, finished, copy):
+    with open(copy / ".lock", "a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "in use by another process" in refused(capsys, "run", finished / "config.yaml", "--workdir", copy)
+
+
+def test_disk_trouble(capsys, config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert "not a folder" in refused(capsys, "run", config, "--workdir", tmp_path / "file" / "run")
+    assert "cannot write" in refused(capsys, "run", config, "--workdir", "/proc/recursive-jax")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(storage, "write_atomic", full)
+    assert "no space is left" in refused(capsys, "run", config, "--workdir", tmp_path / "full")
+    monkeypatch.undo()
+    assert run("run", config, "--workdir", tmp_path / "full", "--quiet") in (0, 2)  # 2: only if a half-made folder has no record
+
+
+def test_a_folder_that_is_not_a_run(capsys, config, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    assert "not empty and has no run.json" in refused(capsys, "run", config, "--workdir", tmp_path / "photos")
+    assert "not a run folder" in refused(capsys, "status", tmp_path / "photos")
+
+
+def test_source_data_that_changed_is_an_input_that_changed(capsys, config, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 80)
+    assert run("train", config, f"data.path={text}", "--workdir", tmp_path / "run", "--quiet") == 0
+    text.write_text("something else entirely, and more of it than before. " * 80)
+    assert "other inputs" in refused(capsys, "train", config, f"data.path={text}", "--workdir", tmp_path / "run")
+
+
+def test_dry_run_costs_and_writes_nothing(capsys, config, tmp_path):
+    assert run("run", config, "--workdir", tmp_path / "run", "--dry-run") == 0
+    out = capsys.readouterr().out
+    for word in ("parameters", "memory", "compute", "context: 32", "TFLOP"):
+        assert word in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_status_report_generate_evaluate(capsys, finished, tmp_path):
+    workdir = finished / "run"
+    assert run("status", workdir) == 0
+    out = capsys.readouterr().out
+    assert "rounds/0001/student" in out and "<- " in out and "kl_total" in out
+    assert run("status", workdir, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["round"] for r in records] == [0, 1]
+    assert records == [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    row = pq.read_table(workdir / "rounds/0001/samples/rows-00000.parquet")["id"][3].as_py()
+    assert run("status", workdir, "--row", row) == 0
+    told = capsys.readouterr().out
+    assert "written by the model rounds/0001/student" in told and "rounds/0000/teacher" in told and "rounds/0000/real" in told
+    assert run("report", workdir) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    assert run("generate", workdir, "--count", "2", "sampling.temperature=0.5", "--seed", "4") == 0
+    assert len(capsys.readouterr().out.strip().split("\n\n")) <= 2
+    for name in ("out.jsonl", "out.parquet"):
+        assert run("generate", workdir / "rounds/0000/teacher", "--count", "3", "--out", tmp_path / name) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == pq.read_table(tmp_path / "out.parquet").to_pylist() and len(lines) == 3
+    capsys.readouterr()
+    assert run("evaluate", workdir, "evaluate.rows=8", "evaluate.samples=8") == 0
+    assert "kl_total" in json.loads(capsys.readouterr().out)
+
+
+def test_bad_words_for_the_small_commands(capsys, finished, tmp_path):
+    workdir = finished / "run"
+    assert "does not exist" in refused(capsys, "generate", tmp_path / "none")
+    assert "no stored model" in refused(capsys, "generate", tmp_path)
+    assert "--count=0" in refused(capsys, "generate", workdir, "--count", "0")
+    assert "is not a word" in refused(capsys, "generate", workdir, "--prompt", "xyzzy")
+    assert ".jsonl or .parquet" in refused(capsys, "generate", workdir, "--out", "rows.csv")
+    assert "no generated row" in refused(capsys, "status", workdir, "--row", "1/samples/99999")
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "configs/quickstart.yaml" in out and "exit codes" in out
+
+
+def test_doctor(capsys):
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    assert "ok, params read back bit-equal" in out and "jax" in out

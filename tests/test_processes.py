@@ -1,0 +1,90 @@
+"""Two processes with two devices each, over loopback, give what one process with four devices gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+CONFIG = """
+data:
+  tokens: 3000
+  language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
+model: {layers: 1, width: 32, heads: 2, context: 32}
+train: {steps: 12, batch: 8, checkpoint_every: 5, log_every: 1}
+sampling: {batch: 32}
+rounds: {count: 1, init: previous, tokens: 800}
+evaluate: {rows: 16, samples: 32, tokens: 200}
+mesh: {data: 2, fsdp: 2}
+"""
+
+
+def start(folder: Path, processes: int, devices: int, *overrides: str) -> list[subprocess.Popen]:
+    (folder / "config.yaml").write_text(CONFIG)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = [sys.executable, "-m", "recursive_jax.cli", "run", str(folder / "config.yaml"), *overrides, "--workdir", str(folder / "run"), "--quiet"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "RECURSIVE_JAX_CACHE": "off"}
+    if processes > 1:
+        env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    return [
+        subprocess.Popen(words, env={**env, "JAX_PROCESS_ID": str(i)} if processes > 1 else env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for i in range(processes)
+    ]
+
+
+def finish(started: list[subprocess.Popen], code: int = 0) -> None:
+    try:
+        for process in started:
+            out, _ = process.communicate(timeout=240)
+            assert process.returncode == code, out.decode()[-3000:]
+    finally:
+        for process in started:  # a peer that waits for a dead one would wait for ever
+            process.kill()
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for log in sorted(folder.rglob("train.jsonl")) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finish(start(folder, 1, 4))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, alone):
+    """Losses to float tolerance: collectives between processes sum in another order. The generated rows of round 1 come
+    from a model that differs in the last bits; on this seed no draw falls between."""
+    finish(start(tmp_path, 2, 2))
+    one, two = losses(alone), losses(tmp_path)
+    assert len(one) == len(two) == 24
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-3
+    rows = [pq.read_table(f / "run/rounds/0001/rows/rows-00000.parquet")["tokens"].to_pylist() for f in (alone, tmp_path)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path, alone):
+    started = start(tmp_path, 2, 2, "train.steps=4000", "student.steps=12")
+    log = tmp_path / "run/rounds/0000/teacher/train.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in started)
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    finish(started, 75)
+    saved = [p.name for p in (tmp_path / "run/rounds/0000/teacher/resume").iterdir()]
+    steps = [int(n) for n in saved if n.isdigit()]
+    assert max(steps) == len(log.read_text().splitlines()) < 4000
