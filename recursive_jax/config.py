@@ -46,6 +46,8 @@ class LanguageConfig(Section):
 
 
 class DataConfig(Section):
+    """Where real text comes from."""
+
     kind: Literal["auto", "language", "text", "jsonl", "parquet", "huggingface", "tfds", "arrayrecord"] = "auto"
     path: str | None = Field(None, description="file, folder or glob; for tfds the dataset name")
     validation: str | None = Field(None, description="held-out files; else the last share of the documents")
@@ -124,6 +126,8 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
+    """One training: steps, batch, optimizer, dtype, logging."""
+
     steps: PositiveInt = 1000
     batch: PositiveInt = Field(16, description="rows per step over all devices")
     length: PositiveInt | None = Field(None, description="tokens per packed row; default: model.context")
@@ -146,6 +150,8 @@ class TrainConfig(Section):
 
 
 class SamplingConfig(Section):
+    """How text is sampled."""
+
     temperature: float = Field(1.0, ge=0.0, description="0 is greedy")
     top_k: int = Field(0, ge=0, description="0: off")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -157,6 +163,8 @@ class SamplingConfig(Section):
 
 
 class RoundsConfig(Section):
+    """The recursion: how many rounds, what a student starts from, how much it is trained on."""
+
     count: int = Field(5, ge=0, le=10_000)
     init: Literal["base", "previous", "scratch"] = "scratch"
     tokens: PositiveInt = Field(100_000, description="tokens of data per round and arm: synthetic plus real")
@@ -183,6 +191,8 @@ class ArmConfig(Section):
 
 
 class EvaluateConfig(Section):
+    """How much is scored, sampled and counted in an evaluation."""
+
     rows: PositiveInt = Field(256, description="held-out real rows scored")
     samples: PositiveInt = Field(512, description="rows sampled from each model for the sample statistics")
     tokens: PositiveInt = Field(8192, description="fixed token budget of every count statistic")
@@ -198,6 +208,8 @@ class MeshConfig(Section):
 
 
 class Config(Section):
+    """A whole experiment, as read by `load_config`."""
+
     name: str = "run"
     seed: int = 0
     data: DataConfig = DataConfig()

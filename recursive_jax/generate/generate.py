@@ -29,6 +29,7 @@ class Request:
 
 
 def unconditional(count: int, first: int = 0) -> list[Request]:
+    """Requests `first .. first + count` from the start token alone."""
     return [Request(i, np.empty(0, np.int32)) for i in range(first, first + count)]
 
 

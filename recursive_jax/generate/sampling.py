@@ -70,10 +70,10 @@ def draw(keys_B: jax.Array, position_B: jax.Array, logits_BV: jax.Array) -> jax.
     u_B = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B, position_B)
     p_BV = jax.nn.softmax(logits_BV, axis=-1)
     cdf_BV = cumulative(p_BV)
-    token_B = jnp.sum(cdf_BV <= (u_B * cdf_BV[:, -1])[:, None], axis=-1)
-    # Rounding may land on an excluded token; the next allowed one on the left has the same cumulative value.
+    # The first allowed token beyond u: rounding in the sum can neither pick an excluded token nor run off the end.
+    beyond_BV = (cdf_BV > (u_B * cdf_BV[:, -1])[:, None]) & (p_BV > 0)
     last_B = p_BV.shape[-1] - 1 - jnp.argmax(p_BV[:, ::-1] > 0, axis=-1)
-    return jnp.minimum(token_B, last_B).astype(jnp.int32)
+    return jnp.where(jnp.any(beyond_BV, axis=-1), jnp.argmax(beyond_BV, axis=-1), last_B).astype(jnp.int32)
 
 
 def cumulative(p_BV: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ def summary(manifest: dict) -> str:
         return f"{c['metrics']} metrics"
     words = [f"{c['rows']:,} rows", f"{c['tokens']:,} tokens"]
     if c.get("real_rows") and c.get("synthetic_rows"):
-        words.append(f"{c['real_rows'] / c['rows']:.0%} real")
+        words.append(f"{c['real_tokens'] / c['tokens']:.0%} real")
     if verb == "select":
         words.append(f"{c['proposed'] - c['rows']:,} dropped")
     return ", ".join(words)

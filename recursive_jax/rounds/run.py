@@ -415,8 +415,11 @@ def _counts(data: Dataset) -> dict[str, Any]:
     status: dict[str, int] = {}
     for s in data.column("status"):
         status[s] = status.get(s, 0) + 1
-    synthetic = sum(data.column("synthetic"))
-    return {"rows": len(data), "tokens": data.token_count, "synthetic_rows": synthetic, "real_rows": len(data) - synthetic, "status": status}
+    real = data.where(synthetic=False)
+    return {
+        "rows": len(data), "tokens": data.token_count, "synthetic_rows": len(data) - len(real), "real_rows": len(real),
+        "real_tokens": real.token_count, "status": status,
+    }
 
 
 def _write_rows(data: Dataset, file: epath.Path) -> None:

@@ -33,6 +33,7 @@ def stored_world(run: Run, config: Config) -> Stored:
             world.held_out.write(str(folder / "held-out.parquet"))
         return {
             "rows": len(world.train), "tokens": world.train.token_count, "real_rows": len(world.train), "synthetic_rows": 0,
+            "real_tokens": world.train.token_count,
             "held_out_rows": len(world.held_out), "held_out_tokens": world.held_out.token_count,
         }
 

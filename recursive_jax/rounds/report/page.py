@@ -193,8 +193,8 @@ def _ledger(stored: list[dict]) -> str:
         c = m["counts"]
         status = c.get("status", {})
         failed = sum(n for s, n in status.items() if s not in ("ok", "length"))
-        rows, real = c.get("rows"), c.get("real_rows")
-        share = f"{real / rows:.0%}" if rows and real is not None else ""
+        rows = c.get("rows")
+        share = f"{c['real_tokens'] / c['tokens']:.0%}" if c.get("tokens") and "real_tokens" in c else ""
         dropped = "; ".join(f"{r}: {n}" for r, n in c.get("dropped", {}).items()) or (f"failed: {failed}" if failed else "")
         proposed = c.get("proposed", rows)
         cells = [
