@@ -41,6 +41,7 @@ def test_losses_and_params_agree_on_every_mesh(tiny, tokenizer, rows):
         assert abs(first.summary["loss"] - other.summary["loss"]) < 2e-4, mesh_config
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(tiny, tokenizer, rows):
     whole = run_on(MESHES[0], tiny, tokenizer, rows)
     for config in (MESHES[0], MESHES[3]):
@@ -48,6 +49,7 @@ def test_accumulation_equals_one_large_batch(tiny, tokenizer, rows):
         assert abs(whole.summary["loss"] - split.summary["loss"]) < 2e-4
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing(tiny, tokenizer, rows):
     first = run_on(MESHES[0], tiny, tokenizer, rows)
     for change in ({"scan": True}, {"remat": "full"}, {"remat": "dots"}, {"scan": True, "remat": "full"}):

@@ -118,7 +118,7 @@ def test_packed_segments_do_not_see_each_other(name, tiny, tokenizer, mesh):
     np.testing.assert_allclose(np.asarray(together)[:, : tokenizer.vocab], apart, atol=2e-4)
 
 
-@pytest.mark.parametrize("T", [BLOCK - 1, BLOCK + 1, 3 * BLOCK])
+@pytest.mark.parametrize("T", [BLOCK + 1, 3 * BLOCK])
 @pytest.mark.parametrize("window", [None, 50])
 def test_blocked_attention_is_the_reference(T, window):
     keys = jax.random.split(jax.random.key(0), 3)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax import mesh as meshes
-from recursive_jax.collapse.likelihood import BATCH, rows_to_batch
+from recursive_jax.collapse.likelihood import rows_per_batch, rows_to_batch
 from recursive_jax.data.language import FACT_ERROR, SEMANTIC_ERROR, SYNTAX_ERROR, UNJUDGED, Language
 from recursive_jax.models.model import Architecture, Model
 
@@ -62,7 +62,7 @@ def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> di
     pad = architecture_pad(model, language)
     tables = {k: np.pad(v, ((0, 0), (0, pad))) for k, v in tables.items()}
     program, sums = _program(model.architecture), []
-    B = BATCH + (-BATCH % meshes.batch_divisor(model.mesh))
+    B = rows_per_batch(model, len(rows))
     with jax.set_mesh(model.mesh):
         tables = meshes.replicate(model.mesh, tables)
         for begin in range(0, len(rows), B):

@@ -15,7 +15,14 @@ from recursive_jax.models.model import Architecture, Model
 from recursive_jax.objectives.causal import token_nll
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
-BATCH = 128
+LOGITS = 2**25  # values of logits held at once (128 MiB)
+
+
+def rows_per_batch(model: Model, count: int) -> int:
+    """A power of two that keeps the logits small and is not much more than there is to do; the mesh divides it."""
+    fits = max(1, LOGITS // (model.context * model.vocab))
+    size = min(1 << (fits.bit_length() - 1), 1 << max(0, (count - 1).bit_length()), 128)
+    return size + (-size % meshes.batch_divisor(model.mesh))
 
 
 def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +57,7 @@ def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
     tokens, segments = rows_to_batch(rows, model)
     program, out = _nll_program(model.architecture), []
-    B = BATCH + (-BATCH % meshes.batch_divisor(model.mesh))
+    B = rows_per_batch(model, len(rows))
     with jax.set_mesh(model.mesh):
         for begin in range(0, len(rows), B):
             fill = max(0, begin + B - len(rows))
