@@ -59,10 +59,19 @@ def decode_program(architecture: Architecture, prompt: int, new: int, dtype: str
             jnp.zeros((B, new), jnp.float32, out_sharding=spec("batch", None)),
             jnp.zeros((B,), jnp.int32, out_sharding=rows), limit_B <= 0,
         )
-        out = jax.lax.while_loop(lambda c: (c[0] < new) & ~jnp.all(c[6]), body, init)
-        return out[3], out[4], out[5]
+        carry = init
+        for stop in stages(new):  # the cache grows in a few steps: attention reads what is there, not what will be
+            carry = (carry[0], stepper.grow(carry[1], prompt + stop), *carry[2:])
+            carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & ~jnp.all(c[6]), body, carry)
+        return carry[3], carry[4], carry[5]
 
     return jax.jit(generate)
+
+
+def stages(new: int, least: int = 64, most: int = 4) -> list[int]:
+    """New tokens after which the cache grows: at most four stages (each is compiled), none shorter than 64 tokens."""
+    width = max(least, -(-new // most))
+    return [*range(width, new, width), new]
 
 
 def _ban(logits_BV: jax.Array, banned: jax.Array) -> jax.Array:
@@ -74,11 +83,14 @@ class _cached_stepper:
     """The built-in Transformer with its KV cache."""
 
     def __init__(self, architecture: Architecture, prompt: int, new: int, dtype: str):
-        self.module, self.slots = Transformer(architecture.config, jnp.dtype(dtype)), prompt + new
+        self.module, self.slots = Transformer(architecture.config, jnp.dtype(dtype)), prompt + stages(new)[0]
 
     def prefill(self, params, prompts_BP, first_B):
         logits, cache = self.module.apply({"params": params}, prompts_BP, first_B=first_B, keep_cache=self.slots, last_only=True)
         return logits[:, -1], cache
+
+    def grow(self, cache, slots):
+        return cache.grown(slots)
 
     def step(self, params, token_B, cache, n):
         logits, cache = self.module.apply({"params": params}, token_B[:, None], cache=cache)
@@ -90,6 +102,9 @@ class _plain_stepper:
 
     def __init__(self, architecture: Architecture, new: int):
         self.apply, self.new = architecture.apply, new
+
+    def grow(self, memory, slots):
+        return memory
 
     def _logits(self, params, buffer_BT, length_B):
         segments = (jnp.arange(buffer_BT.shape[1])[None] < length_B[:, None]).astype(jnp.int32)

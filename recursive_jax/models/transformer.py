@@ -39,6 +39,10 @@ class Cache:
     slot: jax.Array  # int32 scalar: the next slot to write
     first_B: jax.Array  # int32: the slot of each row's first real token
 
+    def grown(self, slots: int) -> Cache:
+        """Room for `slots` tokens."""
+        return self.replace(keys=tuple(_grow(x, slots) for x in self.keys), values=tuple(_grow(x, slots) for x in self.values))
+
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> jax.Array:
     """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants."""
