@@ -156,6 +156,7 @@ class SamplingConfig(Section):
     top_k: int = Field(0, ge=0, description="0: off")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     min_p: float = Field(0.0, ge=0.0, lt=1.0)
+    stop_tokens: tuple[int, ...] = Field((), description="ids that end a row, besides the end token")
     max_tokens: PositiveInt | None = Field(None, description="new tokens per row; default: what the context leaves")
     batch: PositiveInt = Field(256, description="rows decoded together")
     prompt_tokens: int = Field(0, ge=0, description="0: from the start token; n: the first n tokens of a row")

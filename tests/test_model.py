@@ -129,6 +129,34 @@ def test_blocked_attention_is_the_reference(T, window):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_splash_attention_is_the_reference(window):
+    """The TPU kernel, interpreted; forward and gradients. Rows of one sharding, padding positions left out."""
+    from recursive_jax.models import splash
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(x, (2, 128, h, 128)) for x, h in zip(keys, (4, 2, 2), strict=True))
+    segments = jnp.sort(jax.random.randint(jax.random.key(1), (2, 128), 1, 4), axis=1)
+    mask = Mask(window=window, segments_BT=segments)
+    weigh = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+    results = [
+        jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weigh), argnums=(0, 1, 2))(q, k, v)
+        for f in (lambda q, k, v: attention(q, k, v, mask, "reference"), lambda q, k, v: splash.attention(q, k, v, mask, interpret=True))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *results)
+
+
+def test_splash_attention_runs_on_a_mesh():
+    from recursive_jax.models import splash
+
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 128, 2, 128)) for i in range(3))
+    expected = attention(q, k, v, Mask(), "reference")
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2))):
+        put = lambda x: jax.device_put(x, jax.P(("data", "fsdp"), None, "tensor", None))  # noqa: E731
+        found = jax.jit(lambda q, k, v: splash.attention(q, k, v, Mask(), interpret=True))(put(q), put(k), put(v))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_reference_attention_is_jax_s_own():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 17, h, 8)) for i, h in enumerate((4, 2, 2)))
     np.testing.assert_allclose(attention(q, k, v, Mask(), "reference"), jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6)
@@ -190,6 +218,17 @@ def test_limits_and_statuses(tiny, tokenizer, mesh):
         generate(transformer(tiny, tokenizer, mesh), requests)
     with pytest.raises(InputError, match="long enough"):
         from_rows(rows, 50, 3)
+
+
+def test_stop_tokens_end_a_row(tiny, tokenizer, mesh):
+    model = randomised(transformer(tiny, tokenizer, mesh))
+    free = generate(model, unconditional(20), SamplingConfig(batch=20))
+    stop = free.tokens()[0][2].item()
+    cut = generate(model, unconditional(20), SamplingConfig(batch=20, stop_tokens=(stop,)))
+    for a, b, status in zip(free.tokens(), cut.tokens(), cut.column("status"), strict=True):
+        where = np.flatnonzero(a == stop)
+        assert b.tolist() == (a[: where[0] + 1] if len(where) else a).tolist()
+        assert status == ("ok" if len(b) and b[-1] in (stop, tokenizer.eos) else "length")
 
 
 def test_bad_tokens_are_refused(tiny, tokenizer, mesh):

@@ -20,15 +20,15 @@ from recursive_jax.generate.sampling import Rules, apply_rules, draw, request_ke
 
 @functools.cache
 def decode_program(architecture: Architecture, prompt: int, new: int, dtype: str) -> Callable:
-    """(params, prompts_BP, first_B, request_B, limit_B, rules, key, eos, banned) -> (tokens_BN, logprobs_BN, length_B).
+    """(params, prompts_BP, first_B, request_B, limit_B, rules, key, stops, banned) -> (tokens_BN, logprobs_BN, length_B).
 
     first_B: index of the first real token of each left-padded prompt. limit_B: at most this many new tokens.
     logprobs are the model's own (temperature 1, no truncation), nats. Past a row's end tokens are 0.
-    banned: ids that are never produced (start and padding tokens).
+    stops: ids that end a row. banned: ids that are never produced (start and padding tokens).
     """
     stepper = _cached_stepper(architecture, prompt, new, dtype) if architecture.config else _plain_stepper(architecture, new)
 
-    def generate(params, prompts_BP, first_B, request_B, limit_B, rules: Rules, key, eos, banned):
+    def generate(params, prompts_BP, first_B, request_B, limit_B, rules: Rules, key, stops, banned):
         TRACES["generate"] += 1
         B = prompts_BP.shape[0]
         rows = spec("batch")
@@ -50,7 +50,7 @@ def decode_program(architecture: Architecture, prompt: int, new: int, dtype: str
             out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, jnp.where(live_B, token_B, 0)[:, None], n, 1)
             logprob_BN = jax.lax.dynamic_update_slice_in_dim(logprob_BN, jnp.where(live_B, logprob_B, 0.0)[:, None], n, 1)
             length_B = length_B + live_B
-            done_B = done_B | (token_B == eos) | (length_B >= limit_B)
+            done_B = done_B | jnp.any(token_B[:, None] == stops[None], axis=-1) | (length_B >= limit_B)
             logits_BV, memory = stepper.step(params, token_B, memory, n)
             return n + 1, memory, logits_BV, out_BN, logprob_BN, length_B, done_B
 

@@ -48,7 +48,7 @@ def generate(
     model: Model, requests: Sequence[Request], sampling: SamplingConfig | None = None, *, seed: int = 0, round: int = 0,
     name: str = "rows", operation: str = "generate",
 ) -> Dataset:
-    """One row per request, holding the new tokens only (the prompt is named by `parents`). status: `ok` (ended by itself), `length` (cut at the limit), `prompt_too_long` (no tokens).
+    """One row per request, holding the new tokens only (the prompt is named by `parents`). status: `ok` (ended by a stop token), `length` (cut at the limit), `prompt_too_long` (no tokens).
 
     Raises InputError for a model without params.
     """
@@ -92,12 +92,13 @@ def _decode(model: Model, requests: Sequence[Request], sampling: SamplingConfig,
             prompts_BP[i, first_B[i] :] = row
             limit_B[i] = min(new, model.context - len(request.prompt))
     program = decode_program(model.architecture, width, new, resolve_dtype("auto"))
+    stops = np.array([tokenizer.eos, *sampling.stop_tokens], np.int32)
     banned = np.array(sorted({tokenizer.bos, tokenizer.pad, *range(model.tokenizer.vocab, model.vocab)}), np.int32)
     with jax.set_mesh(model.mesh):
         key = jax.random.key(seed)
         rows = meshes.put_batch(model.mesh, (prompts_BP, first_B, ids_B, limit_B))
         out = program(
-            model.params, *rows, meshes.replicate(model.mesh, Rules.of(sampling)), key, np.int32(tokenizer.eos), banned
+            model.params, *rows, meshes.replicate(model.mesh, Rules.of(sampling)), key, stops, banned
         )
         return meshes.fetch(out)
 
@@ -112,7 +113,8 @@ def _rows(model, requests, tokens_BN, logprobs_BN, length_B, sampling, seed, rou
         if len(request.prompt) > model.context:
             status.append("prompt_too_long")
         else:
-            status.append("ok" if len(new) and new[-1] == tokenizer.eos else "length")
+            stopped = len(new) and int(new[-1]) in (tokenizer.eos, *sampling.stop_tokens)
+            status.append("ok" if stopped else "length")
     return Dataset.from_columns(
         len(requests), id=[f"{name}/{r.id}" for r in requests], parents=[list(r.parents) for r in requests],
         operation=operation, model=model.fingerprint, round=round, seed=seed, synthetic=True, status=status,

@@ -72,7 +72,7 @@ def _choose(kind: str, q_BTHK: jax.Array, mask: Mask) -> str:
     platform, T = jax.default_backend(), q_BTHK.shape[1]
     if platform == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
-    if platform == "tpu" and T % 128 == 0 and mask.first_B is None:
+    if platform == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 128 == 0 and mask.first_B is None:
         return "splash"
     return "blocked" if T > BLOCK else "reference"
 
