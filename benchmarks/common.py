@@ -66,7 +66,9 @@ def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: s
                 continue
             found[name].append(json.loads(lines[-1]))
             print(f"round {number + 1}  {name:<28} {found[name][-1]}", flush=True)
-    print(f"\n{'':<30}{key + ', median':>26}{'min':>10}{'max':>10}{reference + ' / it':>22}{'first call s':>14}{'RSS MB':>8}")
+    print(
+        f"\n{'':<30}{key + ', median':>26}{'min':>10}{'max':>10}{reference + ' / it':>22}{'first call s':>14}{'RSS MB':>8}"
+    )
     ours = [x[key] for x in found[reference]]
     for name, results in found.items():
         if not results:
@@ -75,4 +77,6 @@ def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: s
         ratios = [a / b for a, b in zip(ours, values, strict=False)]
         first = statistics.median(x.get("first_s", float("nan")) for x in results)
         rss = statistics.median(x["peak_rss_mb"] for x in results)
-        print(f"{name:<30}{statistics.median(values):>26,.1f}{min(values):>10,.1f}{max(values):>10,.1f}{statistics.median(ratios):>22.2f}{first:>14.1f}{rss:>8,.0f}")
+        print(
+            f"{name:<30}{statistics.median(values):>26,.1f}{min(values):>10,.1f}{max(values):>10,.1f}{statistics.median(ratios):>22.2f}{first:>14.1f}{rss:>8,.0f}"
+        )

@@ -6,16 +6,16 @@ from common import flags, report
 
 args = flags(rounds=3, generate_batch=64, evaluate_rows=64)
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from recursive_jax.collapse.likelihood import cross_entropy, token_losses  # noqa: E402
-from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig  # noqa: E402
-from recursive_jax.data.dataset import real_rows  # noqa: E402
-from recursive_jax.data.tokenizers import ByteTokenizer  # noqa: E402
-from recursive_jax.generate.generate import generate, unconditional  # noqa: E402
-from recursive_jax.models.model import transformer  # noqa: E402
-from recursive_jax.train.loop import train  # noqa: E402
+from recursive_jax.collapse.likelihood import cross_entropy, token_losses
+from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig
+from recursive_jax.data.dataset import real_rows
+from recursive_jax.data.tokenizers import ByteTokenizer
+from recursive_jax.generate.generate import generate, unconditional
+from recursive_jax.models.model import transformer
+from recursive_jax.train.loop import train
 
 
 class Ids(ByteTokenizer):
@@ -31,7 +31,7 @@ config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hid
 model = transformer(config, Ids())
 rng = np.random.default_rng(1)
 count = args.steps * args.batch
-make = lambda n: [rng.integers(3, args.vocab, args.length).astype(np.int32) for _ in range(n)]  # noqa: E731
+make = lambda n: [rng.integers(3, args.vocab, args.length).astype(np.int32) for _ in range(n)]
 data, held_out = real_rows(make(count), [""] * count), make(args.evaluate_rows)
 settings = TrainConfig(steps=args.steps, batch=args.batch, learning_rate=3e-4)
 rounds = []
@@ -48,6 +48,13 @@ for k in range(args.rounds):
 later = np.median(np.array(rounds[1:]), axis=0)
 seconds = later[:3].sum()
 report(
-    "recursive_jax", rounds_per_hour=round(3600 / seconds, 2), seconds=round(seconds, 2), train_s=round(later[0], 2), generate_s=round(later[1], 2),
-    evaluate_s=round(later[2], 2), generated_tokens=int(later[3]), first_s=round(sum(rounds[0][:3]), 2), devices=jax.device_count(),
+    "recursive_jax",
+    rounds_per_hour=round(3600 / seconds, 2),
+    seconds=round(seconds, 2),
+    train_s=round(later[0], 2),
+    generate_s=round(later[1], 2),
+    evaluate_s=round(later[2], 2),
+    generated_tokens=int(later[3]),
+    first_s=round(sum(rounds[0][:3]), 2),
+    devices=jax.device_count(),
 )

@@ -4,21 +4,28 @@ from common import flags, report, step_times
 
 args = flags()
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from recursive_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
-from recursive_jax.data.packing import batches, pack  # noqa: E402
-from recursive_jax.mesh import make_mesh, put_batch, replicate  # noqa: E402
-from recursive_jax.models.model import transformer_architecture  # noqa: E402
-from recursive_jax.objectives.causal import causal  # noqa: E402
-from recursive_jax.train.optimizer import Hyper  # noqa: E402
-from recursive_jax.train.step import init_program, step_program  # noqa: E402
+from recursive_jax.config import MeshConfig, ModelConfig, TrainConfig
+from recursive_jax.data.packing import batches, pack
+from recursive_jax.mesh import make_mesh, put_batch, replicate
+from recursive_jax.models.model import transformer_architecture
+from recursive_jax.objectives.causal import causal
+from recursive_jax.train.optimizer import Hyper
+from recursive_jax.train.step import init_program, step_program
 
-config = ModelConfig(vocab=args.vocab, layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=args.length)
+config = ModelConfig(
+    vocab=args.vocab, layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=args.length
+)
 architecture = transformer_architecture(config)
 rng = np.random.default_rng(1)
-rows = pack([rng.integers(2, args.vocab, args.length).astype(np.int32) for _ in range(args.batch * 8)], args.length, bos=1, pad=0)
+rows = pack(
+    [rng.integers(2, args.vocab, args.length).astype(np.int32) for _ in range(args.batch * 8)],
+    args.length,
+    bos=1,
+    pad=0,
+)
 mesh = make_mesh(MeshConfig())
 with jax.set_mesh(mesh):
     hyper = replicate(mesh, Hyper.of(TrainConfig(steps=1000, learning_rate=3e-4)))
@@ -31,4 +38,9 @@ with jax.set_mesh(mesh):
         loss = float(metrics["loss"])
 
     first, times = step_times(step, args.warmup, args.steps)
-report("recursive_jax", tokens_per_second=round(args.batch * args.length / float(np.median(times)), 1), first_s=round(first, 2), loss=round(loss, 3))
+report(
+    "recursive_jax",
+    tokens_per_second=round(args.batch * args.length / float(np.median(times)), 1),
+    first_s=round(first, 2),
+    loss=round(loss, 3),
+)

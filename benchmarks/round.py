@@ -1,6 +1,6 @@
 """A whole round (train, generate as many tokens, evaluate) beside the Hugging Face Trainer and generate, interleaved.
 
-    python benchmarks/round.py --torch VENV/bin/python --pairs 5
+python benchmarks/round.py --torch VENV/bin/python --pairs 5
 """
 
 import argparse

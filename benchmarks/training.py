@@ -17,7 +17,9 @@ here = Path(__file__).parent
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--torch", help="a Python with torch and transformers")
 parser.add_argument("--tunix", help="a Python with google-tunix")
-parser.add_argument("--nanodo", help="a checkout of google-deepmind/nanodo (needs ml_collections beside jax and flax here)")
+parser.add_argument(
+    "--nanodo", help="a checkout of google-deepmind/nanodo (needs ml_collections beside jax and flax here)"
+)
 parser.add_argument("--pairs", type=int, default=5)
 args, rest = parser.parse_known_args()
 
@@ -29,7 +31,10 @@ if args.torch:
         commands[f"torch {mode}"] = ([*torch, "--mode", mode], {})
     commands["torch compile, huge pages"] = ([*torch, "--mode", "compile"], {"GLIBC_TUNABLES": TUNABLES})
 if args.nanodo:
-    commands["nanodo"] = ([sys.executable, str(here / "peers/nanodo_train.py"), *rest], {"NANODO": os.path.abspath(args.nanodo)})
+    commands["nanodo"] = (
+        [sys.executable, str(here / "peers/nanodo_train.py"), *rest],
+        {"NANODO": os.path.abspath(args.nanodo)},
+    )
 if args.tunix:
     commands["tunix"] = ([args.tunix, str(here / "peers/tunix_train.py"), *rest], {})
 interleaved(commands, args.pairs, "tokens_per_second", "recursive_jax")

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "config": ("ArmConfig", "Config", "DataConfig", "EvaluateConfig", "LanguageConfig", "MeshConfig", "ModelConfig",
-               "RoundsConfig", "SamplingConfig", "TrainConfig", "load_config"),
+    "config": (
+        "ArmConfig",
+        "Config",
+        "DataConfig",
+        "EvaluateConfig",
+        "LanguageConfig",
+        "MeshConfig",
+        "ModelConfig",
+        "RoundsConfig",
+        "SamplingConfig",
+        "TrainConfig",
+        "load_config",
+    ),
     "errors": ("InputError", "Preempted", "TrainingDiverged"),
     "mesh": ("make_mesh",),
     "models.model": ("Model", "transformer", "user_model"),
@@ -63,8 +74,17 @@ sys.modules[__name__].__class__ = _Package
 if TYPE_CHECKING:
     from recursive_jax.collapse.measure import Yardstick, measure
     from recursive_jax.config import (
-        ArmConfig, Config, DataConfig, EvaluateConfig, LanguageConfig, MeshConfig, ModelConfig, RoundsConfig,
-        SamplingConfig, TrainConfig, load_config,
+        ArmConfig,
+        Config,
+        DataConfig,
+        EvaluateConfig,
+        LanguageConfig,
+        MeshConfig,
+        ModelConfig,
+        RoundsConfig,
+        SamplingConfig,
+        TrainConfig,
+        load_config,
     )
     from recursive_jax.curate.select import Rule, select
     from recursive_jax.data.dataset import Dataset

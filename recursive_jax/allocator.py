@@ -15,7 +15,8 @@ import sys
 
 #: hugetlb=1 asks for transparent huge pages; the other three keep freed memory for the next step.
 TUNABLES = ":".join(
-    f"glibc.malloc.{name}" for name in ("hugetlb=1", "trim_threshold=17179869184", "mmap_threshold=33554432", "top_pad=67108864")
+    f"glibc.malloc.{name}"
+    for name in ("hugetlb=1", "trim_threshold=17179869184", "mmap_threshold=33554432", "top_pad=67108864")
 )
 
 

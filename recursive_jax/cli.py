@@ -12,7 +12,7 @@ from recursive_jax import allocator
 from recursive_jax.errors import EXIT_BAD_INPUT, InputError, RecursiveJaxError
 
 EPILOG = """\
-a first run (about three minutes on two CPU cores, no data and no network needed):
+a first run (about two minutes on two CPU cores, no data and no network needed):
   recursive-jax run configs/quickstart.yaml --workdir runs/quickstart
   open runs/quickstart/report.html
 
@@ -27,38 +27,70 @@ killed? the same command goes on where it stopped. exit codes: 0 done, 1 failed,
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="recursive-jax", epilog=EPILOG, formatter_class=raw,
+        prog="recursive-jax",
+        epilog=EPILOG,
+        formatter_class=raw,
         description="Train models on the output of models, in JAX, and know exactly what each round gained and lost.",
     )
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        return sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}", formatter_class=raw)
+        return sub.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=raw,
+        )
 
     def config_arguments(p: argparse.ArgumentParser) -> None:
         p.add_argument("config", help="a YAML file; configs/ has one per experiment")
-        p.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.steps=500")
+        p.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="dotted keys of the config, e.g. train.steps=500"
+        )
         p.add_argument("--workdir", required=True, metavar="DIR", help="the run folder: new, or one to go on with")
         p.add_argument("--fork", metavar="DIR", help="another run folder whose unchanged results are reused")
-        p.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs; write nothing")
+        p.add_argument(
+            "--dry-run", action="store_true", help="print the resolved config and what it costs; write nothing"
+        )
         p.add_argument("--quiet", action="store_true", help="no progress")
 
-    config_arguments(command(
-        "run", "run a whole experiment: teacher, rounds, evaluation, report",
-        "recursive-jax run configs/quickstart.yaml rounds.count=3 --workdir runs/three"))
-    config_arguments(command(
-        "train", "train only the first model of a config (its round 0) and evaluate it",
-        "recursive-jax train configs/wikitext.yaml data.path=corpus.txt --workdir runs/teacher"))
+    config_arguments(
+        command(
+            "run",
+            "run a whole experiment: teacher, rounds, evaluation, report",
+            "recursive-jax run configs/quickstart.yaml rounds.count=3 --workdir runs/three",
+        )
+    )
+    config_arguments(
+        command(
+            "train",
+            "train only the first model of a config (its round 0) and evaluate it",
+            "recursive-jax train configs/wikitext.yaml data.path=corpus.txt --workdir runs/teacher",
+        )
+    )
 
-    p = command("status", "print the chain of results of a run, and what each round lost", "recursive-jax status runs/quickstart")
+    p = command(
+        "status",
+        "print the chain of results of a run, and what each round lost",
+        "recursive-jax status runs/quickstart",
+    )
     p.add_argument("run", metavar="DIR")
     p.add_argument("--row", metavar="ID", help="print the ancestors of one generated row")
     p.add_argument("--json", action="store_true", help="print the metrics records as JSON lines")
 
-    p = command("report", "write report.html again from what is stored (also while the run goes on)", "recursive-jax report runs/quickstart")
+    p = command(
+        "report",
+        "write report.html again from what is stored (also while the run goes on)",
+        "recursive-jax report runs/quickstart",
+    )
     p.add_argument("run", metavar="DIR")
 
-    p = command("generate", "sample text from a stored model", "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7")
+    p = command(
+        "generate",
+        "sample text from a stored model",
+        "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7",
+    )
     p.add_argument("model", metavar="MODEL", help="a run folder (its last model) or the folder of one training")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
     p.add_argument("--prompt", default="", help="text to go on from")
@@ -66,10 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", metavar="FILE", help="write rows with tokens and log-probabilities: .jsonl or .parquet")
 
-    p = command("evaluate", "score a stored model on real text, and its samples; prints JSON", "recursive-jax evaluate runs/quickstart --data corpus.txt")
+    p = command(
+        "evaluate",
+        "score a stored model on real text, and its samples; prints JSON",
+        "recursive-jax evaluate runs/quickstart --data corpus.txt",
+    )
     p.add_argument("model", metavar="MODEL")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="evaluate.*, sampling.* and data.* keys")
-    p.add_argument("--data", metavar="PATH", help="real text; default: the embedded language, for a model trained on it")
+    p.add_argument(
+        "--data", metavar="PATH", help="real text; default: the embedded language, for a model trained on it"
+    )
     p.add_argument("--base", metavar="MODEL", help="the model that judges the samples; default: the model itself")
 
     command("doctor", "say what this machine offers and whether the installation works", "recursive-jax doctor")
@@ -108,7 +146,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for i, word in enumerate(words):
         bare = not word.startswith("-") and not takes_value and i > 0 and "=" in word and "/" not in word.split("=")[0]
         (overrides if bare else kept).append(word)
-        takes_value = word in ("--workdir", "--fork", "--row", "--prompt", "--count", "--seed", "--out", "--data", "--base")
+        takes_value = word in (
+            "--workdir",
+            "--fork",
+            "--row",
+            "--prompt",
+            "--count",
+            "--seed",
+            "--out",
+            "--data",
+            "--base",
+        )
     args = _parser().parse_args(kept)
     if overrides and not hasattr(args, "overrides"):
         raise SystemExit(f"recursive-jax {args.command}: takes no key=value words, got {' '.join(overrides)}")
@@ -192,7 +240,9 @@ def _generate(args: argparse.Namespace) -> int:
     rows = generate(model, [Request(i, prompt) for i in range(args.count)], sampling, seed=args.seed)
     if args.out is None:
         for text in rows.column("text"):
-            print(f"{args.prompt}{' ' if args.prompt and not text.startswith(' ') and model.tokenizer.to_json()['kind'] == 'language' else ''}{text}\n")
+            print(
+                f"{args.prompt}{' ' if args.prompt and not text.startswith(' ') and model.tokenizer.to_json()['kind'] == 'language' else ''}{text}\n"
+            )
     elif args.out.endswith(".parquet"):
         rows.write(args.out)
     else:
@@ -222,7 +272,12 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "train": _run, "status": _status, "report": _report, "generate": _generate, "evaluate": _evaluate,
+    "run": _run,
+    "train": _run,
+    "status": _status,
+    "report": _report,
+    "generate": _generate,
+    "evaluate": _evaluate,
     "doctor": _doctor,
 }
 

@@ -156,6 +156,7 @@ class SamplingConfig(Section):
     top_k: int = Field(0, ge=0, description="0: off")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     min_p: float = Field(0.0, ge=0.0, lt=1.0)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute dtype, as in train.dtype")
     stop_tokens: tuple[int, ...] = Field((), description="ids that end a row, besides the end token")
     max_tokens: PositiveInt | None = Field(None, description="new tokens per row; default: what the context leaves")
     batch: PositiveInt = Field(256, description="rows decoded together")
@@ -227,10 +228,12 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _student_follows_train(cls, raw: Any) -> Any:
-        if isinstance(raw, Mapping) and isinstance(raw.get("train", {}), Mapping):
-            student = raw.get("student") or {}
-            if isinstance(student, Mapping):
-                return {**raw, "student": {**raw.get("train", {}), **student}}
+        if not isinstance(raw, Mapping):
+            return raw
+        train, student = raw.get("train", {}), raw.get("student") or {}
+        train = train.model_dump(exclude_unset=True) if isinstance(train, TrainConfig) else train
+        if isinstance(train, Mapping) and isinstance(student, Mapping):
+            return {**raw, "student": {**train, **student}}
         return raw
 
     @model_validator(mode="after")
@@ -250,7 +253,11 @@ class Config(Section):
             if name == "rounds" or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 errors.append(f"arms.{name}: an arm is a folder: letters, digits, '-', '_', '.'; not 'rounds'")
             try:
-                self.arm_sampling(arm)
+                sampling = self.arm_sampling(arm)
+                if sampling.prompt_tokens >= self.model.context and "prompt_tokens" in arm.sampling:
+                    errors.append(
+                        f"arms.{name}.sampling.prompt_tokens={sampling.prompt_tokens} leaves nothing of model.context={self.model.context}"
+                    )
             except pydantic.ValidationError as error:
                 errors.extend(f"arms.{name}.sampling: {line}" for line in _explain(error, SamplingConfig))
         if errors:
@@ -321,8 +328,11 @@ def _explain(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
             known = _known_keys(root, location[:-1])
             near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             elsewhere = [k for k in _all_keys(root) if k.rsplit(".", 1)[-1] == location[-1]]
-            hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else (
-                f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}")
+            hint = (
+                f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+                if near
+                else (f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(known)}")
+            )
             lines.append(f"unknown key {key}; {hint}")
         elif item["type"] == "value_error":
             prefix = "" if key == "config" else f"{key}: "

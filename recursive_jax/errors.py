@@ -1,4 +1,4 @@
-"""The errors a user meets, and the exit code each one carries (docs/architecture.md, "Exit codes")."""
+"""The errors a user meets, and the exit code each one carries (docs/guide.md)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes:
         if len(devices) % known:
-            raise InputError(f"mesh {asked} does not divide the {len(devices)} devices here; change mesh.fsdp or mesh.tensor")
+            raise InputError(
+                f"mesh {asked} does not divide the {len(devices)} devices here; change mesh.fsdp or mesh.tensor"
+            )
         sizes[sizes.index(-1)] = len(devices) // known
     count = math.prod(sizes)
     if count > len(devices):
@@ -157,10 +159,37 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def on_main(action: Callable[[], Any]) -> None:
+    """Runs `action` on the main process while the others wait. An error there is raised on all of them: none is left
+    waiting for a process that gave up."""
+    if jax.process_count() == 1:
+        action()
+        return
+    from jax.experimental import multihost_utils
+
+    failure: Exception | None = None
+    if is_main():
+        try:
+            action()
+        except Exception as error:  # handed on below, whatever it is
+            failure = error
+    text = "" if failure is None else f"{getattr(failure, 'errno', None) or 0}|{failure}"
+    padded = np.zeros(2048, np.uint8)
+    raw = text.encode()[:2048]
+    padded[: len(raw)] = np.frombuffer(raw, np.uint8)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode(errors="replace")
+    if failure is not None:
+        raise failure
+    if told:
+        raise InputError(f"the main process stopped: {told.partition('|')[2]}")
+
+
 def use_compilation_cache(directory: str | None = None) -> str | None:
     """Turns the persistent compilation cache on (RECURSIVE_JAX_CACHE=off leaves it off). Returns its folder."""
-    chosen = os.environ.get("RECURSIVE_JAX_CACHE") or directory or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "recursive_jax", "xla"
+    chosen = (
+        os.environ.get("RECURSIVE_JAX_CACHE")
+        or directory
+        or os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "recursive_jax", "xla")
     )
     if chosen == "off":
         return None

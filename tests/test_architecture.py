@@ -11,8 +11,16 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "recursive_jax"
 #: Lowest first. A room may import itself and what stands below it.
 ORDER = [
-    {"errors", "config", "allocator"}, {"mesh"}, {"models"}, {"objectives", "data"}, {"train", "curate"}, {"generate"},
-    {"collapse"}, {"rounds"}, {"recipes"}, {"cli"},
+    {"errors", "config", "allocator"},
+    {"mesh"},
+    {"models"},
+    {"objectives", "data"},
+    {"train", "curate"},
+    {"generate"},
+    {"collapse"},
+    {"rounds"},
+    {"recipes"},
+    {"cli"},
 ]
 RANK = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 
@@ -35,7 +43,11 @@ def test_imports_go_down_only():
 
 
 def test_files_stay_readable():
-    long = [(str(f), n) for f in PACKAGE.rglob("*.py") if (n := len(f.read_text().splitlines())) > (150 if "recipes" in f.parts else 500)]
+    long = [
+        (str(f), n)
+        for f in PACKAGE.rglob("*.py")
+        if (n := len(f.read_text().splitlines())) > (150 if "recipes" in f.parts else 500)
+    ]
     assert long == []
 
 
@@ -62,5 +74,11 @@ def test_public_names_exist_and_are_documented():
 def test_no_torch_or_tensorflow_in_the_core():
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(n.split(".")[0] in ("torch", "tensorflow") for n in names), file

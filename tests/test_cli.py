@@ -66,7 +66,10 @@ def copy(finished, tmp_path):
         (["learning_rate=3"], ["unknown key learning_rate", "did you mean train.learning_rate?"]),
         (["arms.main.anchr=0.1"], ["unknown key arms.main.anchr", "did you mean arms.main.anchor?"]),
         (["train.steps=many"], ["train.steps='many'", "valid integer"]),
-        (["train.steps=0", "rounds.init=bass", "model.heads=3"], ["train.steps=0", "rounds.init='bass'", "base", "heads=3"]),
+        (
+            ["train.steps=0", "rounds.init=bass", "model.heads=3"],
+            ["train.steps=0", "rounds.init='bass'", "base", "heads=3"],
+        ),
         (["arms.main.anchor=0.7", "arms.main.fresh=0.7"], ["more than the whole round"]),
         (["arms.main.sampling={temperatur: 1}"], ["temperatur", "did you mean temperature?"]),
         (["train.length=64"], ["train.length=64 is longer than model.context=32"]),
@@ -74,7 +77,10 @@ def copy(finished, tmp_path):
         (["justaword"], ["not of the form key=value"]),
         (["train=3"], ["train"]),
         (["model.vocab=5"], ["model.vocab=5", "tokenizer"]),
-        (["mesh.tensor=4", "mesh.data=2", "model.hidden=42", "train.batch=7"], ["model.heads=2", "model.hidden=42", "train.batch=7", "divisible"]),
+        (
+            ["mesh.tensor=4", "mesh.data=2", "model.hidden=42", "train.batch=7"],
+            ["model.heads=2", "model.hidden=42", "train.batch=7", "divisible"],
+        ),
         (["mesh.data=9"], ["needs 9 devices, 8 are here"]),
         (["data.path=nowhere/*.txt"], ["nowhere/*.txt does not exist"]),
         (["data.path=config.py", "data.tokenizer=none.json"], ["none.json does not exist"]),
@@ -117,13 +123,24 @@ def test_another_config_is_refused_with_the_difference_and_can_fork(capsys, fini
     workdir = finished / "run"
     error = refused(capsys, "run", finished / "config.yaml", "sampling.temperature=0.5", "--workdir", workdir)
     assert "sampling.temperature: 1.0 -> 0.5" in error and "--fork" in error
-    code = run("run", finished / "config.yaml", "sampling.temperature=0.5", "--workdir", tmp_path / "new", "--fork", workdir, "--quiet")
+    code = run(
+        "run",
+        finished / "config.yaml",
+        "sampling.temperature=0.5",
+        "--workdir",
+        tmp_path / "new",
+        "--fork",
+        workdir,
+        "--quiet",
+    )
     assert code == 0
     kept = json.loads((tmp_path / "new/rounds/0000/teacher/manifest.json").read_text())
     original = json.loads((workdir / "rounds/0000/teacher/manifest.json").read_text())
     assert kept == original  # copied, not trained again: even the seconds are the same
     changed = json.loads((tmp_path / "new/rounds/0001/student/manifest.json").read_text())
-    assert changed["fingerprint"] != json.loads((workdir / "rounds/0001/student/manifest.json").read_text())["fingerprint"]
+    assert (
+        changed["fingerprint"] != json.loads((workdir / "rounds/0001/student/manifest.json").read_text())["fingerprint"]
+    )
 
 
 def test_a_second_start_returns_what_is_stored(finished):
@@ -134,7 +151,12 @@ def test_a_second_start_returns_what_is_stored(finished):
 
 @pytest.mark.parametrize("victim", ["manifest.json", "rows-00000.parquet", "checkpoint", "metrics.json"])
 def test_damage_is_named_and_nothing_starts_from_scratch(capsys, finished, copy, victim):
-    folders = {"manifest.json": "student", "rows-00000.parquet": "rows", "checkpoint": "student", "metrics.json": "evaluation"}
+    folders = {
+        "manifest.json": "student",
+        "rows-00000.parquet": "rows",
+        "checkpoint": "student",
+        "metrics.json": "evaluation",
+    }
     folder = copy / "rounds/0001" / folders[victim]
     target = folder / victim
     if victim == "checkpoint":
@@ -157,7 +179,7 @@ def test_two_processes_on_one_folder(capsys, finished, copy):
 def test_disk_trouble(capsys, config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     assert "not a folder" in refused(capsys, "run", config, "--workdir", tmp_path / "file" / "run")
-    assert "cannot write" in refused(capsys, "run", config, "--workdir", "/proc/recursive-jax")
+    assert "cannot use" in refused(capsys, "run", config, "--workdir", "/proc/recursive-jax")
 
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -165,7 +187,10 @@ def test_disk_trouble(capsys, config, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "write_atomic", full)
     assert "no space is left" in refused(capsys, "run", config, "--workdir", tmp_path / "full")
     monkeypatch.undo()
-    assert run("run", config, "--workdir", tmp_path / "full", "--quiet") in (0, 2)  # 2: only if a half-made folder has no record
+    assert run("run", config, "--workdir", tmp_path / "full", "--quiet") in (
+        0,
+        2,
+    )  # 2: only if a half-made folder has no record
 
 
 def test_a_folder_that_is_not_a_run(capsys, config, tmp_path):
@@ -203,7 +228,11 @@ def test_status_report_generate_evaluate(capsys, finished, tmp_path):
     row = pq.read_table(workdir / "rounds/0001/samples/rows-00000.parquet")["id"][3].as_py()
     assert run("status", workdir, "--row", row) == 0
     told = capsys.readouterr().out
-    assert "written by the model rounds/0001/student" in told and "rounds/0000/teacher" in told and "rounds/0000/real" in told
+    assert (
+        "written by the model rounds/0001/student" in told
+        and "rounds/0000/teacher" in told
+        and "rounds/0000/real" in told
+    )
     assert run("report", workdir) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
     assert run("generate", workdir, "--count", "2", "sampling.temperature=0.5", "--seed", "4") == 0

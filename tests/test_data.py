@@ -49,7 +49,10 @@ def write_huggingface(folder):
     root = folder / "hf" / "train"
     root.mkdir(parents=True)
     table = pa.table({"text": TEXTS})
-    with pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     (root / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
     (root / "dataset_info.json").write_text("{}")
@@ -121,7 +124,10 @@ def test_world_from_text_holds_out_and_keeps_every_byte(tmp_path):
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real corpora are not beside the project")
 def test_real_corpora_open():
-    for path, tokenizer in ((SHARED_DATA / "tinyshakespeare/input.txt", "byte"), (SHARED_DATA / "wikitext2/raw_valid.txt", "bpe")):
+    for path, tokenizer in (
+        (SHARED_DATA / "tinyshakespeare/input.txt", "byte"),
+        (SHARED_DATA / "wikitext2/raw_valid.txt", "bpe"),
+    ):
         world = open_world(DataConfig(path=str(path), tokenizer=tokenizer, vocab_size=1000), context=128)
         text = path.read_text(encoding="utf-8")
         assert world.train.column("text")[0] == text[: len(world.train.column("text")[0])]

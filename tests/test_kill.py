@@ -35,7 +35,16 @@ mesh: {data: 1}
 
 
 def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "recursive_jax.cli", "run", str(folder / "config.yaml"), "--workdir", str(folder / "run"), "--quiet"]
+    return [
+        sys.executable,
+        "-m",
+        "recursive_jax.cli",
+        "run",
+        str(folder / "config.yaml"),
+        "--workdir",
+        str(folder / "run"),
+        "--quiet",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +72,14 @@ def assert_same_bits(left: Path, right: Path, mesh) -> None:
     for model in models:
         a, b = load_model(left / model, mesh), load_model(right / model, mesh)
         assert a.fingerprint == b.fingerprint
-        assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a.params, b.params)), model
+        assert jax.tree.all(
+            jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a.params, b.params)
+        ), model
     for log in left.rglob("train.jsonl"):
-        losses = [[(r["step"], r["loss"]) for r in map(json.loads, (root / log.relative_to(left)).read_text().splitlines())] for root in (left, right)]
+        losses = [
+            [(r["step"], r["loss"]) for r in map(json.loads, (root / log.relative_to(left)).read_text().splitlines())]
+            for root in (left, right)
+        ]
         assert losses[0] == losses[1], log
 
 

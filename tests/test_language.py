@@ -62,7 +62,9 @@ def test_kl_between_grammars_matches_monte_carlo(language, documents):
     tokens = padded(documents)
     states, _ = language.parse(tokens)
     live = tokens != PAD
-    ratio = np.log(np.where(live, language.P_AV[states, tokens], 1.0)) - np.log(np.where(live, other.P_AV[states, tokens], 1.0))
+    ratio = np.log(np.where(live, language.P_AV[states, tokens], 1.0)) - np.log(
+        np.where(live, other.P_AV[states, tokens], 1.0)
+    )
     per_document = ratio.sum(1)
     assert abs(per_document.mean() - language.kl_to(other)) < 4 * per_document.std() / np.sqrt(len(documents))
     assert language.kl_to(language) == 0.0
@@ -129,7 +131,14 @@ def oracle_model(language, tokenizer, mesh, spread: float) -> Model:
         from recursive_jax.data.language import _parse
 
         body = tokens_BT[:, 1:]
-        states, _ = _parse(tables, jnp.pad(body, ((0, 0), (0, 1)), constant_values=EOS), language.start, language.next_state, language.dot, language.depth)
+        states, _ = _parse(
+            tables,
+            jnp.pad(body, ((0, 0), (0, 1)), constant_values=EOS),
+            language.start,
+            language.next_state,
+            language.dot,
+            language.depth,
+        )
         p = jnp.asarray(tables["p"])[jnp.maximum(states, 0)]
         return jnp.log((1 - spread) * p + spread / language.vocab + 1e-30)
 
@@ -148,7 +157,7 @@ def test_exact_kl_of_known_models(language, tokenizer, mesh, documents):
     states, _ = language.parse(tokens)
     states = states[tokens != PAD]
     p = language.P_AV[states]
-    mass = lambda support: (1 - e) + e * support[states].sum(1) / V  # noqa: E731
+    mass = lambda support: (1 - e) + e * support[states].sum(1) / V
     syn, sem, true = mass(language.syn_AV), mass(language.sem_AV), mass(language.P_AV > 0)
     q = (1 - e) * p + e / V
     total = np.where(p > 0, p * np.log(np.where(p > 0, p, 1) / q), 0).sum(1)

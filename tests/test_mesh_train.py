@@ -73,7 +73,9 @@ def test_restore_says_which_leaves_differ(tiny, tokenizer, rows, tmp_path, mesh)
     other = transformer(tiny.model_copy(update={"tied": False, "hidden": 96}), tokenizer, mesh)
     with pytest.raises(InputError) as error:
         checkpoint.load(tmp_path / "ck", abstract_params(other.architecture, mesh))
-    assert "missing: head" in str(error.value) and "blocks/mlp/up: stored (2, 32, 64), expected (2, 32, 96)" in str(error.value)
+    assert "missing: head" in str(error.value) and "blocks/mlp/up: stored (2, 32, 64), expected (2, 32, 96)" in str(
+        error.value
+    )
 
 
 def test_generation_agrees_on_every_mesh(tiny, tokenizer, rows):

@@ -8,7 +8,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recursive_jax.collapse.diversity import distinct, entropy, miller_madow, ngrams, repetition, sample_statistics, take_budget
+from recursive_jax.collapse.diversity import (
+    distinct,
+    entropy,
+    miller_madow,
+    ngrams,
+    repetition,
+    sample_statistics,
+    take_budget,
+)
 from recursive_jax.collapse.likelihood import cross_entropy, histogram, histogram_edges, row_perplexities, token_losses
 from recursive_jax.collapse.tails import deciles, tail_lost
 from recursive_jax.config import ModelConfig

@@ -18,7 +18,14 @@ from recursive_jax.models.model import parameter_count, transformer, user_model
 CONFIGS = {
     "llama": {},
     "mha-untied": {"kv_heads": None, "tied": False},
-    "gpt2": {"norm": "layer", "position": "learned", "gated": False, "activation": "gelu_tanh", "bias": True, "kv_heads": None},
+    "gpt2": {
+        "norm": "layer",
+        "position": "learned",
+        "gated": False,
+        "activation": "gelu_tanh",
+        "bias": True,
+        "kv_heads": None,
+    },
     "window": {"window": 5},
     "wide-heads": {"head_dim": 16, "activation": "gelu"},
     "relu-mlp": {"gated": False, "activation": "relu", "kv_heads": 1},
@@ -31,7 +38,10 @@ def randomised(model, seed=0):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     with jax.set_mesh(model.mesh):
-        leaves = [x + 0.2 * jax.random.normal(k, x.shape, out_sharding=jax.typeof(x).sharding.spec) for k, x in zip(keys, leaves, strict=True)]
+        leaves = [
+            x + 0.2 * jax.random.normal(k, x.shape, out_sharding=jax.typeof(x).sharding.spec)
+            for k, x in zip(keys, leaves, strict=True)
+        ]
     return model.with_params(jax.tree.unflatten(tree, leaves))
 
 
@@ -74,13 +84,17 @@ def numpy_forward(params, c: ModelConfig, tokens, segments=None):
     for layer in range(c.layers):
         b = jax.tree.map(lambda w, layer=layer: w[layer], p["blocks"])
         a, h = b["attention"], norm(x, b["attention_norm"])
-        q, k, v = (np.einsum("td,dhk->thk", h, a[n]) + (a[f"{n}_bias"] if c.bias else 0) for n in ("query", "key", "value"))
+        q, k, v = (
+            np.einsum("td,dhk->thk", h, a[n]) + (a[f"{n}_bias"] if c.bias else 0) for n in ("query", "key", "value")
+        )
         if c.position == "rope":
             q = np.array([[rope(q[t, i], position[t]) for i in range(H)] for t in range(T)])
             k = np.array([[rope(k[t, i], position[t]) for i in range(G)] for t in range(T)])
         mixed = np.zeros((T, H, K))
         for t in range(T):
-            seen = [s for s in range(t + 1) if segments[s] == segments[t] > 0 and (c.window is None or t - s < c.window)]
+            seen = [
+                s for s in range(t + 1) if segments[s] == segments[t] > 0 and (c.window is None or t - s < c.window)
+            ]
             for i in range(H):
                 if seen:
                     scores = np.array([q[t, i] @ k[s, i // (H // G)] for s in seen]) / np.sqrt(K)
@@ -141,7 +155,10 @@ def test_splash_attention_is_the_reference(window):
     weigh = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
     results = [
         jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weigh), argnums=(0, 1, 2))(q, k, v)
-        for f in (lambda q, k, v: attention(q, k, v, mask, "reference"), lambda q, k, v: splash.attention(q, k, v, mask, interpret=True))
+        for f in (
+            lambda q, k, v: attention(q, k, v, mask, "reference"),
+            lambda q, k, v: splash.attention(q, k, v, mask, interpret=True),
+        )
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *results)
 
@@ -152,14 +169,16 @@ def test_splash_attention_runs_on_a_mesh():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 128, 2, 128)) for i in range(3))
     expected = attention(q, k, v, Mask(), "reference")
     with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2))):
-        put = lambda x: jax.device_put(x, jax.P(("data", "fsdp"), None, "tensor", None))  # noqa: E731
+        put = lambda x: jax.device_put(x, jax.P(("data", "fsdp"), None, "tensor", None))
         found = jax.jit(lambda q, k, v: splash.attention(q, k, v, Mask(), interpret=True))(put(q), put(k), put(v))
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_reference_attention_is_jax_s_own():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 17, h, 8)) for i, h in enumerate((4, 2, 2)))
-    np.testing.assert_allclose(attention(q, k, v, Mask(), "reference"), jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6)
+    np.testing.assert_allclose(
+        attention(q, k, v, Mask(), "reference"), jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=2e-6
+    )
     np.testing.assert_allclose(
         attention(q, k, v, Mask(causal=False), "reference"), jax.nn.dot_product_attention(q, k, v), atol=2e-6
     )
@@ -175,7 +194,11 @@ def test_decoding_with_the_cache_equals_the_full_forward(name, tiny, tokenizer, 
     for request, tokens, logprobs in zip(requests, rows.tokens(), rows.column("logprobs"), strict=True):
         sequence = np.concatenate([[tokenizer.bos], request.prompt, tokens])
         logits = np.asarray(model.logits(sequence[None, :-1]), np.float64)[0, len(request.prompt) :]
-        logp = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        logp = (
+            logits
+            - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - logits.max(-1, keepdims=True)
+        )
         np.testing.assert_allclose(logprobs, logp[np.arange(len(tokens)), tokens], atol=1e-4)
         masked = logits.copy()
         masked[:, [tokenizer.bos, tokenizer.pad]] = -np.inf
@@ -187,8 +210,20 @@ def test_decoding_with_the_cache_equals_the_full_forward(name, tiny, tokenizer, 
 def test_a_user_s_functions_decode_like_the_built_in_model(tiny, tokenizer, mesh):
     built_in = randomised(transformer(tiny, tokenizer, mesh))
     apply = built_in.architecture.apply
-    plain = user_model(built_in.architecture.init, lambda p, t, s=None: apply(p, t, s), tokenizer=tokenizer, context=32, vocab=tokenizer.vocab, mesh=mesh)
-    plain = plain.__class__(**{**plain.__dict__, "architecture": plain.architecture.__class__(**{**plain.architecture.__dict__, "apply": apply})})
+    plain = user_model(
+        built_in.architecture.init,
+        lambda p, t, s=None: apply(p, t, s),
+        tokenizer=tokenizer,
+        context=32,
+        vocab=tokenizer.vocab,
+        mesh=mesh,
+    )
+    plain = plain.__class__(
+        **{
+            **plain.__dict__,
+            "architecture": plain.architecture.__class__(**{**plain.architecture.__dict__, "apply": apply}),
+        }
+    )
     plain = plain.with_params(built_in.params)
     requests = [Request(i, np.full(i, 5, np.int32)) for i in range(4)]
     sampling = SamplingConfig(max_tokens=8, batch=4)
@@ -209,7 +244,11 @@ def test_a_row_does_not_depend_on_its_company(tiny, tokenizer, mesh, language):
 
 def test_limits_and_statuses(tiny, tokenizer, mesh):
     model = randomised(transformer(tiny, tokenizer, mesh))
-    requests = [Request(0, np.full(31, 5, np.int32)), Request(1, np.full(32, 5, np.int32)), Request(2, np.full(40, 5, np.int32))]
+    requests = [
+        Request(0, np.full(31, 5, np.int32)),
+        Request(1, np.full(32, 5, np.int32)),
+        Request(2, np.full(40, 5, np.int32)),
+    ]
     rows = generate(model, requests, SamplingConfig(batch=3))
     assert [len(t) for t in rows.tokens()] == [1, 0, 0]
     assert rows.column("status")[1:] == ["length", "prompt_too_long"]
@@ -248,7 +287,9 @@ def test_logits_take_any_batch_on_any_mesh_and_padding_is_not_seen(tiny, tokeniz
     mask[1, 6:] = 0
     other = model.on(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     np.testing.assert_allclose(model.logits(tokens, mask), other.logits(tokens, mask), atol=1e-4)
-    np.testing.assert_allclose(np.asarray(model.logits(tokens, mask))[1, :6], np.asarray(model.logits(tokens[1:2, :6]))[0], atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(model.logits(tokens, mask))[1, :6], np.asarray(model.logits(tokens[1:2, :6]))[0], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -264,7 +305,9 @@ def test_bfloat16_compute_keeps_float32_masters(tiny, tokenizer, mesh, language)
     rows = pack(language.sample(1, 0, 100), 32, tokenizer.bos, tokenizer.pad)
     results = {}
     for dtype in ("float32", "bfloat16"):
-        trained = train(transformer(tiny, tokenizer, mesh), rows, config=TrainConfig(steps=15, batch=8, dtype=dtype), quiet=True)
+        trained = train(
+            transformer(tiny, tokenizer, mesh), rows, config=TrainConfig(steps=15, batch=8, dtype=dtype), quiet=True
+        )
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(trained.model.params))
         results[dtype] = trained.summary["loss"]
     assert results["float32"] != results["bfloat16"]

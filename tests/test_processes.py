@@ -32,12 +32,27 @@ def start(folder: Path, processes: int, devices: int, *overrides: str) -> list[s
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = [sys.executable, "-m", "recursive_jax.cli", "run", str(folder / "config.yaml"), *overrides, "--workdir", str(folder / "run"), "--quiet"]
+    words = [
+        sys.executable,
+        "-m",
+        "recursive_jax.cli",
+        "run",
+        str(folder / "config.yaml"),
+        *overrides,
+        "--workdir",
+        str(folder / "run"),
+        "--quiet",
+    ]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "RECURSIVE_JAX_CACHE": "off"}
     if processes > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
     return [
-        subprocess.Popen(words, env={**env, "JAX_PROCESS_ID": str(i)} if processes > 1 else env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            words,
+            env={**env, "JAX_PROCESS_ID": str(i)} if processes > 1 else env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for i in range(processes)
     ]
 
@@ -53,7 +68,9 @@ def finish(started: list[subprocess.Popen], code: int = 0) -> None:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for log in sorted(folder.rglob("train.jsonl")) for line in log.read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for log in sorted(folder.rglob("train.jsonl")) for line in log.read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +88,9 @@ def test_two_processes_equal_one(tmp_path, alone):
     one, two = losses(alone), losses(tmp_path)
     assert len(one) == len(two) == 24
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-3
-    rows = [pq.read_table(f / "run/rounds/0001/rows/rows-00000.parquet")["tokens"].to_pylist() for f in (alone, tmp_path)]
+    rows = [
+        pq.read_table(f / "run/rounds/0001/rows/rows-00000.parquet")["tokens"].to_pylist() for f in (alone, tmp_path)
+    ]
     assert rows[0] == rows[1]
 
 

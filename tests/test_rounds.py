@@ -16,19 +16,37 @@ from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import unconditional
 from recursive_jax.models.model import transformer
 from recursive_jax.recipes.collapse import collapse
+from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.iterate import Pool, iterate
 from recursive_jax.rounds.lineage import ancestors, evaluations, manifests
 from recursive_jax.rounds.report.charts import ticks
 from recursive_jax.rounds.report.series import Arm, change
-from recursive_jax.rounds.run import Run, Stored
+from recursive_jax.rounds.run import Run
 from recursive_jax.rounds.stored import load_model
 from tests.conftest import ROOT
 
 SMALL = [
-    "data.tokens=4000", "data.language.types=2", "data.language.nouns=4", "data.language.verbs=2", "data.language.first_names=5",
-    "data.language.last_names=5", "data.language.values=5", "model.layers=1", "model.width=16", "model.heads=2", "model.context=32",
-    "train.steps=8", "train.batch=8", "train.tensorboard=false", "sampling.batch=32", "rounds.count=2", "rounds.tokens=1500",
-    "evaluate.rows=16", "evaluate.samples=32", "evaluate.tokens=300", "mesh.data=1",
+    "data.tokens=4000",
+    "data.language.types=2",
+    "data.language.nouns=4",
+    "data.language.verbs=2",
+    "data.language.first_names=5",
+    "data.language.last_names=5",
+    "data.language.values=5",
+    "model.layers=1",
+    "model.width=16",
+    "model.heads=2",
+    "model.context=32",
+    "train.steps=8",
+    "train.batch=8",
+    "train.tensorboard=false",
+    "sampling.batch=32",
+    "rounds.count=2",
+    "rounds.tokens=1500",
+    "evaluate.rows=16",
+    "evaluate.samples=32",
+    "evaluate.tokens=300",
+    "mesh.data=1",
 ]
 
 
@@ -141,14 +159,28 @@ def test_iterate_starts_students_where_it_says():
 def finished(tmp_path_factory):
     """Two regimes, two replicates, two rounds."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    config = load_config(None, [*SMALL, "arms={replace: {data: replace}, mixed: {data: accumulate, fresh: 0.2, sampling: {temperature: 0.8}}}", "replicates=2"])
+    config = load_config(
+        None,
+        [
+            *SMALL,
+            "arms={replace: {data: replace}, mixed: {data: accumulate, fresh: 0.2, sampling: {temperature: 0.8}}}",
+            "replicates=2",
+        ],
+    )
     return folder, collapse(config, folder, quiet=True)
 
 
 def test_the_folder_is_the_contract(finished):
     folder, records = finished
-    for file in ("run.json", "metrics.jsonl", "report.html", "rounds/0000/teacher/manifest.json", "rounds/0000/teacher/checkpoint",
-                 "replace/replicate-1/rounds/0002/student/checkpoint", "mixed/replicate-0/rounds/0001/rows/rows-00000.parquet"):
+    for file in (
+        "run.json",
+        "metrics.jsonl",
+        "report.html",
+        "rounds/0000/teacher/manifest.json",
+        "rounds/0000/teacher/checkpoint",
+        "replace/replicate-1/rounds/0002/student/checkpoint",
+        "mixed/replicate-0/rounds/0001/rows/rows-00000.parquet",
+    ):
         assert (folder / file).exists(), file
     assert [(r["arm"], r["replicate"], r["round"]) for r in records] == [("main", 0, 0)] + [
         (a, r, k) for a in ("replace", "mixed") for r in (0, 1) for k in (1, 2)
@@ -181,7 +213,9 @@ def test_replicates_differ_and_arms_share_their_random_numbers(finished):
     folder, records = finished
     values = {(r["arm"], r["replicate"], r["round"]): r["metrics"]["kl_total"] for r in records}
     assert values["replace", 0, 2] != values["replace", 1, 2]
-    seeds = {(m["arm"], m["replicate"]): m["seed"] for m in manifests(folder) if m["name"] == "student" and m["round"] == 1}
+    seeds = {
+        (m["arm"], m["replicate"]): m["seed"] for m in manifests(folder) if m["name"] == "student" and m["round"] == 1
+    }
     assert seeds["replace", 0] == seeds["mixed", 0] != seeds["replace", 1]
 
 
@@ -231,7 +265,16 @@ def test_the_report_is_one_self_contained_well_formed_page(finished):
     assert page.refs == [] and "url(" not in text and "<script" not in text
     assert page.open == []
     words = " ".join(page.words)
-    for piece in ("replace", "mixed", "KL to the truth", "The tail", "Perplexity of what is written", "Ledger", "Lineage", "2 replicates"):
+    for piece in (
+        "replace",
+        "mixed",
+        "KL to the truth",
+        "The tail",
+        "Perplexity of what is written",
+        "Ledger",
+        "Lineage",
+        "2 replicates",
+    ):
         assert piece in words
     assert "nan" not in re.sub(r"<pre>.*</pre>", "", text, flags=re.S).lower().replace("finance", "")
 
@@ -261,14 +304,18 @@ def test_durable_verbs_store_and_refuse(tmp_path, tiny, tokenizer, language, mes
     with Run(tmp_path / "run", {"a": 1}, seed=3, quiet=True) as run:
         first = run.round(0)
         model = first.train("m", transformer(tiny, tokenizer, mesh), rows, TrainConfig(steps=2, batch=8))
-        made = first.generate("g", model, lambda i, n: unconditional(n, i), SamplingConfig(batch=8, max_tokens=6), count=20)
+        made = first.generate(
+            "g", model, lambda i, n: unconditional(n, i), SamplingConfig(batch=8, max_tokens=6), count=20
+        )
         assert len(made.value) == 20 and len(set(made.value.column("id"))) == 20
         scored = first.score("s", made, lambda d: [len(t) for t in d.tokens()])
         kept = first.select("k", scored, [status("ok", "length"), at_least(6), unique(), tokens_between(1, 99)])
         assert kept.manifest["counts"]["proposed"] == 20
         assert sum(kept.manifest["counts"]["dropped"].values()) == 20 - len(kept.value)
         with pytest.raises(InputError, match="made from other inputs") as error:
-            first.generate("g", model, lambda i, n: unconditional(n, i), SamplingConfig(batch=8, max_tokens=7), count=20)
+            first.generate(
+                "g", model, lambda i, n: unconditional(n, i), SamplingConfig(batch=8, max_tokens=7), count=20
+            )
         assert "config.sampling.max_tokens: 6 -> 7" in str(error.value)
         with pytest.raises(InputError, match="in use by another process"):
             Run(tmp_path / "run", {"a": 1}, seed=3, quiet=True)
@@ -287,7 +334,9 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     assert len(code.strip().splitlines()) < 15
     monkeypatch.chdir(ROOT)
     small = ", ".join(f'"{s}"' for s in SMALL)
-    code = re.sub(r"load_config\((.*?), \[(.*?)\]\)", rf"load_config(\1, [\2, {small}])", code).replace("runs/", f"{tmp_path}/")
+    code = re.sub(r"load_config\((.*?), \[(.*?)\]\)", rf"load_config(\1, [\2, {small}])", code).replace(
+        "runs/", f"{tmp_path}/"
+    )
     scope: dict = {}
     exec(compile(code, "README.md", "exec"), scope)
 

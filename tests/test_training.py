@@ -30,13 +30,19 @@ def rows(language, tokenizer):
 def test_token_nll_is_optax_s():
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 5, (3, 4, 11)).astype(np.float32))
     labels = jnp.asarray(np.random.default_rng(1).integers(0, 11, (3, 4)))
-    np.testing.assert_allclose(token_nll(logits, labels), optax.softmax_cross_entropy_with_integer_labels(logits, labels), atol=1e-5)
+    np.testing.assert_allclose(
+        token_nll(logits, labels), optax.softmax_cross_entropy_with_integer_labels(logits, labels), atol=1e-5
+    )
 
 
 def test_targets_stay_in_their_segment():
     batch = {"tokens": jnp.array([[1, 5, 6, 1, 7, 0]]), "segments": jnp.array([[1, 1, 1, 2, 2, 0]])}
     inputs, _, labels, mask = targets(batch)
-    assert [(int(i), int(l)) for i, l, m in zip(inputs[0], labels[0], mask[0], strict=True) if m] == [(1, 5), (5, 6), (1, 7)]
+    assert [(int(i), int(l)) for i, l, m in zip(inputs[0], labels[0], mask[0], strict=True) if m] == [
+        (1, 5),
+        (5, 6),
+        (1, 7),
+    ]
 
 
 def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, language, mesh):
@@ -44,7 +50,11 @@ def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, langu
     documents = [d[:32] for d in language.sample(5, 0, 20)]
     packed = pack(documents, 32, tokenizer.bos, tokenizer.pad)
     with jax.set_mesh(mesh):
-        total, count = causal(model.architecture.apply, model.params, {"tokens": jnp.asarray(packed.tokens_NT), "segments": jnp.asarray(packed.segments_NT)})
+        total, count = causal(
+            model.architecture.apply,
+            model.params,
+            {"tokens": jnp.asarray(packed.tokens_NT), "segments": jnp.asarray(packed.segments_NT)},
+        )
     expected = 0.0
     for d in documents:
         logits = np.asarray(model.logits(np.concatenate([[tokenizer.bos], d[:-1]])[None]), np.float64)[0]
@@ -60,7 +70,8 @@ def test_update_is_optax_adamw_with_clipping():
     hyper = Hyper.of(config)
     mine = transformation(hyper, jnp.int32(0)).init(params)
     theirs_tx = optax.chain(
-        optax.clip_by_global_norm(0.5), optax.adamw(0.01, b1=0.9, b2=0.95, weight_decay=0.2, mask={"w": True, "norm": {"gain": False}})
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(0.01, b1=0.9, b2=0.95, weight_decay=0.2, mask={"w": True, "norm": {"gain": False}}),
     )
     theirs, p, q = theirs_tx.init(params), params, params
     for step in range(5):
@@ -89,7 +100,12 @@ def test_schedules_are_optax_s():
 def test_training_approaches_the_entropy_rate(tiny, tokenizer, language, mesh):
     """The loss cannot go below the language's entropy rate, and comes near it."""
     rows = pack(language.sample(1, 0, 3000), 32, tokenizer.bos, tokenizer.pad)
-    trained = train(transformer(tiny, tokenizer, mesh), rows, config=TrainConfig(steps=300, batch=32, learning_rate=1e-2), quiet=True)
+    trained = train(
+        transformer(tiny, tokenizer, mesh),
+        rows,
+        config=TrainConfig(steps=300, batch=32, learning_rate=1e-2),
+        quiet=True,
+    )
     assert language.entropy_rate - 0.1 < trained.summary["loss"] < language.entropy_rate + 0.25
 
 
@@ -97,8 +113,12 @@ def test_three_rounds_with_other_settings_compile_each_program_once(tiny, tokeni
     config = tiny.model_copy(update={"context": 31})  # no other test has this shape
     model = transformer(config, tokenizer, mesh)
     before = TRACES.copy()
-    for k, (steps, rate, temperature, schedule) in enumerate([(3, 1e-3, 1.0, "cosine"), (5, 3e-3, 0.7, "wsd"), (4, 2e-3, 1.3, "constant")]):
-        settings = TrainConfig(steps=steps, learning_rate=rate, batch=8, schedule=schedule, weight_decay=0.01 * k, length=31)
+    for k, (steps, rate, temperature, schedule) in enumerate(
+        [(3, 1e-3, 1.0, "cosine"), (5, 3e-3, 0.7, "wsd"), (4, 2e-3, 1.3, "constant")]
+    ):
+        settings = TrainConfig(
+            steps=steps, learning_rate=rate, batch=8, schedule=schedule, weight_decay=0.01 * k, length=31
+        )
         model = train(model, rows, config=settings, seed=k, quiet=True).model
         generate(model, unconditional(8), SamplingConfig(temperature=temperature, batch=8, max_tokens=4), seed=k)
     traced = TRACES - before
@@ -108,7 +128,9 @@ def test_three_rounds_with_other_settings_compile_each_program_once(tiny, tokeni
 def test_nan_stops_with_the_last_good_checkpoint(tiny, tokenizer, rows, mesh, tmp_path):
     def explodes(apply, params, batch):
         total, count = causal(apply, params, batch)
-        return total * jnp.where(jnp.max(batch["tokens"]) >= 0, 1.0, 1.0) / jnp.where(params["final_norm"]["gain"][0] > 0.999, 1.0, 0.0), count
+        return total * jnp.where(jnp.max(batch["tokens"]) >= 0, 1.0, 1.0) / jnp.where(
+            params["final_norm"]["gain"][0] > 0.999, 1.0, 0.0
+        ), count
 
     config = TrainConfig(steps=50, batch=8, learning_rate=1e-4, warmup=0.5, checkpoint_every=2)
     with pytest.raises(TrainingDiverged) as error:
@@ -134,7 +156,10 @@ def test_resumed_training_has_the_same_bits(tiny, tokenizer, rows, mesh, tmp_pat
     resumed = train(model, rows, config=config, seed=1, directory=tmp_path / "cut", quiet=True)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), whole.model.params, resumed.model.params))
     assert whole.summary == resumed.summary
-    logs = [[(r["step"], r["loss"]) for r in map(json.loads, (tmp_path / n / "train.jsonl").read_text().splitlines())] for n in ("whole", "cut")]
+    logs = [
+        [(r["step"], r["loss"]) for r in map(json.loads, (tmp_path / n / "train.jsonl").read_text().splitlines())]
+        for n in ("whole", "cut")
+    ]
     assert logs[0] == logs[1] and len(logs[0]) == 12
 
 
@@ -146,5 +171,5 @@ def test_the_input_model_stays_as_it_was(tiny, tokenizer, rows, mesh):
 
 
 def test_indivisible_batch_is_refused(tiny, tokenizer, rows, mesh):
-    with pytest.raises(InputError, match="train.batch=7 is not divisible by 2"):
+    with pytest.raises(InputError, match="batch=7 is not divisible by 2"):
         train(transformer(tiny, tokenizer, mesh), rows, config=TrainConfig(steps=1, batch=7, accumulate=2), quiet=True)

@@ -5,13 +5,13 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-from common import flags, report, step_times  # noqa: E402
+from common import flags, report, step_times
 
 args = flags(mode="eager")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 torch.set_num_threads(args.threads)
 torch.manual_seed(0)
@@ -30,7 +30,7 @@ class Block(nn.Module):
     def forward(self, x, cos, sin):
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, args.heads, HEAD).permute(2, 0, 3, 1, 4)
-        turn = lambda z: z * cos + torch.cat([-z[..., HEAD // 2 :], z[..., : HEAD // 2]], -1) * sin  # noqa: E731
+        turn = lambda z: z * cos + torch.cat([-z[..., HEAD // 2 :], z[..., : HEAD // 2]], -1) * sin
         y = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
@@ -60,10 +60,19 @@ class Llama(nn.Module):
 def hugging_face():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=args.vocab, hidden_size=args.width, intermediate_size=args.hidden, num_hidden_layers=args.layers,
-        num_attention_heads=args.heads, num_key_value_heads=args.heads, max_position_embeddings=args.length, tie_word_embeddings=True, use_cache=False,
-    ))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=args.vocab,
+            hidden_size=args.width,
+            intermediate_size=args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            num_key_value_heads=args.heads,
+            max_position_embeddings=args.length,
+            tie_word_embeddings=True,
+            use_cache=False,
+        )
+    )
 
 
 def trainer():
@@ -91,8 +100,17 @@ def trainer():
             return {"input_ids": row, "labels": row}
 
     settings = TrainingArguments(
-        output_dir="scratch", per_device_train_batch_size=args.batch, max_steps=args.steps + args.warmup, learning_rate=3e-4, use_cpu=True,
-        save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", optim="adamw_torch", max_grad_norm=1.0,
+        output_dir="scratch",
+        per_device_train_batch_size=args.batch,
+        max_steps=args.steps + args.warmup,
+        learning_rate=3e-4,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        optim="adamw_torch",
+        max_grad_norm=1.0,
     )
     run = Trainer(hugging_face(), settings, train_dataset=Rows(), callbacks=[Clock()])
     start = time.perf_counter()
@@ -100,7 +118,12 @@ def trainer():
     return begins[1] - start, [b - a for a, b in zip(begins[args.warmup :], begins[args.warmup + 1 :], strict=False)]
 
 
-data = torch.randint(0, args.vocab, (args.steps + args.warmup + 1, args.batch, args.length + 1), generator=torch.Generator().manual_seed(1))
+data = torch.randint(
+    0,
+    args.vocab,
+    (args.steps + args.warmup + 1, args.batch, args.length + 1),
+    generator=torch.Generator().manual_seed(1),
+)
 if args.mode == "trainer":
     first, times = trainer()
 else:

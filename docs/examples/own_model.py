@@ -1,6 +1,6 @@
 """Your own model in the recursive loop: give two plain JAX functions, nothing else.
 
-    python docs/examples/own_model.py runs/own
+python docs/examples/own_model.py runs/own
 """
 
 import sys
@@ -34,8 +34,18 @@ def apply(params, tokens_BT, segments_BT=None):
 
 
 def main(workdir, overrides=()):
-    config = rj.load_config(None, [f"model.context={CONTEXT}", "train.batch=32", "train.steps=300", "rounds.count=3",
-                                   "rounds.tokens=20000", "data.tokens=40000", *overrides])
+    config = rj.load_config(
+        None,
+        [
+            f"model.context={CONTEXT}",
+            "train.batch=32",
+            "train.steps=300",
+            "rounds.count=3",
+            "rounds.tokens=20000",
+            "data.tokens=40000",
+            *overrides,
+        ],
+    )
     tokenizer = rj.LanguageTokenizer(rj.Language(config.data.language))
     model = rj.user_model(init, apply, tokenizer=tokenizer, context=CONTEXT, vocab=256)
     return rj.collapse(config, workdir, model=model)

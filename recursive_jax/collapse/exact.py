@@ -42,10 +42,10 @@ def kl_parts(logits: jax.Array, p: jax.Array, syn: jax.Array, sem: jax.Array) ->
 def _program(architecture: Architecture):
     def parts(params, tables, tokens, segments, states):
         meshes.TRACES["exact_kl"] += 1
-        logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])[..., : architecture.vocab]
-        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))
+        logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])
+        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))[..., : architecture.vocab]
         known = states >= 0
-        row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", None, None))  # noqa: E731
+        row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", None, None))
         parts_BT4 = kl_parts(logits_BTV.astype(jnp.float32), row(tables["p"]), row(tables["syn"]), row(tables["sem"]))
         return jnp.where(known[..., None], parts_BT4, 0.0)
 
@@ -79,7 +79,8 @@ def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> di
     means = sums_N4.sum(0) / total
     residual = sums_N4.sum(1) - means.sum() * counts_N
     return {
-        "kl_total": float(means.sum()), **dict(zip(PARTS, map(float, means), strict=True)),
+        "kl_total": float(means.sum()),
+        **dict(zip(PARTS, map(float, means), strict=True)),
         "kl_total_stderr": float(np.sqrt((residual**2).sum()) / total),
     }
 
@@ -90,8 +91,10 @@ def architecture_pad(model: Model, language: Language) -> int:
     return model.vocab - language.vocab
 
 
-def validity(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """Sentence-level validity of generated rows, with re-synchronisation at full stops.
+def validity(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, int] = (0, 0)) -> dict[str, float]:
+    """Sentence-level validity of generated rows that begin a document, with re-synchronisation at full stops.
+
+    shape: (rows, tokens) to pad to at least, so that every round runs the same program.
 
     `valid_syn`: sentences with the right form. `valid_sem_given_syn`: of those, right in number, type and
     attribute. `true_given_sem`: of those, with no false fact. `valid`: all three. A sentence cut by the token limit
@@ -99,8 +102,7 @@ def validity(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]
     """
     if not rows:
         return {"valid_syn": 0.0, "valid_sem_given_syn": 0.0, "true_given_sem": 0.0, "valid": 0.0, "sentences": 0.0}
-    width = max(map(len, rows))
-    tokens = np.zeros((len(rows), max(1, width)), np.int32)
+    tokens = np.zeros((max(len(rows), shape[0]), max(1, *map(len, rows), shape[1])), np.int32)
     for n, row in enumerate(rows):
         tokens[n, : len(row)] = np.where(row < language.vocab, row, language.dot)
     _, levels = language.parse(tokens)
@@ -110,15 +112,18 @@ def validity(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]
         for token, level in zip(row, levels[n], strict=False):
             current = max(current, int(level) if level != UNJUDGED else 0)
             length += 1
-            if token == language.dot or current == SYNTAX_ERROR and token == 2:
+            if token == language.dot or (current == SYNTAX_ERROR and token == 2):
                 worst.append(current)
                 current = length = 0
     judged = np.array(worst)
     syn = judged < SYNTAX_ERROR
     sem = judged < SEMANTIC_ERROR
     true = judged < FACT_ERROR
-    share = lambda a, b: float(a.sum() / b.sum()) if b.sum() else 0.0  # noqa: E731
+    share = lambda a, b: float(a.sum() / b.sum()) if b.sum() else 0.0
     return {
-        "valid_syn": share(syn, np.ones_like(syn)), "valid_sem_given_syn": share(sem, syn),
-        "true_given_sem": share(true, sem), "valid": share(true, np.ones_like(syn)), "sentences": float(len(judged)),
+        "valid_syn": share(syn, np.ones_like(syn)),
+        "valid_sem_given_syn": share(sem, syn),
+        "true_given_sem": share(true, sem),
+        "valid": share(true, np.ones_like(syn)),
+        "sentences": float(len(judged)),
     }

@@ -10,7 +10,12 @@ import numpy as np
 from recursive_jax.collapse.diversity import sample_statistics
 from recursive_jax.collapse.exact import exact_kl, validity
 from recursive_jax.collapse.likelihood import (
-    QUANTILES, cross_entropy, histogram, histogram_edges, row_perplexities, token_losses,
+    QUANTILES,
+    cross_entropy,
+    histogram,
+    histogram_edges,
+    row_perplexities,
+    token_losses,
 )
 from recursive_jax.collapse.tails import tail_lost, token_frequencies
 from recursive_jax.config import EvaluateConfig
@@ -56,5 +61,6 @@ def measure(model: Model, samples: Dataset, yardstick: Yardstick, config: Evalua
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
     if yardstick.world.language is not None:
         metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out))
-        metrics.update(validity(yardstick.world.language, rows))
+        if not any(samples.column("prompt_tokens")):  # a continuation begins in the middle of a sentence
+            metrics.update(validity(yardstick.world.language, rows, (len(samples), model.context)))
     return metrics

@@ -41,4 +41,6 @@ def tail_lost(rows: Sequence[np.ndarray], truth_V: np.ndarray, budget: int) -> d
 
 def token_frequencies(rows: Sequence[np.ndarray], vocab: int) -> np.ndarray:
     """Counts of each id in rows, float64 `[vocab]`."""
-    return np.bincount(np.concatenate(rows), minlength=vocab)[:vocab].astype(np.float64) if len(rows) else np.zeros(vocab)
+    return (
+        np.bincount(np.concatenate(rows), minlength=vocab)[:vocab].astype(np.float64) if len(rows) else np.zeros(vocab)
+    )

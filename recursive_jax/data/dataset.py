@@ -144,6 +144,17 @@ def real_rows(tokens: Sequence[Any], texts: Sequence[str], *, prefix: str = "rea
     """Rows that no model wrote."""
     n = len(tokens)
     return Dataset.from_columns(
-        n, id=[f"{prefix}/{i}" for i in range(n)], parents=parents or [[]] * n, operation="real", model="", round=0,
-        seed=0, synthetic=False, status="ok", prompt_tokens=0, tokens=tokens, logprobs=[[]] * n, text=list(texts),
+        n,
+        id=[f"{prefix}/{i}" for i in range(n)],
+        parents=parents or [[]] * n,
+        operation="real",
+        model="",
+        round=0,
+        seed=0,
+        synthetic=False,
+        status="ok",
+        prompt_tokens=0,
+        tokens=tokens,
+        logprobs=[[]] * n,
+        text=list(texts),
     )

@@ -47,7 +47,10 @@ class _Words:
         words: list[str] = []
         while len(words) < count:
             n = 2 if len(self.used) < 2000 else 3
-            word = "".join(self.rng.choice(list("bdfgklmnprstvz")) + self.rng.choice(list("aeiou")) for _ in range(n)) + suffix
+            word = (
+                "".join(self.rng.choice(list("bdfgklmnprstvz")) + self.rng.choice(list("aeiou")) for _ in range(n))
+                + suffix
+            )
             if word not in self.used:
                 self.used.add(word)
                 words.append(word)
@@ -80,7 +83,11 @@ def _productions(c: LanguageConfig) -> Iterator[_Production]:
     p_first, p_last = _zipf(c.first_names, c.entity_exponent), _zipf(c.last_names, c.entity_exponent)
 
     the = c.fact_share + (1 - c.fact_share) / 2
-    opening = [("the", the, (("THE",),)), ("a", (1 - the) / 2, (("NOUN", "sg"),)), ("some", (1 - the) / 2, (("NOUN", "pl"),))]
+    opening = [
+        ("the", the, (("THE",),)),
+        ("a", (1 - the) / 2, (("NOUN", "sg"),)),
+        ("some", (1 - the) / 2, (("NOUN", "pl"),)),
+    ]
     for word, weight, push in opening:
         yield _Production(("START",), word, weight, push)
         yield _Production(("NEXT",), word, weight * (1 - c.stop), push)
@@ -250,7 +257,9 @@ class Language:
         batch = 2048  # one shape, so the sampler compiles once
         for begin in range(0, count, batch):
             tokens_BT, lengths_B = jax.device_get(
-                _sample(self.tables, jax.random.key(seed), np.int32(first + begin), self.start, batch, longest, self.depth)
+                _sample(
+                    self.tables, jax.random.key(seed), np.int32(first + begin), self.start, batch, longest, self.depth
+                )
             )
             for i in range(min(batch, count - begin)):
                 documents.append(tokens_BT[i, : lengths_B[i]])
@@ -263,7 +272,9 @@ class Language:
         `level_BT`. After a wrong token that keeps the form, the automaton goes on as if it had been right; after
         one that breaks it, it skips to the next full stop (those tokens are UNJUDGED).
         """
-        state_BT, level_BT = _parse(self.tables, jnp.asarray(tokens_BT), self.start, self.next_state, self.dot, self.depth)
+        state_BT, level_BT = _parse(
+            self.tables, jnp.asarray(tokens_BT), self.start, self.next_state, self.dot, self.depth
+        )
         return np.asarray(state_BT), np.asarray(level_BT)
 
     def text(self, tokens: np.ndarray) -> str:
@@ -273,7 +284,7 @@ class Language:
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _sample(tables, key, first, start, B, T, depth):
     TRACES["language_sample"] += 1
-    A, V = tables["cdf"].shape
+    V = tables["cdf"].shape[1]
     cdf = tables["cdf"].reshape(-1)
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(B))
     stack = jnp.zeros((B, depth), jnp.int32).at[:, 0].set(start)
@@ -289,7 +300,9 @@ def _sample(tables, key, first, start, B, T, depth):
             right = cdf[top * V + middle] <= u
             low, high = jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
         token = jnp.where(alive, low, PAD)
-        stack, height = _push(stack, jnp.where(alive, height - 1, 0), jnp.where(alive[:, None], tables["push"][top, low], -1))
+        stack, height = _push(
+            stack, jnp.where(alive, height - 1, 0), jnp.where(alive[:, None], tables["push"][top, low], -1)
+        )
         return t + 1, stack, height, out.at[:, t].set(token)
 
     init = (jnp.int32(0), stack, jnp.ones(B, jnp.int32), jnp.zeros((B, T), jnp.int32))

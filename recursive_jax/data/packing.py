@@ -1,7 +1,7 @@
 """Frozen, packed, step-addressed batches: rows are packed once, then `batch = f(seed, step)`.
 
 The state of the data is the step number, so a run resumes on any number of processes with the same batches.
-Packed rows are one memory-mapped array read through Grain (shuffle, repeat, batch, prefetch); reading the same
+Packed rows are one array read through Grain (shuffle, repeat, batch, prefetch); reading the same
 rows as ArrayRecord costs more host time than a small model's training step (docs/benchmarks.md).
 """
 
@@ -48,27 +48,26 @@ class PackedRows:
 def pack(data: Dataset | Sequence[np.ndarray], length: int, bos: int, pad: int) -> PackedRows:
     """First-fit packing in the given order into rows of `length + 1` positions (inputs and shifted targets).
 
-    A dataset row longer than `length` is cut to it. Raises InputError for an empty dataset.
+    A dataset row longer than `length` becomes several segments. Raises InputError for an empty dataset.
     """
     documents = data.tokens() if isinstance(data, Dataset) else list(data)
-    documents = [d for d in documents if len(d)]
+    documents = [d[i : i + length] for d in documents for i in range(0, len(d), length)]
     if not documents:
         raise InputError("there is nothing to train on: the dataset has no tokens")
     width = length + 1
     open_rows: list[tuple[list[np.ndarray], int]] = []
     done: list[list[np.ndarray]] = []
     for document in documents:
-        piece = document[:length]
-        need = len(piece) + 1
+        need = len(document) + 1
         for i, (pieces, used) in enumerate(open_rows):
             if used + need <= width:
-                pieces.append(piece)
+                pieces.append(document)
                 open_rows[i] = (pieces, used + need)
                 break
         else:
             if len(open_rows) == LOOK_BACK:
                 done.append(open_rows.pop(0)[0])
-            open_rows.append(([piece], need))
+            open_rows.append(([document], need))
     done.extend(pieces for pieces, _ in open_rows)
     tokens_NT = np.full((len(done), width), pad, np.int32)
     segments_NT = np.zeros((len(done), width), np.int32)

@@ -22,9 +22,17 @@ from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Language
 from recursive_jax.errors import InputError
 
 _SUFFIXES = {
-    ".txt": "text", ".text": "text", ".md": "text", ".raw": "text", ".tokens": "text",
-    ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet",
-    ".arrow": "huggingface", ".array_record": "arrayrecord", ".arrayrecord": "arrayrecord",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".raw": "text",
+    ".tokens": "text",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "huggingface",
+    ".array_record": "arrayrecord",
+    ".arrayrecord": "arrayrecord",
 }
 
 
@@ -47,7 +55,9 @@ def open_world(config: DataConfig, context: int, held_out_rows: int = 256) -> Wo
         train, held_out = _hold_out(train, config.holdout)
     tokenizer = make_tokenizer(config, train)
     return World(
-        tokenizer, _blocks(train, tokenizer, context, "real", config), _blocks(held_out, tokenizer, context, "held-out", config)
+        tokenizer,
+        _blocks(train, tokenizer, context, "real", config),
+        _blocks(held_out, tokenizer, context, "held-out", config),
     )
 
 
@@ -146,7 +156,9 @@ def _field(row: object, name: str, where: str) -> str:
 
 def _column(table: pa.Table, config: DataConfig, where: str) -> Iterator[str]:
     if config.field not in table.column_names:
-        raise InputError(f"{where}: no column {config.field!r}, there are: {', '.join(table.column_names)}; set data.field")
+        raise InputError(
+            f"{where}: no column {config.field!r}, there are: {', '.join(table.column_names)}; set data.field"
+        )
     for value in table[config.field].to_pylist():
         yield _field({config.field: value}, config.field, where)
 
@@ -216,13 +228,18 @@ def _tfds(config: DataConfig, name: str | None) -> Iterator[str]:
         else:
             source = tfds.data_source(name, split=config.split, data_dir=config.data_dir)
     except Exception as error:  # tfds raises many kinds; the text says what is missing
-        raise InputError(f"tfds cannot open {name!r} (split {config.split!r}, data_dir {config.data_dir}): {error}") from None
+        raise InputError(
+            f"tfds cannot open {name!r} (split {config.split!r}, data_dir {config.data_dir}): {error}"
+        ) from None
     for i in range(len(source)):
         yield _field(source[i], config.field, f"tfds {name}[{i}]")
 
 
 _READERS = {
-    "text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "huggingface": _read_arrow,
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "huggingface": _read_arrow,
     "arrayrecord": _read_arrayrecord,
 }
 
@@ -256,13 +273,15 @@ def _blocks(texts: list[str], tokenizer: Tokenizer, context: int, prefix: str, c
     total = 0
     for document, ids in enumerate(encoded):
         tokens = np.asarray([*ids, tokenizer.eos], np.int32)
+        if config.limit and prefix == "real":
+            tokens = tokens[: config.limit - total]
         for start in range(0, len(tokens), context):
             rows.append(tokens[start : start + context])
             parents.append([f"{prefix}/document-{document}"])
         total += len(tokens)
         if config.limit and prefix == "real" and total >= config.limit:
             break
-    if total < 2 or max(map(len, rows)) < context and total < context:
+    if total < 2 or (max(map(len, rows)) < context and total < context):
         where = config.validation if prefix == "held-out" and config.validation else config.path
         raise InputError(
             f"the {prefix} corpus {where} has {total} tokens, shorter than one row of {context}; "
@@ -280,6 +299,8 @@ def source_files(config: DataConfig) -> list[Path]:
     root = Path(config.path)
     huggingface = config.kind == "huggingface" or (config.kind == "auto" and _is_huggingface(root))
     if huggingface and not root.is_dir():
-        raise InputError(f"data.path={config.path} does not exist (a folder written by datasets.save_to_disk is wanted)")
+        raise InputError(
+            f"data.path={config.path} does not exist (a folder written by datasets.save_to_disk is wanted)"
+        )
     files = sorted(f for f in root.rglob("*.arrow")) if huggingface else _files(config.path, config)
     return files + (_files(config.validation, config) if config.validation else [])

@@ -103,12 +103,16 @@ class FileTokenizer:
     def train_bpe(cls, texts: Iterable[str], vocab: int) -> FileTokenizer:
         """A byte-level BPE with `vocab` ids, specials included."""
         if vocab < 256 + len(SPECIALS):
-            raise InputError(f"data.vocab_size={vocab} is too small: a byte-level BPE needs at least {256 + len(SPECIALS)}")
+            raise InputError(
+                f"data.vocab_size={vocab} is too small: a byte-level BPE needs at least {256 + len(SPECIALS)}"
+            )
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab, special_tokens=list(SPECIALS), show_progress=False,
+            vocab_size=vocab,
+            special_tokens=list(SPECIALS),
+            show_progress=False,
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         )
         tokenizer.train_from_iterator(texts, trainer)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from recursive_jax.generate.sampling import Rules, apply_rules, draw, request_keys
 from recursive_jax.mesh import TRACES, spec
 from recursive_jax.models.model import Architecture
 from recursive_jax.models.transformer import Transformer
-from recursive_jax.generate.sampling import Rules, apply_rules, draw, request_keys
 
 
 @functools.cache
@@ -26,7 +26,9 @@ def decode_program(architecture: Architecture, prompt: int, new: int, dtype: str
     logprobs are the model's own (temperature 1, no truncation), nats. Past a row's end tokens are 0.
     stops: ids that end a row. banned: ids that are never produced (start and padding tokens).
     """
-    stepper = _cached_stepper(architecture, prompt, new, dtype) if architecture.config else _plain_stepper(architecture, new)
+    stepper = (
+        _cached_stepper(architecture, prompt, new, dtype) if architecture.config else _plain_stepper(architecture, new)
+    )
 
     def generate(params, prompts_BP, first_B, request_B, limit_B, rules: Rules, key, stops, banned):
         TRACES["generate"] += 1
@@ -48,16 +50,22 @@ def decode_program(architecture: Architecture, prompt: int, new: int, dtype: str
             token_B, logprob_B = pick(logits_BV, n)
             live_B = ~done_B
             out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, jnp.where(live_B, token_B, 0)[:, None], n, 1)
-            logprob_BN = jax.lax.dynamic_update_slice_in_dim(logprob_BN, jnp.where(live_B, logprob_B, 0.0)[:, None], n, 1)
+            logprob_BN = jax.lax.dynamic_update_slice_in_dim(
+                logprob_BN, jnp.where(live_B, logprob_B, 0.0)[:, None], n, 1
+            )
             length_B = length_B + live_B
             done_B = done_B | jnp.any(token_B[:, None] == stops[None], axis=-1) | (length_B >= limit_B)
             logits_BV, memory = stepper.step(params, token_B, memory, n)
             return n + 1, memory, logits_BV, out_BN, logprob_BN, length_B, done_B
 
         init = (
-            jnp.int32(0), memory, logits_BV, jnp.zeros((B, new), jnp.int32, out_sharding=spec("batch", None)),
+            jnp.int32(0),
+            memory,
+            logits_BV,
+            jnp.zeros((B, new), jnp.int32, out_sharding=spec("batch", None)),
             jnp.zeros((B, new), jnp.float32, out_sharding=spec("batch", None)),
-            jnp.zeros((B,), jnp.int32, out_sharding=rows), limit_B <= 0,
+            jnp.zeros((B,), jnp.int32, out_sharding=rows),
+            limit_B <= 0,
         )
         carry = init
         for stop in stages(new):  # the cache grows in a few steps: attention reads what is there, not what will be
@@ -86,7 +94,9 @@ class _cached_stepper:
         self.module, self.slots = Transformer(architecture.config, jnp.dtype(dtype)), prompt + stages(new)[0]
 
     def prefill(self, params, prompts_BP, first_B):
-        logits, cache = self.module.apply({"params": params}, prompts_BP, first_B=first_B, keep_cache=self.slots, last_only=True)
+        logits, cache = self.module.apply(
+            {"params": params}, prompts_BP, first_B=first_B, keep_cache=self.slots, last_only=True
+        )
         return logits[:, -1], cache
 
     def grow(self, cache, slots):

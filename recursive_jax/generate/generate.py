@@ -45,8 +45,14 @@ def from_rows(data: Dataset, prompt_tokens: int, count: int, first: int = 0) -> 
 
 
 def generate(
-    model: Model, requests: Sequence[Request], sampling: SamplingConfig | None = None, *, seed: int = 0, round: int = 0,
-    name: str = "rows", operation: str = "generate",
+    model: Model,
+    requests: Sequence[Request],
+    sampling: SamplingConfig | None = None,
+    *,
+    seed: int = 0,
+    round: int = 0,
+    name: str = "rows",
+    operation: str = "generate",
 ) -> Dataset:
     """One row per request, holding the new tokens only (the prompt is named by `parents`). status: `ok` (ended by a stop token), `length` (cut at the limit), `prompt_too_long` (no tokens).
 
@@ -57,8 +63,14 @@ def generate(
 
 
 def generate_batches(
-    model: Model, requests: Sequence[Request], sampling: SamplingConfig | None = None, *, seed: int = 0, round: int = 0,
-    name: str = "rows", operation: str = "generate",
+    model: Model,
+    requests: Sequence[Request],
+    sampling: SamplingConfig | None = None,
+    *,
+    seed: int = 0,
+    round: int = 0,
+    name: str = "rows",
+    operation: str = "generate",
 ) -> Iterator[Dataset]:
     """The same, a batch of `sampling.batch` rows at a time."""
     sampling = sampling or SamplingConfig()
@@ -77,8 +89,11 @@ def _bucket(n: int) -> int:
 def _decode(model: Model, requests: Sequence[Request], sampling: SamplingConfig, seed: int):
     """Host arrays tokens_BN, logprobs_BN, length_B for the requests, by one or more dispatches."""
     tokenizer = model.tokenizer
-    longest = max(len(r.prompt) for r in requests if len(r.prompt) <= model.context) if any(
-        len(r.prompt) <= model.context for r in requests) else 0
+    longest = (
+        max(len(r.prompt) for r in requests if len(r.prompt) <= model.context)
+        if any(len(r.prompt) <= model.context for r in requests)
+        else 0
+    )
     width = min(_bucket(longest + 1), model.context + 1)
     new = min(sampling.max_tokens or model.context, model.context)
     B = sampling.batch + (-sampling.batch % meshes.batch_divisor(model.mesh))
@@ -91,15 +106,13 @@ def _decode(model: Model, requests: Sequence[Request], sampling: SamplingConfig,
             first_B[i] = width - len(row)
             prompts_BP[i, first_B[i] :] = row
             limit_B[i] = min(new, model.context - len(request.prompt))
-    program = decode_program(model.architecture, width, new, resolve_dtype("auto"))
+    program = decode_program(model.architecture, width, new, resolve_dtype(sampling.dtype))
     stops = np.array([tokenizer.eos, *sampling.stop_tokens], np.int32)
     banned = np.array(sorted({tokenizer.bos, tokenizer.pad, *range(model.tokenizer.vocab, model.vocab)}), np.int32)
     with jax.set_mesh(model.mesh):
         key = jax.random.key(seed)
         rows = meshes.put_batch(model.mesh, (prompts_BP, first_B, ids_B, limit_B))
-        out = program(
-            model.params, *rows, meshes.replicate(model.mesh, Rules.of(sampling)), key, stops, banned
-        )
+        out = program(model.params, *rows, meshes.replicate(model.mesh, Rules.of(sampling)), key, stops, banned)
         return meshes.fetch(out)
 
 
@@ -116,8 +129,17 @@ def _rows(model, requests, tokens_BN, logprobs_BN, length_B, sampling, seed, rou
             stopped = len(new) and int(new[-1]) in (tokenizer.eos, *sampling.stop_tokens)
             status.append("ok" if stopped else "length")
     return Dataset.from_columns(
-        len(requests), id=[f"{name}/{r.id}" for r in requests], parents=[list(r.parents) for r in requests],
-        operation=operation, model=model.fingerprint, round=round, seed=seed, synthetic=True, status=status,
-        prompt_tokens=[len(r.prompt) for r in requests], tokens=rows, logprobs=logprobs,
+        len(requests),
+        id=[f"{name}/{r.id}" for r in requests],
+        parents=[list(r.parents) for r in requests],
+        operation=operation,
+        model=model.fingerprint,
+        round=round,
+        seed=seed,
+        synthetic=True,
+        status=status,
+        prompt_tokens=[len(r.prompt) for r in requests],
+        tokens=rows,
+        logprobs=logprobs,
         text=[tokenizer.decode(r) for r in rows],
     )

@@ -28,7 +28,10 @@ class Rules:
     @classmethod
     def of(cls, c: SamplingConfig) -> Rules:
         return cls(
-            np.float32(c.temperature), np.int32(c.top_k), np.float32(c.top_p), np.float32(c.min_p),
+            np.float32(c.temperature),
+            np.int32(c.top_k),
+            np.float32(c.top_p),
+            np.float32(c.min_p),
             truncates=c.top_k > 0 or c.top_p < 1.0,
         )
 

@@ -100,9 +100,7 @@ def _blocked(q_BTHK, k_BSGK, v_BSGK, mask: Mask) -> jax.Array:
         stop = min(start + BLOCK, T)
         low = 0 if mask.window is None else max(0, start - mask.window + 1)
         visible = mask.visible(jnp.arange(start, stop), jnp.arange(low, stop))
-        blocks.append(
-            _softmax_attention(q_BTHK[:, start:stop], k_BSGK[:, low:stop], v_BSGK[:, low:stop], visible)
-        )
+        blocks.append(_softmax_attention(q_BTHK[:, start:stop], k_BSGK[:, low:stop], v_BSGK[:, low:stop], visible))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -12,10 +12,17 @@ from recursive_jax.config import ModelConfig, TrainConfig
 
 #: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
 PEAK = {
-    "TPU v4": (275e12, 275e12), "TPU v5 lite": (197e12, 197e12), "TPU v5": (459e12, 459e12),
-    "TPU v5p": (459e12, 459e12), "TPU v6 lite": (918e12, 918e12), "TPU v6e": (918e12, 918e12),
-    "NVIDIA A100": (312e12, 156e12), "NVIDIA H100": (989e12, 495e12), "NVIDIA H200": (989e12, 495e12),
-    "NVIDIA L4": (121e12, 60e12), "Tesla T4": (65e12, 8e12),
+    "TPU v4": (275e12, 275e12),
+    "TPU v5 lite": (197e12, 197e12),
+    "TPU v5": (459e12, 459e12),
+    "TPU v5p": (459e12, 459e12),
+    "TPU v6 lite": (918e12, 918e12),
+    "TPU v6e": (918e12, 918e12),
+    "NVIDIA A100": (312e12, 156e12),
+    "NVIDIA H100": (989e12, 495e12),
+    "NVIDIA H200": (989e12, 495e12),
+    "NVIDIA L4": (121e12, 60e12),
+    "Tesla T4": (65e12, 8e12),
 }
 
 

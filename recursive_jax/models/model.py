@@ -85,15 +85,21 @@ class Model:
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] > self.context:
             raise InputError(f"tokens have shape {tokens_BT.shape}; [B, T] with T <= context={self.context} is wanted")
         if tokens_BT.size and (tokens_BT.min() < 0 or tokens_BT.max() >= self.vocab):
-            raise InputError(f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}")
+            raise InputError(
+                f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}"
+            )
         segments = None if mask_BT is None else np.asarray(mask_BT, np.int32)
         B = len(tokens_BT)
         fill = -B % meshes.batch_divisor(self.mesh)
-        pad = lambda x: None if x is None else np.pad(x, ((0, fill), (0, 0)))  # noqa: E731
+        pad = lambda x: None if x is None else np.pad(x, ((0, fill), (0, 0)))
         with jax.set_mesh(self.mesh):
             rows = meshes.put_batch(self.mesh, (pad(tokens_BT), pad(segments)))
             out = _apply_program(self.architecture)(self.params, *rows)
-        return out[:B, :, : self.vocab] if fill == 0 and self.mesh.size == 1 else jnp.asarray(meshes.fetch(out))[:B, :, : self.vocab]
+        return (
+            out[:B, :, : self.vocab]
+            if fill == 0 and self.mesh.size == 1
+            else jnp.asarray(meshes.fetch(out))[:B, :, : self.vocab]
+        )
 
 
 @functools.cache
@@ -149,7 +155,13 @@ def _batch_size_of_context_mesh() -> int:
 
 
 def user_model(
-    init: Callable, apply: Callable, *, tokenizer: Any, context: int, vocab: int | None = None, mesh: Mesh | None = None,
+    init: Callable,
+    apply: Callable,
+    *,
+    tokenizer: Any,
+    context: int,
+    vocab: int | None = None,
+    mesh: Mesh | None = None,
     name: str = "user",
 ) -> Model:
     """A model from two plain JAX functions (see the module docstring).
@@ -162,11 +174,13 @@ def user_model(
         run = jax.sharding.auto_axes(apply, out_sharding=meshes.spec("batch", None, None))
         return run(params, tokens_BT, segments_BT)
 
-    architecture = Architecture(init, split, vocab or tokenizer.vocab, context, None, f"{name}-{_source_mark(init, apply)}")
+    architecture = Architecture(
+        init, split, vocab or tokenizer.vocab, context, None, f"{name}-{source_mark(init, apply)}"
+    )
     return Model(architecture, tokenizer, mesh=mesh or meshes.make_mesh())
 
 
-def _source_mark(*functions: Callable) -> str:
+def source_mark(*functions: Callable) -> str:
     """A short hash of the functions' source: a run must notice that the model changed. Where there is no source (made
     at a prompt, or compiled), only the name tells."""
     try:
@@ -181,7 +195,9 @@ def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -
     if config.vocab is None:
         config = config.model_copy(update={"vocab": tokenizer.vocab})
     elif config.vocab < tokenizer.vocab:
-        raise InputError(f"model.vocab={config.vocab} is smaller than the tokenizer's {tokenizer.vocab} ids; leave model.vocab out")
+        raise InputError(
+            f"model.vocab={config.vocab} is smaller than the tokenizer's {tokenizer.vocab} ids; leave model.vocab out"
+        )
     mesh = mesh or meshes.make_mesh()
     check_mesh(config, mesh)
     return Model(transformer_architecture(config), tokenizer, mesh=mesh)

@@ -18,8 +18,14 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, interpret: bool = False) -> ja
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
     block = next(b for b in (512, 256, 128) if T % b == 0)
     sizes = kernels.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
 
     def local(q, k, v, segments_BT):
@@ -37,7 +43,9 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, interpret: bool = False) -> ja
         return local(q_BTHK, k_BSGK, v_BSGK, mask.segments_BT)
     rows = spec("batch", None, "heads", None)
     specs = (rows, rows, rows, None if mask.segments_BT is None else spec("batch", None))
-    return jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)(q_BTHK, k_BSGK, v_BSGK, mask.segments_BT)
+    return jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)(
+        q_BTHK, k_BSGK, v_BSGK, mask.segments_BT
+    )
 
 
 def _mask(mask: Mask, T: int):

@@ -41,10 +41,14 @@ class Cache:
 
     def grown(self, slots: int) -> Cache:
         """Room for `slots` tokens."""
-        return self.replace(keys=tuple(_grow(x, slots) for x in self.keys), values=tuple(_grow(x, slots) for x in self.values))
+        return self.replace(
+            keys=tuple(_grow(x, slots) for x in self.keys), values=tuple(_grow(x, slots) for x in self.values)
+        )
 
 
-def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> jax.Array:
+def _weight(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float
+) -> jax.Array:
     """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants."""
 
     def init(key: jax.Array) -> jax.Array:
@@ -90,9 +94,24 @@ class Attention(nn.Module):
         c = self.config
         D, H, G, K = c.width, c.heads, c.G, c.K
         heads = spec("batch", None, "heads", None)
-        q = jnp.einsum("btd,dhk->bthk", x_BTD, _weight(self, "query", (D, H, K), ("embed", "heads", None), D**-0.5), out_sharding=heads)
-        k = jnp.einsum("btd,dgk->btgk", x_BTD, _weight(self, "key", (D, G, K), ("embed", "kv_heads", None), D**-0.5), out_sharding=heads)
-        v = jnp.einsum("btd,dgk->btgk", x_BTD, _weight(self, "value", (D, G, K), ("embed", "kv_heads", None), D**-0.5), out_sharding=heads)
+        q = jnp.einsum(
+            "btd,dhk->bthk",
+            x_BTD,
+            _weight(self, "query", (D, H, K), ("embed", "heads", None), D**-0.5),
+            out_sharding=heads,
+        )
+        k = jnp.einsum(
+            "btd,dgk->btgk",
+            x_BTD,
+            _weight(self, "key", (D, G, K), ("embed", "kv_heads", None), D**-0.5),
+            out_sharding=heads,
+        )
+        v = jnp.einsum(
+            "btd,dgk->btgk",
+            x_BTD,
+            _weight(self, "value", (D, G, K), ("embed", "kv_heads", None), D**-0.5),
+            out_sharding=heads,
+        )
         if c.bias:
             q = q + _weight(self, "query_bias", (H, K), ("heads", None), 0.0)
             k = k + _weight(self, "key_bias", (G, K), ("kv_heads", None), 0.0)
@@ -129,7 +148,9 @@ class MLP(nn.Module):
         D, F = c.width, c.F
         hidden = spec("batch", None, "hidden")
         act = ACTIVATIONS[c.activation]
-        up = jnp.einsum("btd,df->btf", x_BTD, _weight(self, "up", (D, F), ("embed", "hidden"), D**-0.5), out_sharding=hidden)
+        up = jnp.einsum(
+            "btd,df->btf", x_BTD, _weight(self, "up", (D, F), ("embed", "hidden"), D**-0.5), out_sharding=hidden
+        )
         if c.bias:
             up = up + _weight(self, "up_bias", (F,), ("hidden",), 0.0)
         if c.gated:
@@ -152,7 +173,9 @@ class Block(nn.Module):
             Norm(self.config, self.dtype, name="attention_norm")(x_BTD), positions_BT, mask, layer_cache
         )
         x_BTD = x_BTD + mixed
-        return x_BTD + MLP(self.config, self.dtype, name="mlp")(Norm(self.config, self.dtype, name="mlp_norm")(x_BTD)), written
+        return x_BTD + MLP(self.config, self.dtype, name="mlp")(
+            Norm(self.config, self.dtype, name="mlp_norm")(x_BTD)
+        ), written
 
 
 def _remat(kind: str) -> type[nn.Module]:
@@ -174,7 +197,9 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_BT, segments_BT=None, cache=None, first_B=None, keep_cache=None, last_only=False, hidden=False):
+    def __call__(
+        self, tokens_BT, segments_BT=None, cache=None, first_B=None, keep_cache=None, last_only=False, hidden=False
+    ):
         c = self.config
         T = tokens_BT.shape[1]
         table_VD = _weight(self, "embedding", (c.V, c.width), ("vocab_rows", None), 0.02)
@@ -208,7 +233,9 @@ class Transformer(nn.Module):
         if self.is_initializing() or (c.scan and cache is None and not keep):
             scanned = nn.scan(
                 lambda block, x, _: (block(x, positions_BT, mask)[0], None),
-                variable_axes={"params": 0}, split_rngs={"params": True}, length=c.layers,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.layers,
             )
             x_BTD, _ = scanned(_remat(c.remat)(c, self.dtype, name="blocks"), x_BTD, None)
             return x_BTD, []
@@ -237,7 +264,9 @@ def _positions(tokens_BT, segments_BT, index_T, first_B):
         return jnp.maximum(index_BT - first_B[:, None], 0)
     if segments_BT is None:
         return index_BT
-    starts = jnp.concatenate([jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1)
+    starts = jnp.concatenate(
+        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
+    )
     return index_BT - jax.lax.cummax(jnp.where(starts, index_BT, 0), axis=1)
 
 

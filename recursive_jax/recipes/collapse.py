@@ -13,25 +13,34 @@ from recursive_jax import mesh as meshes
 from recursive_jax.collapse.measure import Yardstick, measure
 from recursive_jax.config import ArmConfig, Config
 from recursive_jax.data.sources import World
+from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import from_rows, unconditional
 from recursive_jax.models.model import Model, transformer
+from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate
+from recursive_jax.rounds.preflight import preflight
 from recursive_jax.rounds.report import write_report
-from recursive_jax.rounds.run import Round, Run, Stored
+from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.run import Run
 from recursive_jax.rounds.world import stored_world
 
 
-def collapse(config: Config, workdir: Any, *, fork: Any = None, quiet: bool = False, model: Model | None = None) -> list[dict]:
+def collapse(
+    config: Config, workdir: Any, *, fork: Any = None, quiet: bool = False, model: Model | None = None
+) -> list[dict]:
     """Runs (or goes on with) the experiment in `workdir` and returns the metrics records, one per evaluation.
 
     model: a user's own model without params (`user_model`), instead of the Transformer of the config.
     """
+    if model is None:
+        preflight(config)
     mesh = meshes.make_mesh(config.mesh)
     with Run(workdir, config.model_dump(), seed=config.seed, fork=fork, quiet=quiet) as run:
         per_round = 4 + sum(arm.anchor + arm.fresh < 1.0 for arm in config.arms.values()) / len(config.arms)
         run.progress.total = 4 + round(len(config.arms) * config.replicates * config.rounds.count * per_round)
         real = stored_world(run, config)
         world: World = real.value
+        check_real_tokens(config, world.train.token_count)
         blank = model.on(mesh) if model is not None else transformer(config.model, world.tokenizer, mesh)
         first = run.round(0)
         teacher = first.train("teacher", blank, real.view(lambda w: w.train), config.train)
@@ -48,11 +57,27 @@ def collapse(config: Config, workdir: Any, *, fork: Any = None, quiet: bool = Fa
         return records
 
 
-def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored, yardstick: Yardstick) -> list[Model]:
+def check_real_tokens(config: Config, have: int) -> None:
+    """Anchor and fresh rows must suffice for the last round before the first one is run."""
+    for name, arm in config.arms.items():
+        want = round((arm.anchor + arm.fresh * config.rounds.count) * config.rounds.tokens)
+        if want > have:
+            raise InputError(
+                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}) needs {want:,} real tokens over {config.rounds.count} rounds of "
+                f"{config.rounds.tokens:,}, there are {have:,}; raise data.tokens, give more data, or lower the shares"
+            )
+
+
+def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored, yardstick: Yardstick) -> Model:
     """One chain: generate, mix, train, evaluate, round after round."""
     sampling = config.arm_sampling(arm)
     pool = Pool(
-        real.view(lambda w: w.train), config.rounds.tokens, arm.data, arm.window, arm.anchor, arm.fresh,
+        real.view(lambda w: w.train),
+        config.rounds.tokens,
+        arm.data,
+        arm.window,
+        arm.anchor,
+        arm.fresh,
         grow=config.rounds.budget == "grow",
     )
 
@@ -61,7 +86,9 @@ def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored,
         student_config = config.student
         if pool.grow:  # equal epochs on a growing pool
             growth = data.value.token_count / config.rounds.tokens
-            student_config = student_config.model_copy(update={"steps": max(1, int(config.student.steps * growth + 0.5))})
+            student_config = student_config.model_copy(
+                update={"steps": max(1, int(config.student.steps * growth + 0.5))}
+            )
         student = round.train("student", start, data, student_config)
         assess(round, student, config, sampling, yardstick, real)
         return student
@@ -87,5 +114,9 @@ def assess(round: Round, model: Model, config: Config, sampling, yardstick: Yard
     samples = round.generate("samples", model, prompts(sampling, pool), sampling, count=config.evaluate.samples)
     inputs = {"samples": samples.fingerprint, "real": real.fingerprint, "base": yardstick.base.fingerprint}
     return round.evaluate(
-        "evaluation", model, lambda: measure(model, samples.value, yardstick, config.evaluate), inputs, config.evaluate.model_dump()
+        "evaluation",
+        model,
+        lambda: measure(model, samples.value, yardstick, config.evaluate),
+        inputs,
+        config.evaluate.model_dump(),
     )

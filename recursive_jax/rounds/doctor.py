@@ -28,9 +28,13 @@ def doctor() -> tuple[str, bool]:
     devices = jax.devices()
     dtype = resolve_dtype("auto")
     lines = [f"{name:<18} {version}" for name, version in versions().items()]
-    lines.append(f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)")
+    lines.append(
+        f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
+    )
     peak = peak_flops(dtype)
-    lines.append(f"{'peak':<18} " + (f"{peak / 1e9:,.0f} GFLOP/s {dtype}" if peak else "unknown device: MFU is not shown"))
+    lines.append(
+        f"{'peak':<18} " + (f"{peak / 1e9:,.0f} GFLOP/s {dtype}" if peak else "unknown device: MFU is not shown")
+    )
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         lines.append(f"{'device memory':<18} {stats['bytes_limit'] / 2**30:.1f} GiB")
@@ -50,7 +54,9 @@ def doctor() -> tuple[str, bool]:
 
 def _small():
     language = Language()
-    model = transformer(ModelConfig(layers=1, width=32, heads=2, context=32), LanguageTokenizer(language), meshes.make_mesh())
+    model = transformer(
+        ModelConfig(layers=1, width=32, heads=2, context=32), LanguageTokenizer(language), meshes.make_mesh()
+    )
     rows = language.sample(0, 0, 64)
     batch = 8 * meshes.batch_divisor(model.mesh)
     return train(model, rows_as_dataset(rows), config=TrainConfig(steps=5, batch=batch), quiet=True)
@@ -76,7 +82,9 @@ def _check_checkpoint() -> str:
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder, model)
         loaded = load_model(folder, model.mesh)
-    same = jax.tree.all(jax.tree.map(lambda a, b: bool((meshes.fetch(a) == meshes.fetch(b)).all()), model.params, loaded.params))
+    same = jax.tree.all(
+        jax.tree.map(lambda a, b: bool((meshes.fetch(a) == meshes.fetch(b)).all()), model.params, loaded.params)
+    )
     if not same:
         raise RuntimeError("the params read back differ from those written")
     return "ok, params read back bit-equal"

@@ -10,7 +10,8 @@ import numpy as np
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
-from recursive_jax.rounds.run import Chain, Round, Stored
+from recursive_jax.rounds.durable import Stored
+from recursive_jax.rounds.round import Chain, Round
 
 
 @dataclasses.dataclass
@@ -43,17 +44,19 @@ class Pool:
     def settings(self) -> dict:
         return {k: getattr(self, k) for k in ("tokens", "data", "window", "anchor", "fresh", "grow")}
 
+    def kept(self) -> list[Stored]:
+        """The rounds' rows that this regime still draws on, oldest first."""
+        return {"replace": self.rows[-1:], "window": self.rows[-self.window :], "accumulate": self.rows}[self.data]
+
     def sources(self) -> list[Stored]:
         """The stored rows this round draws on, oldest first."""
-        kept = {"replace": self.rows[-1:], "window": self.rows[-self.window :], "accumulate": self.rows}[self.data]
         needs_real = self.data == "accumulate" or self.real_tokens > 0
-        return [self.real, *kept] if needs_real else kept
+        return [self.real, *self.kept()] if needs_real else self.kept()
 
     def mix(self, number: int, seed: int) -> Dataset:
         """The training rows of round `number` (from 1)."""
         real: Dataset = self.real.value
-        kept = {"replace": self.rows[-1:], "window": self.rows[-self.window :], "accumulate": self.rows}[self.data]
-        members = [s.value for s in kept]
+        members = [s.value for s in self.kept()]
         if self.data == "accumulate":
             members = [real, *members]
         rng = np.random.default_rng([seed, number])
@@ -94,9 +97,15 @@ RoundFn = Callable[[Round, Model, Model, Pool], Model]
 
 
 def iterate(
-    chain: Chain, round_fn: RoundFn, rounds: int, *, base: Model, pool: Pool, init: str = "base",
-) -> list[Model]:
-    """Runs `rounds` rounds and returns their models.
+    chain: Chain,
+    round_fn: RoundFn,
+    rounds: int,
+    *,
+    base: Model,
+    pool: Pool,
+    init: str = "base",
+) -> Model:
+    """Runs `rounds` rounds and returns the last one's model (every round's is stored; none but the last is kept in memory).
 
     round_fn(round, teacher, start, pool) -> student. `teacher` is the last round's model (`base` in round 1), `start`
     the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (fresh params, a new
@@ -104,13 +113,11 @@ def iterate(
     """
     if init not in ("base", "previous", "scratch"):
         raise InputError(f"init={init!r}: base, previous or scratch is wanted")
-    models: list[Model] = []
     teacher = base
     for number in range(1, rounds + 1):
         start = {"base": base, "previous": teacher, "scratch": base.with_params(None)}[init]
         teacher = round_fn(chain.round(number), teacher, start, pool)
-        models.append(teacher)
-    return models
+    return teacher
 
 
 def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, sampling) -> Stored:
@@ -118,6 +125,7 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
     if pool.synthetic_tokens:
         new = round.generate("rows", teacher, requests, sampling, tokens=pool.synthetic_tokens)
         pool.rows.append(new)
+        pool.rows = pool.kept()
     inputs = {str(i): s.fingerprint for i, s in enumerate(pool.sources())}
     seed = round.seed("mix")
     return round.dataset("training", lambda: pool.mix(round.number, seed), inputs, {**pool.settings(), "seed": seed})

@@ -21,19 +21,39 @@ def manifests(run: Any) -> list[dict]:
     found = []
     for pattern in ("rounds/*/*/manifest.json", "*/rounds/*/*/manifest.json", "*/replicate-*/rounds/*/*/manifest.json"):
         for file in run.glob(pattern):
-            manifest = storage.read_json(file, "the manifest")
             folder = file.parent
+            if folder.name.startswith("."):  # a copy in the making
+                continue
+            manifest = storage.read_json(file, "the manifest")
             found.append({**manifest, "path": str(folder.relative_to(run)), "time": file.stat().mtime})
     rank = {arm: i + 1 for i, arm in enumerate(arms)}
-    found.sort(key=lambda m: (0 if m["path"].startswith("rounds/") else rank.get(m["arm"], 0), m["replicate"], m["round"], m["time"], m["name"]))
+    found.sort(
+        key=lambda m: (
+            0 if m["path"].startswith("rounds/") else rank.get(m["arm"], 0),
+            m["replicate"],
+            m["round"],
+            m["time"],
+            m["name"],
+        )
+    )
     return found
+
+
+def resolve(stored: list[dict], mark: str, near: dict) -> dict | None:
+    """The result with a fingerprint. Equal inputs give equal fingerprints in several chains: the one in the chain of
+    `near` is meant, else the shared or first one."""
+    found = [m for m in stored if m["fingerprint"] == mark]
+    same = [m for m in found if (m["arm"], m["replicate"]) == (near["arm"], near["replicate"])]
+    return (same or found or [None])[0]
 
 
 def evaluations(run: Any) -> list[dict]:
     """The metrics records of a run. A shared round 0 stands under the arm `main`."""
     run = epath.Path(run)
     return [
-        storage.read_json(run / m["path"] / "metrics.json", "the evaluation") for m in manifests(run) if m["verb"] == "evaluate"
+        storage.read_json(run / m["path"] / "metrics.json", "the evaluation")
+        for m in manifests(run)
+        if m["verb"] == "evaluate"
     ]
 
 
@@ -43,27 +63,34 @@ def ancestors(run: Any, row_id: str) -> list[dict]:
     Each step is {"what": "row" | "model" | "data", "path": ..., ...}. Raises InputError for an unknown row.
     """
     run = epath.Path(run)
-    known = {m["fingerprint"]: m for m in manifests(run)}
-    step = _find_row(run, list(known.values()), row_id)
+    stored = manifests(run)
+    step, near = _find_row(run, stored, row_id)
     chain = [step]
-    mark = step["model"]
-    while mark in known:
-        model = known[mark]
-        chain.append({"what": "model", "path": model["path"], "fingerprint": mark, "round": model["round"]})
-        data = known.get(model["inputs"].get("data", ""))
+    model = resolve(stored, step["model"], near)
+    while model is not None:
+        chain.append(
+            {"what": "model", "path": model["path"], "fingerprint": model["fingerprint"], "round": model["round"]}
+        )
+        data = resolve(stored, model["inputs"].get("data", ""), near)
         if data is None:
             break
-        sources = [known[f] for f in data["inputs"].values() if f in known]
-        chain.append({
-            "what": "data", "path": data["path"], "rows": data["counts"].get("rows"),
-            "synthetic_rows": data["counts"].get("synthetic_rows"), "from": [s["path"] for s in sources],
-        })
+        sources = [s for s in (resolve(stored, f, near) for f in data["inputs"].values()) if s is not None]
+        chain.append(
+            {
+                "what": "data",
+                "path": data["path"],
+                "rows": data["counts"].get("rows"),
+                "synthetic_rows": data["counts"].get("synthetic_rows"),
+                "from": [s["path"] for s in sources],
+            }
+        )
         newest = max(sources, key=lambda s: s["round"], default=None)
-        mark = newest["inputs"].get("model", "") if newest is not None else ""
+        model = None if newest is None else resolve(stored, newest["inputs"].get("model", ""), near)
     return chain
 
 
-def _find_row(run: epath.Path, stored: list[dict], row_id: str) -> dict:
+def _find_row(run: epath.Path, stored: list[dict], row_id: str) -> tuple[dict, dict]:
+    """The row, and the manifest of the result it is in."""
     from recursive_jax.data.dataset import Dataset
 
     for manifest in stored:
@@ -73,5 +100,13 @@ def _find_row(run: epath.Path, stored: list[dict], row_id: str) -> dict:
             found = Dataset.read([str(file)]).where(id=row_id)
             if len(found):
                 row = found[0]
-                return {"what": "row", "id": row_id, "path": manifest["path"], "parents": row["parents"], "model": row["model"], "text": row["text"], "round": row["round"]}
+                return {
+                    "what": "row",
+                    "id": row_id,
+                    "path": manifest["path"],
+                    "parents": row["parents"],
+                    "model": row["model"],
+                    "text": row["text"],
+                    "round": row["round"],
+                }, manifest
     raise InputError(f"{run} has no generated row with id {row_id!r}")

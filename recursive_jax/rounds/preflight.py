@@ -40,13 +40,24 @@ def preflight(config: Config) -> None:
     if not lines or not any("tokenizer" in line for line in lines):
         vocab = vocabulary(config)
         if config.model.vocab is not None and config.model.vocab < vocab:
-            lines.append(f"model.vocab={config.model.vocab} is smaller than the tokenizer's {vocab} ids; leave model.vocab out")
+            lines.append(
+                f"model.vocab={config.model.vocab} is smaller than the tokenizer's {vocab} ids; leave model.vocab out"
+            )
     if mesh is not None:
-        lines += mesh_problems(resolved_model(config) if not lines else config.model.model_copy(update={"vocab": config.model.vocab or 64}), mesh)
+        lines += mesh_problems(
+            resolved_model(config)
+            if not lines
+            else config.model.model_copy(update={"vocab": config.model.vocab or 64}),
+            mesh,
+        )
         for name, train in (("train", config.train), ("student", config.student)):
             divisor = meshes.batch_divisor(mesh) * train.accumulate
-            if train.batch % divisor and not (name == "student" and train.batch == config.train.batch):
-                lines.append(f"{name}.batch={train.batch} is not divisible by {divisor} (mesh.data x mesh.fsdp x accumulate)")
+            if train.batch % divisor and not (
+                name == "student" and (train.batch, train.accumulate) == (config.train.batch, config.train.accumulate)
+            ):
+                lines.append(
+                    f"{name}.batch={train.batch} is not divisible by {divisor} (mesh.data x mesh.fsdp x accumulate)"
+                )
     if lines:
         raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
 
@@ -64,9 +75,12 @@ def dry_run(config: Config) -> str:
     memory = flops.train_memory_bytes(model, config.train, mesh.size, 2 if dtype == "bfloat16" else 4)
     total = per_token * (teacher + students) + per_token / 3 * generated
     peak = flops.peak_flops(dtype)
-    at_40 = f"; at 40% of this machine's peak about {total / (0.4 * peak * mesh.size) / 60:,.1f} minutes" if peak else ""
+    at_40 = (
+        f"; at 40% of this machine's peak about {total / (0.4 * peak * mesh.size) / 60:,.1f} minutes" if peak else ""
+    )
     lines = [
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(), "---",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
+        "---",
         f"mesh          {' x '.join(f'{a} {n}' for a, n in mesh.shape.items())} on {mesh.size} x {jax.devices()[0].device_kind}, {dtype} compute",
         f"parameters    {flops.parameters(model):,} (vocabulary {model.vocab:,}, padded to {model.V:,})",
         f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)",

@@ -18,7 +18,9 @@ def evaluate_model(path: Any, config: Config, base: Any = None) -> dict[str, Any
     judge = load_model(base, model.mesh) if base is not None else model
     language = getattr(model.tokenizer, "language", None)
     if config.data.path is not None:
-        real = held_out_blocks(list(documents(config.data, config.data.path)), model.tokenizer, model.context, config.data)
+        real = held_out_blocks(
+            list(documents(config.data, config.data.path)), model.tokenizer, model.context, config.data
+        )
         world = World(model.tokenizer, real, real)
     elif language is not None:
         from recursive_jax.data.dataset import real_rows

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, manifests
+from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.progress import summary
 
 HEADLINE = ("ce_real", "kl_total", "ppl_gen", "valid", "distinct_2", "tail_mass_lost")
@@ -26,12 +26,17 @@ def status_text(run: Any, short: bool = False) -> str:
 def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     seconds = sum(m["seconds"] for m in stored)
     lines = [f"{run}: {len(stored)} results in {seconds:,.0f} s, seed {record.get('seed')}, {record.get('devices')}"]
-    names = {m["fingerprint"]: m["path"] for m in stored}
     for m in stored:
-        inputs = [names[f] for f in m["inputs"].values() if f in names]
+        inputs = [s["path"] for s in (resolve(stored, f, m) for f in m["inputs"].values()) if s is not None]
         arrow = f"  <- {', '.join(inputs)}" if inputs else ""
         lines.append(f"  {m['path']:<38} {summary(m):<46} {m['seconds']:>7.1f} s{arrow}")
-    for pending in sorted([*run.glob("rounds/*/*/pending.json"), *run.glob("*/rounds/*/*/pending.json"), *run.glob("*/*/rounds/*/*/pending.json")]):
+    for pending in sorted(
+        [
+            *run.glob("rounds/*/*/pending.json"),
+            *run.glob("*/rounds/*/*/pending.json"),
+            *run.glob("*/*/rounds/*/*/pending.json"),
+        ]
+    ):
         if not (pending.parent / "manifest.json").exists():
             lines.append(f"  {pending.parent.relative_to(run)!s:<38} not finished; the same command goes on with it")
     return lines
@@ -42,7 +47,9 @@ def _table(records: list[dict], arms: list[str]) -> list[str]:
     if not shown:
         return ["no evaluation yet"]
     several = any(r["replicate"] for r in records)
-    head = f"{'regime':<14}{'round':>6}" + (f"{'replicate':>10}" if several else "") + "".join(f"{m:>16}" for m in shown)
+    head = (
+        f"{'regime':<14}{'round':>6}" + (f"{'replicate':>10}" if several else "") + "".join(f"{m:>16}" for m in shown)
+    )
     lines = [head]
     for r in records:
         arm = "teacher" if r["round"] == 0 else r["arm"]

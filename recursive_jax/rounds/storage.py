@@ -17,15 +17,8 @@ from recursive_jax.errors import InputError
 _DIGEST_LIMIT = 64 * 2**20  # larger files are checked by size; the formats in them carry checksums of their own
 
 
-def is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
 def write_atomic(path: epath.Path, data: bytes) -> None:
-    """The file appears with all of `data` or stays as it was, also through a power cut (local disks)."""
-    if not is_local(path):  # object stores replace whole objects
-        path.write_bytes(data)
-        return
+    """The file appears with all of `data` or stays as it was, also through a power cut."""
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "wb") as file:
         file.write(data)
@@ -40,18 +33,15 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 
 def sync_directory(path: epath.Path) -> None:
-    if is_local(path):
-        handle = os.open(os.fspath(path), os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(os.fspath(path), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_tree(path: epath.Path) -> None:
     """fsync of everything below a folder: other libraries wrote it and may not have."""
-    if not is_local(path):
-        return
     for folder, _, files in os.walk(path):
         for name in files:
             handle = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -89,10 +79,14 @@ def verify(folder: epath.Path, files: dict[str, dict[str, Any]]) -> None:
     for name, stored in files.items():
         file = folder / name
         if not file.exists():
-            raise InputError(f"{file} is missing, although {folder / 'manifest.json'} lists it; restore it, or delete {folder} to make it again")
+            raise InputError(
+                f"{file} is missing, although {folder / 'manifest.json'} lists it; restore it, or delete {folder} to make it again"
+            )
         changed = file.stat().length != stored["bytes"] or ("sha256" in stored and _digest(file) != stored["sha256"])
         if changed:
-            raise InputError(f"{file} is damaged: it differs from what {folder / 'manifest.json'} recorded; restore it, or delete {folder} to make it again")
+            raise InputError(
+                f"{file} is damaged: it differs from what {folder / 'manifest.json'} recorded; restore it, or delete {folder} to make it again"
+            )
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -111,19 +105,18 @@ class Lock:
     """One process per run folder. The kernel drops the lock when its holder dies, however it dies."""
 
     def __init__(self, folder: epath.Path):
-        self._file = None
-        if not is_local(folder):
-            return
         import fcntl
 
-        self._file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  held until release
+        self._file = open(folder / ".lock", "a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise InputError(f"{folder} is in use by another process (pid {holder}); wait for it, or give another --workdir") from None
+            raise InputError(
+                f"{folder} is in use by another process (pid {holder}); wait for it, or give another --workdir"
+            ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
@@ -151,7 +144,7 @@ def explain_disk_error(error: OSError, folder: Any) -> str | None:
     if error.errno not in _DISK:
         return None
     return (
-        f"cannot write {error.filename or folder}: {_DISK[error.errno]}. What was committed under {folder} is kept: "
+        f"cannot use {error.filename or folder}: {_DISK[error.errno]}. What was committed under {folder} is kept: "
         "mend this and give the same command again, or give another --workdir"
     )
 

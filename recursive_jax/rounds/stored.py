@@ -19,12 +19,15 @@ from recursive_jax.train import checkpoint
 def write_model(folder: Any, model: Model) -> None:
     """Stores params, architecture and tokenizer. Collective over processes."""
     folder = epath.Path(folder)
-    if meshes.is_main():
-        config = model.architecture.config
-        storage.write_json(folder / "model.json", {
-            "architecture": model.architecture.name, "config": None if config is None else config.model_dump(),
-            "vocab": model.vocab, "context": model.context, "tokenizer": model.tokenizer.to_json(),
-        })
+    config = model.architecture.config
+    described = {
+        "architecture": model.architecture.name,
+        "config": None if config is None else config.model_dump(),
+        "vocab": model.vocab,
+        "context": model.context,
+        "tokenizer": model.tokenizer.to_json(),
+    }
+    meshes.on_main(lambda: storage.write_json(folder / "model.json", described))
     checkpoint.save(folder / "checkpoint", model.params)
 
 
@@ -40,7 +43,9 @@ def load_model(path: Any, mesh: Mesh | None = None) -> Model:
     folder = find_model(epath.Path(path))
     described = storage.read_json(folder / "model.json", "the model description")
     if described["config"] is None:
-        raise InputError(f"{folder} holds a model of user functions ({described['architecture']}); load it through its own run")
+        raise InputError(
+            f"{folder} holds a model of user functions ({described['architecture']}); load it through its own run"
+        )
     manifest = folder / "manifest.json"
     if manifest.exists():
         stored = storage.read_json(manifest, "the manifest")

@@ -14,7 +14,8 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World, open_world, source_files
 from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.rounds import storage
-from recursive_jax.rounds.run import Run, Stored
+from recursive_jax.rounds.durable import Stored
+from recursive_jax.rounds.run import Run
 
 _HASHED = 256 * 2**20  # bytes of a source file that count in its digest
 
@@ -22,19 +23,31 @@ _HASHED = 256 * 2**20  # bytes of a source file that count in its digest
 def stored_world(run: Run, config: Config) -> Stored:
     """Reads and tokenizes the real data, or, on a second start, what the first one stored. A source file that changed
     since is an input that changed: refused."""
-    inputs = {f"file:{Path(f).name}": _digest(Path(f)) for f in source_files(config.data)}
-    settings = {"data": config.data.model_dump(), "context": config.model.context, "held_out_rows": config.evaluate.rows}
+    files = source_files(config.data)
+    if config.data.resolved_kind != "language" and config.data.tokenizer not in ("byte", "bpe"):
+        files.append(Path(config.data.tokenizer))
+    inputs = {f"file {i}: {f.name}": _digest(f) for i, f in enumerate(files)}
+    settings = {"data": config.data.model_dump(), "context": config.model.context}
+    if config.data.resolved_kind == "language":
+        settings["held_out_rows"] = config.evaluate.rows
 
     def produce(folder: epath.Path) -> dict[str, Any]:
         world = open_world(config.data, config.model.context, config.evaluate.rows)
-        if meshes.is_main():
+
+        def write() -> None:
             storage.write_json(folder / "tokenizer.json", world.tokenizer.to_json())
             world.train.write(str(folder / "rows-00000.parquet"))
             world.held_out.write(str(folder / "held-out.parquet"))
+
+        meshes.on_main(write)
         return {
-            "rows": len(world.train), "tokens": world.train.token_count, "real_rows": len(world.train), "synthetic_rows": 0,
+            "rows": len(world.train),
+            "tokens": world.train.token_count,
+            "real_rows": len(world.train),
+            "synthetic_rows": 0,
             "real_tokens": world.train.token_count,
-            "held_out_rows": len(world.held_out), "held_out_tokens": world.held_out.token_count,
+            "held_out_rows": len(world.held_out),
+            "held_out_tokens": world.held_out.token_count,
         }
 
     def read(folder: epath.Path) -> World:
@@ -42,10 +55,11 @@ def stored_world(run: Run, config: Config) -> Stored:
         train, held_out = (Dataset.read([str(folder / f)]) for f in ("rows-00000.parquet", "held-out.parquet"))
         return World(tokenizer, train, held_out, getattr(tokenizer, "language", None))
 
-    return run.round(0)._durable("data", "real", inputs, settings, None, produce, read)
+    return run.round(0).durable("data", "real", inputs, settings, None, produce, read)
 
 
 def _digest(file: Path) -> str:
+    file = file / "tokenizer.json" if file.is_dir() else file
     digest = hashlib.sha256(str(file.stat().st_size).encode())
     with file.open("rb") as data:
         digest.update(data.read(_HASHED))
@@ -61,6 +75,12 @@ def check_data(config: DataConfig) -> list[str]:
     except InputError as error:
         return [str(error)]
     lines = [f"{f} is empty" for f in files if Path(f).stat().st_size == 0]
-    if config.resolved_kind != "language" and config.tokenizer not in ("byte", "bpe") and not Path(config.tokenizer).exists():
-        lines.append(f"data.tokenizer={config.tokenizer} does not exist; give byte, bpe, or the path of a tokenizer.json")
+    if (
+        config.resolved_kind != "language"
+        and config.tokenizer not in ("byte", "bpe")
+        and not Path(config.tokenizer).exists()
+    ):
+        lines.append(
+            f"data.tokenizer={config.tokenizer} does not exist; give byte, bpe, or the path of a tokenizer.json"
+        )
     return lines

@@ -60,7 +60,8 @@ def _compare(path: Any, stored: Any, target: Any) -> None:
     lines += [f"not expected: {k} {tuple(have[k].shape)}" for k in have if k not in want]
     lines += [
         f"{k}: stored {tuple(have[k].shape)}, expected {tuple(want[k].shape)}"
-        for k in want if k in have and tuple(have[k].shape) != tuple(want[k].shape)
+        for k in want
+        if k in have and tuple(have[k].shape) != tuple(want[k].shape)
     ]
     if lines:
         raise problems(f"checkpoint {path} does not fit the model:", lines)

@@ -23,8 +23,17 @@ class TrainLog:
     """
 
     def __init__(
-        self, label: str, steps: int, *, directory: Path | None, start: int = 0, every: int = 10,
-        flops_per_token: float | None = None, peak_flops: float | None = None, tensorboard: bool = False, quiet: bool = False,
+        self,
+        label: str,
+        steps: int,
+        *,
+        directory: Path | None,
+        start: int = 0,
+        every: int = 10,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        tensorboard: bool = False,
+        quiet: bool = False,
     ):
         self.label, self.steps, self.every, self.start = label, steps, every, start
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
@@ -39,8 +48,13 @@ class TrainLog:
                 self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start, write_to_disk=True)
         if not quiet and console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(28), TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console, transient=True,
+                TextColumn("{task.description}"),
+                BarColumn(28),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
             )
             self._progress.start()
             self._task = self._progress.add_task(label, total=steps, completed=start, note="compiling")

@@ -27,15 +27,22 @@ from recursive_jax.train.step import init_program, resolve_dtype, start_program,
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """model: with the new params. summary: steps, tokens, targets, final loss, epochs (all reproducible)."""
+    """model: with the new params. summary: steps, tokens, packed rows, epochs, final loss (all reproducible)."""
 
     model: Model
     summary: dict[str, Any]
 
 
 def train(
-    model: Model, data: Dataset | PackedRows, objective: Objective = causal, config: TrainConfig | None = None, *,
-    seed: int = 0, directory: str | Path | None = None, label: str = "train", quiet: bool = False,
+    model: Model,
+    data: Dataset | PackedRows,
+    objective: Objective = causal,
+    config: TrainConfig | None = None,
+    *,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    label: str = "train",
+    quiet: bool = False,
 ) -> Trained:
     """Trains a copy of `model` on `data` (packed if it is not yet) and returns it; `model` stays as it was.
 
@@ -59,10 +66,17 @@ def train(
             start = int(state.step)
             flops = train_flops_per_token(model.architecture.config, length) if model.architecture.config else None
             log = TrainLog(
-                label, config.steps, directory=directory if meshes.is_main() else None, start=start,
-                every=config.log_every, flops_per_token=flops,
-                peak_flops=(peak_flops(dtype) or 0) * mesh.size if flops and not quiet and jax.process_count() == 1 else None,
-                tensorboard=config.tensorboard and directory is not None, quiet=quiet or not meshes.is_main(),
+                label,
+                config.steps,
+                directory=directory if meshes.is_main() else None,
+                start=start,
+                every=config.log_every,
+                flops_per_token=flops,
+                peak_flops=(peak_flops(dtype) or 0) * mesh.size
+                if flops and not quiet and jax.process_count() == 1
+                else None,
+                tensorboard=config.tensorboard and directory is not None,
+                quiet=quiet or not meshes.is_main(),
             )
             try:
                 state, loss = _run(state, step_fn, rows, config, seed, mesh, resume, log, start, label)
@@ -73,8 +87,12 @@ def train(
             resume.close()
     tokens = config.steps * config.batch * length
     summary = {
-        "steps": config.steps, "tokens": tokens, "packed_rows": len(rows), "packed_fill": round(rows.fill, 4),
-        "epochs": round(config.steps * config.batch / len(rows), 3), "loss": loss,
+        "steps": config.steps,
+        "tokens": tokens,
+        "packed_rows": len(rows),
+        "packed_fill": round(rows.fill, 4),
+        "epochs": round(config.steps * config.batch / len(rows), 3),
+        "loss": loss,
     }
     return Trained(model.with_params(state.params), summary)
 
@@ -83,7 +101,7 @@ def check_batch(config: TrainConfig, mesh) -> None:
     divisor = meshes.batch_divisor(mesh) * config.accumulate
     if config.batch % divisor:
         raise InputError(
-            f"train.batch={config.batch} is not divisible by {divisor} (mesh data x fsdp = {meshes.batch_divisor(mesh)}, "
+            f"batch={config.batch} is not divisible by {divisor} (mesh data x fsdp = {meshes.batch_divisor(mesh)}, "
             f"accumulate = {config.accumulate})"
         )
 
@@ -109,7 +127,7 @@ def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: Tra
         if pending is not None:
             loss = _settle(*pending, log, positions, label, resume)
         pending = (step, metrics)
-        stopping = signals.stop_requested()
+        stopping = signals.stop_requested() and step < config.steps  # after the last step there is nothing to save
         if resume is not None and (stopping or (step % config.checkpoint_every == 0 and step < config.steps)):
             loss = _settle(*pending, log, positions, label, resume)  # only a finite state is ever saved
             pending = None
@@ -123,9 +141,11 @@ def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: Tra
 
 
 def _settle(step: int, metrics: dict[str, jax.Array], log: TrainLog, positions: int, label: str, resume) -> float:
-    values = {k: float(v) for k, v in meshes.fetch(metrics).items()} if jax.process_count() == 1 else {
-        k: float(v.addressable_data(0)) for k, v in metrics.items()
-    }
+    values = (
+        {k: float(v) for k, v in meshes.fetch(metrics).items()}
+        if jax.process_count() == 1
+        else {k: float(v.addressable_data(0)) for k, v in metrics.items()}
+    )
     if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
         kept = resume.latest if resume is not None else None
         last = f"the last good checkpoint is step {kept}" if kept is not None else "there is no earlier checkpoint"

@@ -32,8 +32,16 @@ class Hyper:
     def of(cls, c: TrainConfig) -> Hyper:
         f = np.float32
         return cls(
-            f(c.learning_rate), f(round(c.warmup * c.steps)), f(c.steps), f(c.final), f(c.decay),
-            np.int32(SCHEDULES.index(c.schedule)), f(c.weight_decay), f(c.clip), f(c.beta1), f(c.beta2),
+            f(c.learning_rate),
+            f(round(c.warmup * c.steps)),
+            f(c.steps),
+            f(c.final),
+            f(c.decay),
+            np.int32(SCHEDULES.index(c.schedule)),
+            f(c.weight_decay),
+            f(c.clip),
+            f(c.beta1),
+            f(c.beta2),
         )
 
 

@@ -75,7 +75,9 @@ class Axes:
     def frame(self, xlabel: str, xticks: Sequence[float]) -> list[str]:
         out = []
         for y in self.yticks:
-            out.append(f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{self.py(y):.1f}" y2="{self.py(y):.1f}"/>')
+            out.append(
+                f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{self.py(y):.1f}" y2="{self.py(y):.1f}"/>'
+            )
             out.append(_text(self.left - 6, self.py(y) + 3.5, number(y), "tick", "end"))
         step = max(1, math.ceil(len(xticks) / 8))
         for x in list(xticks)[::step]:
@@ -84,7 +86,14 @@ class Axes:
         return out
 
 
-def lines(series: Sequence[Series], label: str, *, xlabel: str = "round", reference: tuple[str, float] | None = None, zero: bool = False) -> str:
+def lines(
+    series: Sequence[Series],
+    label: str,
+    *,
+    xlabel: str = "round",
+    reference: tuple[str, float] | None = None,
+    zero: bool = False,
+) -> str:
     """Curves with bands or error bars, each labelled at its end; a dashed line for a reference value."""
     ys = [v for s in series for column in (s.y, s.low or (), s.high or ()) for v in column if math.isfinite(v)]
     ys += [reference[1]] if reference else []
@@ -92,7 +101,9 @@ def lines(series: Sequence[Series], label: str, *, xlabel: str = "round", refere
     body = axes.frame(xlabel, sorted({x for s in series for x in s.x}))
     if reference:
         y = axes.py(reference[1])
-        body.append(f'<line class="reference" x1="{axes.left}" x2="{axes.width - axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(
+            f'<line class="reference" x1="{axes.left}" x2="{axes.width - axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         body.append(_text(axes.left + 4, y - 4, reference[0], "tick"))
     ends = []
     for s in series:
@@ -103,10 +114,14 @@ def lines(series: Sequence[Series], label: str, *, xlabel: str = "round", refere
             lower = [(axes.px(x), axes.py(v)) for x, v in zip(s.x, s.low, strict=True)]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower[::-1])
             body.append(f'<polygon points="{path}" fill="{colour}" class="band"/>')
-        body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" stroke="{colour}" class="line"/>')
+        body.append(
+            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" stroke="{colour}" class="line"/>'
+        )
         for i, (x, y) in enumerate(points):
             tip = s.tips[i] if s.tips else f"{s.name}, {xlabel} {number(s.x[i])}: {number(s.y[i])}"
-            body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{html.escape(tip)}</title></circle>')
+            body.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{html.escape(tip)}</title></circle>'
+            )
         if points:
             ends.append([points[-1][1], s])
     body += _end_labels(ends, axes)
@@ -136,12 +151,16 @@ def stacked(parts: Sequence[tuple[str, Sequence[float]]], xs: Sequence[float], l
         path = [f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in zip(xs, above, strict=True)]
         path += [f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in reversed(list(zip(xs, below, strict=True)))]
         tip = f"{name}: {number(values[0])} at round {number(xs[0])}, {number(values[-1])} at round {number(xs[-1])}"
-        body.append(f'<polygon points="{" ".join(path)}" fill="var(--p{i})" class="area"><title>{html.escape(tip)}</title></polygon>')
+        body.append(
+            f'<polygon points="{" ".join(path)}" fill="var(--p{i})" class="area"><title>{html.escape(tip)}</title></polygon>'
+        )
         below = above
     return _svg(axes.width, axes.height, body, label)
 
 
-def heatmap(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], label: str, tip: str) -> str:
+def heatmap(
+    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], label: str, tip: str
+) -> str:
     """Shares in 0..1 as cells of one hue; rows top to bottom, columns left to right."""
     cell, left, top = 26, 56, 6
     width, height = left + cell * len(columns) + 6, top + cell * len(rows) + 34
@@ -156,14 +175,26 @@ def heatmap(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Seq
                 f'style="fill:color-mix(in oklab,var(--heat) {strength}%,var(--cell))"><title>{title}</title></rect>'
             )
             if v >= 0.005:
-                body.append(_text(left + cell * (c + 0.5), top + cell * (r + 0.5) + 3.5, f"{100 * v:.0f}", "cell" + (" on" if v > 0.3 else ""), "middle"))
+                body.append(
+                    _text(
+                        left + cell * (c + 0.5),
+                        top + cell * (r + 0.5) + 3.5,
+                        f"{100 * v:.0f}",
+                        "cell" + (" on" if v > 0.3 else ""),
+                        "middle",
+                    )
+                )
     for c, name in enumerate(columns):
         body.append(_text(left + cell * (c + 0.5), height - 18, name, "tick", "middle"))
-    body.append(_text(left + cell * len(columns) / 2, height - 4, "truth's frequency decile (10: rarest)", "axis", "middle"))
+    body.append(
+        _text(left + cell * len(columns) / 2, height - 4, "truth's frequency decile (10: rarest)", "axis", "middle")
+    )
     return _svg(width, height, body, label)
 
 
-def ridges(histograms: Sequence[Sequence[float]], edges: Sequence[float], names: Sequence[str], colour: int, label: str) -> str:
+def ridges(
+    histograms: Sequence[Sequence[float]], edges: Sequence[float], names: Sequence[str], colour: int, label: str
+) -> str:
     """One histogram per round, drawn over one another with a shift; x is log-perplexity, labelled as perplexity."""
     width, left, right, gap, tall = 300, 30, 10, 22, 46
     height = tall + gap * (len(histograms) - 1) + 38
@@ -179,11 +210,15 @@ def ridges(histograms: Sequence[Sequence[float]], edges: Sequence[float], names:
         for j, share in enumerate(shares):
             points.append(f"{px((edges[j] + edges[j + 1]) / 2):.1f},{base - share / top * tall:.1f}")
         points.append(f"{px(edges[-1]):.1f},{base}")
-        body.append(f'<polygon points="{" ".join(points)}" fill="var(--c{colour})" class="ridge"><title>{html.escape(names[i])}</title></polygon>')
+        body.append(
+            f'<polygon points="{" ".join(points)}" fill="var(--c{colour})" class="ridge"><title>{html.escape(names[i])}</title></polygon>'
+        )
         body.append(_text(left - 6, base, names[i].removeprefix("round "), "tick", "end"))
     low, high = math.exp(edges[0]), math.exp(edges[-1])
     marks = [m * 10**e for e in range(-1, 7) for m in (1, 2, 5) if low <= m * 10**e <= high]
     for mark in marks if len(marks) < 8 else marks[::2]:
         body.append(_text(px(math.log(mark)), height - 20, number(mark), "tick", "middle"))
-    body.append(_text((left + width - right) / 2, height - 4, "perplexity of a row under the round-0 model", "axis", "middle"))
+    body.append(
+        _text((left + width - right) / 2, height - 4, "perplexity of a row under the round-0 model", "axis", "middle")
+    )
     return _svg(width, height, body, label)

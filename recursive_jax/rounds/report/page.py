@@ -12,7 +12,7 @@ from etils import epath
 
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, manifests
+from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of, change
 
@@ -34,7 +34,9 @@ def write_report(run: Any) -> epath.Path:
     run = epath.Path(run)
     stored = manifests(run)
     record = storage.read_json(run / "run.json", "the run record")
-    page = render(record, evaluations(run), stored, _samples(run, stored, record["config"].get("evaluate", {}).get("show", 4)))
+    page = render(
+        record, evaluations(run), stored, _samples(run, stored, record["config"].get("evaluate", {}).get("show", 4))
+    )
     storage.write_atomic(run / "report.html", page.encode())
     return run / "report.html"
 
@@ -85,7 +87,7 @@ def _cards(arms: list[Arm], metric: str) -> str:
         cards.append(
             f'<div class=arm style="--accent:var(--c{arm.colour})"><h3>{html.escape(arm.name)}</h3>'
             f"<b>{c.first:.3f} → {c.last:.3f}</b><div class=soft>{what}, round 0 to {c.rounds}</div>"
-            f'<div class=verdict>{c.verdict}</div><div class=soft>{c.slope:+.4f}{error} a round after the first</div></div>'
+            f"<div class=verdict>{c.verdict}</div><div class=soft>{c.slope:+.4f}{error} a round after the first</div></div>"
         )
     return (
         f"<div class=arms>{''.join(cards)}</div><p class=soft>“Keeps losing” means that the loss still grows from round to round, by a slope "
@@ -114,7 +116,9 @@ def _curves(arms: list[Arm], base: dict, headline: str) -> str:
             reference = ("by chance", base["tail_mass_lost_null"])
         figures.append(_figure(title, note, charts.lines(series, title, reference=reference)))
     bands = "Bands are one standard error: over replicates where there are several, else of the evaluation itself."
-    return f"<h2>What changed from round to round</h2><p class=soft>{bands}</p><div class=grid2>{''.join(figures)}</div>"
+    return (
+        f"<h2>What changed from round to round</h2><p class=soft>{bands}</p><div class=grid2>{''.join(figures)}</div>"
+    )
 
 
 def _split(arms: list[Arm]) -> str:
@@ -161,7 +165,11 @@ def _histograms(arms: list[Arm], base: dict) -> str:
             if found:
                 histograms.append([sum(c) / len(c) for c in zip(*found, strict=True)])
                 names.append(f"round {k}")
-        figures.append(_figure(arm.name, "", charts.ridges(histograms, edges, names, arm.colour, f"Perplexity histogram, {arm.name}")))
+        figures.append(
+            _figure(
+                arm.name, "", charts.ridges(histograms, edges, names, arm.colour, f"Perplexity histogram, {arm.name}")
+            )
+        )
     note = (
         "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; a tail growing on the "
         "right is text the original would never write (The Curse of Recursion, figure 1)."
@@ -195,15 +203,39 @@ def _ledger(stored: list[dict]) -> str:
         failed = sum(n for s, n in status.items() if s not in ("ok", "length"))
         rows = c.get("rows")
         share = f"{c['real_tokens'] / c['tokens']:.0%}" if c.get("tokens") and "real_tokens" in c else ""
-        dropped = "; ".join(f"{r}: {n}" for r, n in c.get("dropped", {}).items()) or (f"failed: {failed}" if failed else "")
+        dropped = "; ".join(f"{r}: {n}" for r, n in c.get("dropped", {}).items()) or (
+            f"failed: {failed}" if failed else ""
+        )
         proposed = c.get("proposed", rows)
         cells = [
-            m["arm"] if not m["path"].startswith("rounds/0000") else "shared", m["replicate"], m["round"], m["name"], m["verb"],
-            "" if proposed is None else f"{proposed:,}", "" if rows is None else f"{rows:,}", dropped, share,
-            f"{c['tokens']:,}" if "tokens" in c else "", f"{c['loss']:.4f}" if "loss" in c else "", f"{m['seconds']:.1f}",
+            m["arm"] if not m["path"].startswith("rounds/0000") else "shared",
+            m["replicate"],
+            m["round"],
+            m["name"],
+            m["verb"],
+            "" if proposed is None else f"{proposed:,}",
+            "" if rows is None else f"{rows:,}",
+            dropped,
+            share,
+            f"{c['tokens']:,}" if "tokens" in c else "",
+            f"{c['loss']:.4f}" if "loss" in c else "",
+            f"{m['seconds']:.1f}",
         ]
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in cells) + "</tr>")
-    heads = ("regime", "replicate", "round", "result", "verb", "proposed", "kept", "dropped by", "real", "tokens", "last loss", "seconds")
+    heads = (
+        "regime",
+        "replicate",
+        "round",
+        "result",
+        "verb",
+        "proposed",
+        "kept",
+        "dropped by",
+        "real",
+        "tokens",
+        "last loss",
+        "seconds",
+    )
     total = sum(m["seconds"] for m in stored)
     return (
         f"<h2>Ledger</h2><p class=soft>Every stored result: {len(stored)}, made in {total:,.0f} seconds.</p><details><summary>Show the {len(stored)} rows</summary>"
@@ -212,11 +244,13 @@ def _ledger(stored: list[dict]) -> str:
 
 
 def _lineage(stored: list[dict]) -> str:
-    names = {m["fingerprint"]: m["path"] for m in stored}
     lines = []
     for m in stored:
-        inputs = ", ".join(names.get(f, str(f)) for f in m["inputs"].values())
-        lines.append(f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td class=text>{html.escape(inputs)}</td></tr>")
+        sources = [(resolve(stored, f, m), f) for f in m["inputs"].values()]
+        inputs = ", ".join(str(f) if s is None else s["path"] for s, f in sources)
+        lines.append(
+            f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td class=text>{html.escape(inputs)}</td></tr>"
+        )
     return (
         "<h2>Lineage</h2><p class=soft>Each result names its inputs by fingerprint; equal inputs give equal fingerprints.</p>"
         "<details><summary>Show what was made from what</summary><div class=scroll><table><tr><th>result</th><th class=left>fingerprint</th>"
