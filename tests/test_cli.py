@@ -143,6 +143,36 @@ def test_another_config_is_refused_with_the_difference_and_can_fork(capsys, fini
     )
 
 
+def test_fork_with_other_logging_and_evaluation_retrains_nothing(finished, tmp_path):
+    words = [
+        "train.log_every=1",
+        "evaluate.tokens=150",
+        "--workdir",
+        tmp_path / "new",
+        "--fork",
+        finished / "run",
+        "--quiet",
+    ]
+    assert run("run", finished / "config.yaml", *words) == 0
+    for name in ("rounds/0000/teacher", "rounds/0001/student"):
+        old, new = (json.loads((f / name / "manifest.json").read_text()) for f in (finished / "run", tmp_path / "new"))
+        assert old == new
+
+
+def test_a_killed_start_and_leftover_checkpoints_are_no_obstacle(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.tmp").write_text("{")
+    words = ["run", finished / "config.yaml", "--workdir", tmp_path / "run", "--quiet"]
+    assert run(*words) == 0
+    leftover = tmp_path / "run/rounds/0001/student/resume/3"
+    leftover.mkdir(parents=True)
+    assert run(*words) == 0 and not leftover.parent.exists()
+
+
+def test_buckets_are_refused(capsys, config):
+    assert "not supported yet" in refused(capsys, "run", config, "--workdir", "gs://bucket/run")
+
+
 def test_a_second_start_returns_what_is_stored(finished):
     before = {p: p.stat().st_mtime_ns for p in (finished / "run").rglob("manifest.json")}
     assert run("run", finished / "config.yaml", "--workdir", finished / "run", "--quiet") == 0

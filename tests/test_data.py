@@ -173,6 +173,17 @@ def test_packing_keeps_every_token_once_and_apart():
     assert packed.targets == sum(map(len, rows))
 
 
+def test_long_rows_become_several_segments():
+    packed = pack([np.arange(3, 28, dtype=np.int32)], 10, 1, 0)
+    assert packed.targets == 25 and sorted(packed.tokens_NT[packed.segments_NT > 0][:3]) == [1, 3, 4]
+
+
+def test_limit_keeps_at_most_so_many_real_tokens(tmp_path):
+    (tmp_path / "c.txt").write_text("abcdefgh\n" * 500)
+    world = open_world(DataConfig(path=str(tmp_path / "c.txt"), limit=1000), context=64)
+    assert world.train.token_count == 1000 and world.held_out.token_count < 300
+
+
 def test_packing_refuses_nothing():
     with pytest.raises(InputError, match="nothing to train on"):
         pack([], 8, 1, 0)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from recursive_jax.collapse.exact import exact_kl
 from recursive_jax.config import MeshConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError
@@ -88,6 +89,15 @@ def test_generation_agrees_on_every_mesh(tiny, tokenizer, rows):
         np.testing.assert_allclose(
             np.concatenate(first.column("logprobs")), np.concatenate(other.column("logprobs")), atol=1e-4
         )
+
+
+def test_exact_kl_agrees_on_a_tensor_mesh(tiny, tokenizer, language, mesh):
+    model = transformer(tiny, tokenizer, mesh).initialized(0)
+    documents = language.sample(3, 0, 40)
+    one = exact_kl(model, language, documents)
+    other = exact_kl(model.on(make_mesh(MESHES[3])), language, documents)
+    for key, value in one.items():
+        assert other[key] == pytest.approx(value, abs=1e-4), key
 
 
 def test_bad_meshes_are_refused_together(tiny, tokenizer):

@@ -327,6 +327,21 @@ def test_durable_verbs_store_and_refuse(tmp_path, tiny, tokenizer, language, mes
         select(rows, [Rule("broken", lambda d: [True])])
 
 
+def test_shares_that_real_text_cannot_cover_are_refused_at_once(tmp_path):
+    config = load_config(None, [*SMALL, "arms.main.fresh=0.9", "rounds.count=9"])
+    with pytest.raises(InputError, match="needs 12,150 real tokens over 9 rounds"):
+        collapse(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run/rounds/0000/teacher").exists()
+
+
+def test_continuations_are_not_judged_as_sentences(tmp_path):
+    config = load_config(None, [*SMALL, "sampling.prompt_tokens=4", "rounds.count=1"])
+    records = collapse(config, tmp_path / "run", quiet=True)
+    assert "kl_total" in records[0]["metrics"] and "valid" not in records[0]["metrics"]
+    row = Dataset.read([str(tmp_path / "run/rounds/0001/rows/rows-00000.parquet")])[0]
+    assert row["prompt_tokens"] == 4 and row["parents"][0].startswith("real/")
+
+
 def test_readme_example_runs(tmp_path, monkeypatch):
     """The Python example of the README, as printed, at a small size."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
