@@ -46,11 +46,22 @@ def spec(*logical: str | None) -> P:
     return P(*(LAYOUT[name] for name in logical))
 
 
-def split_heads(x: jax.Array, shape: tuple[int, ...], *logical: str | None) -> jax.Array:
-    """Reshape with the layout of the result said, where there is a mesh: splitting a split axis is ambiguous."""
-    if jax.sharding.get_abstract_mesh().empty or jax.sharding.get_abstract_mesh().are_all_axes_auto:
+def reshape(x: jax.Array, shape: tuple[int, ...], *logical: str | None) -> jax.Array:
+    """Reshape that says the layout of its result, where there is a mesh: splitting or joining split axes is ambiguous,
+    and axes of size 1 would lose theirs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_auto:
         return x.reshape(shape)
     return jnp.reshape(x, shape, out_sharding=spec(*logical))
+
+
+def rows_like(x: jax.Array, rows: int) -> jax.Array:
+    """`x` split over its first axis like a batch of `rows`, where it has that many and there is a mesh. Where an operand
+    of an elementwise operation says nothing of its layout, newer JAX drops the layout of the other one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.shape[0] != rows or mesh.empty or mesh.are_all_axes_auto:
+        return x
+    return jax.reshard(x, spec("batch", *(None,) * (x.ndim - 1)))
 
 
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:

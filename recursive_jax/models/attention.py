@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from recursive_jax.mesh import split_heads
+from recursive_jax.mesh import rows_like, reshape
 
 MASKED = -1e30  # finite: a fully masked row must give a uniform softmax, not NaN
 BLOCK = 128  # query block of the blocked path; 64 is slower and triples the compile time on CPU
@@ -83,13 +83,14 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, visible_BTS) -> jax.Array:
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     R = H // G
-    q_BTGRK = split_heads(q_BTHK * K**-0.5, (B, T, G, R, K), "batch", None, "kv_heads", None, None)
-    q_BtGK = q_BTGRK.swapaxes(2, 3).reshape(B, T * R, G, K)
+    q_BTGRK = reshape(q_BTHK * K**-0.5, (B, T, G, R, K), "batch", None, "kv_heads", None, None)
+    q_BtGK = reshape(q_BTGRK.swapaxes(2, 3), (B, T * R, G, K), "batch", None, "kv_heads", None)
     scores_BGtS = jnp.einsum("btgk,bsgk->bgts", q_BtGK, k_BSGK, preferred_element_type=jnp.float32)
-    scores_BGtS = jnp.where(jnp.repeat(visible_BTS, R, axis=1)[:, None], scores_BGtS, MASKED)
+    scores_BGtS = jnp.where(rows_like(jnp.repeat(visible_BTS, R, axis=1), B)[:, None], scores_BGtS, MASKED)
     weights_BGtS = jax.nn.softmax(scores_BGtS, axis=-1).astype(v_BSGK.dtype)
     out_BtGK = jnp.einsum("bgts,bsgk->btgk", weights_BGtS, v_BSGK)
-    return out_BtGK.reshape(B, T, R, G, K).swapaxes(2, 3).reshape(B, T, H, K)
+    out_BTGRK = reshape(out_BtGK, (B, T, R, G, K), "batch", None, None, "kv_heads", None).swapaxes(2, 3)
+    return reshape(out_BTGRK, (B, T, H, K), "batch", None, "heads", None)
 
 
 def _blocked(q_BTHK, k_BSGK, v_BSGK, mask: Mask) -> jax.Array:
@@ -121,8 +122,8 @@ def decode_attention(q_BHK: jax.Array, k_BGKS: jax.Array, v_BGKS: jax.Array, vis
     """
     B, H, K = q_BHK.shape
     G = k_BGKS.shape[1]
-    q_BGRK = split_heads(q_BHK * K**-0.5, (B, G, H // G, K), "batch", "kv_heads", None, None)
+    q_BGRK = reshape(q_BHK * K**-0.5, (B, G, H // G, K), "batch", "kv_heads", None, None)
     scores_BGRS = jnp.einsum("bgrk,bgks->bgrs", q_BGRK, k_BGKS, preferred_element_type=jnp.float32)
-    weights_BGRS = jax.nn.softmax(jnp.where(visible_BS[:, None, None], scores_BGRS, MASKED), axis=-1)
+    weights_BGRS = jax.nn.softmax(jnp.where(rows_like(visible_BS, B)[:, None, None], scores_BGRS, MASKED), axis=-1)
     out_BGRK = jnp.einsum("bgrs,bgks->bgrk", weights_BGRS.astype(v_BGKS.dtype), v_BGKS)
-    return out_BGRK.reshape(B, H, K)
+    return reshape(out_BGRK, (B, H, K), "batch", "heads", None)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from recursive_jax.config import ModelConfig
-from recursive_jax.mesh import spec
+from recursive_jax.mesh import rows_like, spec
 from recursive_jax.models.attention import Mask, attention, decode_attention
 
 ACTIVATIONS = {
@@ -259,7 +259,7 @@ def _grow(x_BGKT: jax.Array, slots: int) -> jax.Array:
 
 def _positions(tokens_BT, segments_BT, index_T, first_B):
     """Position of each token in its own document."""
-    index_BT = jnp.broadcast_to(index_T[None, :], tokens_BT.shape)
+    index_BT = rows_like(jnp.broadcast_to(index_T[None, :], tokens_BT.shape), tokens_BT.shape[0])
     if first_B is not None:
         return jnp.maximum(index_BT - first_B[:, None], 0)
     if segments_BT is None:
