@@ -18,7 +18,7 @@ a first run (about two minutes on two CPU cores, no data and no network needed):
 
 change anything by its dotted key; see what it would cost before it starts:
   recursive-jax run configs/quickstart.yaml rounds.count=10 sampling.temperature=0.8 --workdir runs/sharp
-  recursive-jax run configs/wikitext.yaml data.path=corpus/*.txt --workdir runs/mine --dry-run
+  recursive-jax run configs/wikitext.yaml 'data.path=corpus/*.txt' --workdir runs/mine --dry-run
 
 killed? the same command goes on where it stopped. exit codes: 0 done, 1 failed, 2 bad input, 75 stopped, start again.
 """
@@ -76,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         "recursive-jax status runs/quickstart",
     )
     p.add_argument("run", metavar="DIR")
-    p.add_argument("--row", metavar="ID", help="print the ancestors of one generated row")
+    p.add_argument(
+        "--row",
+        metavar="ID",
+        help="print the ancestors of a generated row, e.g. replace/2/rows/7: the id column of rows-*.parquet",
+    )
     p.add_argument("--json", action="store_true", help="print the metrics records as JSON lines")
 
     p = command(
@@ -91,7 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "sample text from a stored model",
         "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7",
     )
-    p.add_argument("model", metavar="MODEL", help="a run folder (its last model) or the folder of one training")
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help="the folder of one training, a round, a chain (RUN/<regime>), or a run: its first regime then",
+    )
     p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
     p.add_argument("--prompt", default="", help="text to go on from")
     p.add_argument("--count", type=int, default=3, help="rows to sample")
@@ -101,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command(
         "evaluate",
         "score a stored model on real text, and its samples; prints JSON",
-        "recursive-jax evaluate runs/quickstart --data corpus.txt",
+        "recursive-jax evaluate runs/wikitext --data corpus.txt",
     )
     p.add_argument("model", metavar="MODEL")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="evaluate.*, sampling.* and data.* keys")
@@ -221,6 +229,9 @@ def _report(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from recursive_jax.config import load_config
 
+    foreign = [o for o in args.overrides if not o.startswith("sampling.")]
+    if foreign:
+        raise InputError(f"generate takes sampling.* keys only, not {' '.join(foreign)}")
     sampling = load_config(None, args.overrides).sampling
     if args.count < 1:
         raise InputError(f"--count={args.count}: at least 1 is wanted")
@@ -228,14 +239,16 @@ def _generate(args: argparse.Namespace) -> int:
         raise InputError(f"--out={args.out}: a name ending in .jsonl or .parquet is wanted")
     _setup()
     import numpy as np
+    from etils import epath
 
     from recursive_jax.generate.generate import Request, generate
-    from recursive_jax.rounds.stored import load_model
+    from recursive_jax.rounds.stored import find_model, load_model
 
     model = load_model(args.model)
     prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
     if len(prompt) >= model.context:
         raise InputError(f"--prompt has {len(prompt)} tokens, the model's context is {model.context}; shorten it")
+    print(f"model: {find_model(epath.Path(args.model))}", file=sys.stderr)
     sampling = sampling.model_copy(update={"batch": min(sampling.batch, args.count)})
     rows = generate(model, [Request(i, prompt) for i in range(args.count)], sampling, seed=args.seed)
     if args.out is None:
@@ -258,7 +271,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     _setup()
     from recursive_jax.rounds.standalone import evaluate_model
 
-    print(json.dumps(evaluate_model(args.model, config, base=args.base), indent=1))
+    metrics = evaluate_model(args.model, config, base=args.base)
+    print("{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in metrics.items()) + "\n}")
     return 0
 
 

@@ -48,7 +48,9 @@ class LanguageConfig(Section):
 class DataConfig(Section):
     """Where real text comes from."""
 
-    kind: Literal["auto", "language", "text", "jsonl", "parquet", "huggingface", "tfds", "arrayrecord"] = "auto"
+    kind: Literal["auto", "language", "files", "text", "jsonl", "parquet", "huggingface", "tfds", "arrayrecord"] = (
+        "auto"
+    )
     path: str | None = Field(None, description="file, folder or glob; for tfds the dataset name")
     validation: str | None = Field(None, description="held-out files; else the last share of the documents")
     holdout: float = Field(0.05, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
@@ -239,6 +241,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         errors = []
+        if self.data.resolved_kind == "language" and self.data.tokenizer != "byte":
+            errors.append(
+                f"data.tokenizer={self.data.tokenizer} has no use without data.path: the embedded language has its own words"
+            )
         for section, train in (("train", self.train), ("student", self.student)):
             if train.length and train.length > self.model.context:
                 errors.append(f"{section}.length={train.length} is longer than model.context={self.model.context}")

@@ -87,15 +87,15 @@ def documents(config: DataConfig, path: str | None) -> Iterator[str]:
         yield from _tfds(config, path)
         return
     if not path:
-        raise InputError(f"data.kind={config.kind} needs data.path")
+        raise InputError(f"data.kind={config.kind} needs data.path: a file, a folder or a glob")
     root = Path(path)
-    if config.kind == "huggingface" or (config.kind == "auto" and _is_huggingface(root)):
+    if config.kind == "huggingface" or (config.kind in ("auto", "files") and _is_huggingface(root)):
         yield from _huggingface(root, config)
         return
     files = _files(path, config)
     found = False
     for file in files:
-        kind = config.kind if config.kind != "auto" else _SUFFIXES.get(file.suffix.lower(), "text")
+        kind = config.kind if config.kind not in ("auto", "files") else _SUFFIXES.get(file.suffix.lower(), "text")
         for text in _READERS[kind](file, config):
             if text:
                 found = True
@@ -107,7 +107,7 @@ def documents(config: DataConfig, path: str | None) -> Iterator[str]:
 def _files(path: str, config: DataConfig) -> list[Path]:
     root = Path(path)
     if root.is_dir():
-        wanted = {s for s, kind in _SUFFIXES.items() if config.kind in ("auto", kind)}
+        wanted = {s for s, kind in _SUFFIXES.items() if config.kind in ("auto", "files", kind)}
         files = sorted(f for f in root.rglob("*") if f.is_file() and f.suffix.lower() in wanted)
         if not files:
             raise InputError(f"data.path={path} has no {' '.join(sorted(wanted))} files in it")
@@ -295,9 +295,9 @@ def source_files(config: DataConfig) -> list[Path]:
     if config.resolved_kind in ("language", "tfds"):
         return []
     if not config.path:
-        raise InputError(f"data.kind={config.kind} needs data.path")
+        raise InputError(f"data.kind={config.kind} needs data.path: a file, a folder or a glob")
     root = Path(config.path)
-    huggingface = config.kind == "huggingface" or (config.kind == "auto" and _is_huggingface(root))
+    huggingface = config.kind == "huggingface" or (config.kind in ("auto", "files") and _is_huggingface(root))
     if huggingface and not root.is_dir():
         raise InputError(
             f"data.path={config.path} does not exist (a folder written by datasets.save_to_disk is wanted)"

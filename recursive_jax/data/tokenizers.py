@@ -55,7 +55,11 @@ class LanguageTokenizer:
         try:
             return [self.language.ids[word] for word in text.split()]
         except KeyError as error:
-            raise InputError(f"{error.args[0]!r} is not a word of the embedded language") from None
+            some = " ".join(self.language.words[3:9])
+            raise InputError(
+                f"{error.args[0]!r} is not a word of the embedded language this model was trained on; its {self.vocab - 3} words "
+                f"begin with: {some}"
+            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.language.text([t for t in tokens if EOS < t < self.vocab])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -25,7 +26,7 @@ def manifests(run: Any) -> list[dict]:
             if folder.name.startswith("."):  # a copy in the making
                 continue
             manifest = storage.read_json(file, "the manifest")
-            found.append({**manifest, "path": str(folder.relative_to(run)), "time": file.stat().mtime})
+            found.append({**manifest, "path": str(folder.relative_to(run)), "time": os.stat(file).st_mtime_ns})
     rank = {arm: i + 1 for i, arm in enumerate(arms)}
     found.sort(
         key=lambda m: (

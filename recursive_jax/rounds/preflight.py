@@ -71,13 +71,12 @@ def dry_run(config: Config) -> str:
     chains = len(config.arms) * config.replicates * config.rounds.count
     teacher = config.train.steps * config.train.batch * length
     students = chains * config.student.steps * config.student.batch * (config.student.length or model.context)
-    generated = chains * config.rounds.tokens
+    generated = chains * config.rounds.tokens + (chains + 1) * config.evaluate.samples * model.context // 2
     memory = flops.train_memory_bytes(model, config.train, mesh.size, 2 if dtype == "bfloat16" else 4)
     total = per_token * (teacher + students) + per_token / 3 * generated
     peak = flops.peak_flops(dtype)
-    at_40 = (
-        f"; at 40% of this machine's peak about {total / (0.4 * peak * mesh.size) / 60:,.1f} minutes" if peak else ""
-    )
+    seconds = total / (0.4 * peak * mesh.size) if peak else 0
+    at_40 = f"; {seconds:,.0f} s at 40% of this machine's peak, before compiling and evaluating" if peak else ""
     lines = [
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
         "---",
@@ -85,7 +84,7 @@ def dry_run(config: Config) -> str:
         f"parameters    {flops.parameters(model):,} (vocabulary {model.vocab:,}, padded to {model.V:,})",
         f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)",
         f"training      {teacher:,} tokens for the teacher, {students:,} for {chains} students",
-        f"generation    up to {generated:,} tokens",
+        f"generation    about {generated:,} tokens, samples for the evaluations included",
         f"compute       {per_token / 1e6:,.2f} MFLOP per trained token, {total / 1e12:,.2f} TFLOP in all{at_40}",
     ]
     return "\n".join(lines)

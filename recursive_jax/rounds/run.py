@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,6 +59,9 @@ class Run:
             changes = difference(stored.get("config", {}), resolved)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
+            if changes and not any(Path(self.path).rglob("manifest.json")):  # it failed before anything was made
+                file.unlink()
+                return self._open(config)
             if changes:
                 raise problems(
                     f"{self.path} holds a run of another config. Give another --workdir, or add `--fork {self.path}` "

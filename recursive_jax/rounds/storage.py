@@ -134,6 +134,7 @@ _DISK = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "the operation is not permitted",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file of that name is in the way",
     errno.ENOENT: "the place cannot be created",
     errno.EFBIG: "the file would be larger than allowed",
 }

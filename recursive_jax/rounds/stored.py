@@ -72,7 +72,7 @@ def find_model(path: epath.Path) -> epath.Path:
         found = [m for m in trained if not chain or (m["arm"], m["replicate"]) == chain[0]]
         if found:
             return path / found[-1]["path"]
-    inside = sorted(path.glob("*/model.json"))
+    inside = sorted(path.glob("*/model.json")) or sorted(path.glob("rounds/*/*/model.json"))
     if not inside:
         raise InputError(f"there is no stored model in {path} (no model.json)")
     return inside[-1].parent

@@ -20,7 +20,7 @@ from recursive_jax.models.model import Model
 from recursive_jax.objectives.causal import Objective, causal
 from recursive_jax.train import signals
 from recursive_jax.train.checkpoint import Resume
-from recursive_jax.train.log import TrainLog
+from recursive_jax.train.log import TrainLog, console
 from recursive_jax.train.optimizer import Hyper
 from recursive_jax.train.step import init_program, resolve_dtype, start_program, step_program
 
@@ -64,6 +64,8 @@ def train(
         with jax.set_mesh(mesh):
             state = _start(model, config, seed, resume, mesh)
             start = int(state.step)
+            if start and not quiet and meshes.is_main():
+                console.print(f"{label}: goes on from its checkpoint at step {start:,}", style="dim")
             flops = train_flops_per_token(model.architecture.config, length) if model.architecture.config else None
             log = TrainLog(
                 label,

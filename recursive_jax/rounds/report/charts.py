@@ -63,6 +63,8 @@ class Axes:
         if high - low < 1e-12:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
         self.yticks = ticks(low, high)
+        step = self.yticks[1] - self.yticks[0]
+        self.decimals = next((d for d in range(7) if abs(round(step, d) - step) < 1e-3 * step), 7)
         self.x0, self.x1 = min(xs), max(max(xs), min(xs) + 1e-9)
         self.y0, self.y1 = self.yticks[0], self.yticks[-1]
 
@@ -78,7 +80,7 @@ class Axes:
             out.append(
                 f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{self.py(y):.1f}" y2="{self.py(y):.1f}"/>'
             )
-            out.append(_text(self.left - 6, self.py(y) + 3.5, number(y), "tick", "end"))
+            out.append(_text(self.left - 6, self.py(y) + 3.5, f"{y:,.{self.decimals}f}", "tick", "end"))
         step = max(1, math.ceil(len(xticks) / 8))
         for x in list(xticks)[::step]:
             out.append(_text(self.px(x), self.height - self.bottom + 15, number(x), "tick", "middle"))

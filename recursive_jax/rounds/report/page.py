@@ -83,11 +83,15 @@ def _cards(arms: list[Arm], metric: str) -> str:
         c = change(arm, metric)
         if c is None:
             continue
-        error = f" ± {charts.number(c.slope_stderr)}" if math.isfinite(c.slope_stderr) else ""
+        slope = (
+            f"{c.slope:+.4f} ± {charts.number(c.slope_stderr)} a round after the first"
+            if math.isfinite(c.slope_stderr)
+            else ""
+        )
         cards.append(
             f'<div class=arm style="--accent:var(--c{arm.colour})"><h3>{html.escape(arm.name)}</h3>'
             f"<b>{c.first:.3f} → {c.last:.3f}</b><div class=soft>{what}, round 0 to {c.rounds}</div>"
-            f"<div class=verdict>{c.verdict}</div><div class=soft>{c.slope:+.4f}{error} a round after the first</div></div>"
+            f"<div class=verdict>{c.verdict}</div><div class=soft>{slope}</div></div>"
         )
     return (
         f"<div class=arms>{''.join(cards)}</div><p class=soft>“Keeps losing” means that the loss still grows from round to round, by a slope "
@@ -145,11 +149,14 @@ def _tails(arms: list[Arm]) -> str:
             if columns:
                 rows.append([sum(c) / len(c) for c in zip(*columns, strict=True)])
                 names.append(f"round {k}")
+        null = next((m["tail_lost_deciles_null"] for m in arm.rounds.get(0, []) if "tail_lost_deciles_null" in m), None)
+        if null:
+            rows, names = [null, *rows], ["by chance", *names]
         if rows:
             tip = "{row}: {value} of the types in decile {column} did not occur"
             columns = [str(i + 1) for i in range(len(rows[0]))]
             figures.append(_figure(arm.name, "", charts.heatmap(rows, names, columns, f"Tail, {arm.name}", tip)))
-    note = "Percent of token types that no longer occur in the samples, by how frequent they are in the truth."
+    note = "Percent of token types that do not occur in the samples, by how frequent they are in the truth; by chance: what as many independent draws from the truth would miss."
     return f"<h2>The tail</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>" if figures else ""
 
 
@@ -172,7 +179,7 @@ def _histograms(arms: list[Arm], base: dict) -> str:
         )
     note = (
         "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; a tail growing on the "
-        "right is text the original would never write (The Curse of Recursion, figure 1)."
+        "right is text the original would never write (The Curse of Recursion, figure 1). The outermost bins hold all that lies beyond."
     )
     return f"<h2>Perplexity of what is written</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>"
 
