@@ -169,6 +169,13 @@ def test_a_killed_start_and_leftover_checkpoints_are_no_obstacle(finished, tmp_p
     assert run(*words) == 0 and not leftover.parent.exists()
 
 
+def test_a_start_that_made_nothing_leaves_the_folder_free(capsys, config, tmp_path):
+    words = ["--workdir", tmp_path / "run", "--quiet"]
+    (tmp_path / "short.txt").write_text("short")
+    refused(capsys, "train", config, f"data.path={tmp_path / 'short.txt'}", *words)
+    assert run("train", config, *words) == 0
+
+
 def test_buckets_are_refused(capsys, config):
     assert "not supported yet" in refused(capsys, "run", config, "--workdir", "gs://bucket/run")
 

@@ -1,8 +1,7 @@
 """Frozen, packed, step-addressed batches: rows are packed once, then `batch = f(seed, step)`.
 
 The state of the data is the step number, so a run resumes on any number of processes with the same batches.
-Packed rows are one array read through Grain (shuffle, repeat, batch, prefetch); reading the same
-rows as ArrayRecord costs more host time than a small model's training step (docs/benchmarks.md).
+Packed rows are one array read through Grain (shuffle, repeat, batch, prefetch).
 """
 
 from __future__ import annotations

@@ -89,11 +89,7 @@ def _bucket(n: int) -> int:
 def _decode(model: Model, requests: Sequence[Request], sampling: SamplingConfig, seed: int):
     """Host arrays tokens_BN, logprobs_BN, length_B for the requests, by one or more dispatches."""
     tokenizer = model.tokenizer
-    longest = (
-        max(len(r.prompt) for r in requests if len(r.prompt) <= model.context)
-        if any(len(r.prompt) <= model.context for r in requests)
-        else 0
-    )
+    longest = max((len(r.prompt) for r in requests if len(r.prompt) <= model.context), default=0)
     width = min(_bucket(longest + 1), model.context + 1)
     new = min(sampling.max_tokens or model.context, model.context)
     B = sampling.batch + (-sampling.batch % meshes.batch_divisor(model.mesh))

@@ -68,7 +68,7 @@ def request_keys(key: jax.Array, request_B: jax.Array) -> jax.Array:
 def draw(keys_B: jax.Array, position_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """One token per row by inverse transform: one uniform number per request and position.
 
-    Gumbel noise would need a number per vocabulary entry, which costs more than a small model's forward pass.
+    Gumbel noise would need a number per vocabulary entry.
     """
     u_B = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B, position_B)
     p_BV = jax.nn.softmax(logits_BV, axis=-1)

@@ -59,32 +59,28 @@ class Run:
             changes = difference(stored.get("config", {}), resolved)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
-            if changes and not any(Path(self.path).rglob("manifest.json")):  # it failed before anything was made
-                file.unlink()
-                return self._open(config)
-            if changes:
+            if not changes:
+                return
+            if any(Path(self.path).rglob("manifest.json")):
                 raise problems(
                     f"{self.path} holds a run of another config. Give another --workdir, or add `--fork {self.path}` "
                     "with a new --workdir to reuse what is unchanged. The differences:",
                     changes,
-                )
-        else:
-            if any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
-                raise InputError(
-                    f"{self.path} is not empty and has no run.json; give an empty or new folder as --workdir"
-                )
-            storage.write_json(
-                file,
-                {
-                    "format": FORMAT,
-                    "seed": self.seed,
-                    "config": resolved,
-                    "versions": versions(),
-                    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                    "processes": jax.process_count(),
-                    "forked_from": None if self.fork is None else str(self.fork),
-                },
-            )
+                )  # else it failed before anything was made, and the new config takes the folder
+        elif any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty and has no run.json; give an empty or new folder as --workdir")
+        storage.write_json(
+            file,
+            {
+                "format": FORMAT,
+                "seed": self.seed,
+                "config": resolved,
+                "versions": versions(),
+                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "processes": jax.process_count(),
+                "forked_from": None if self.fork is None else str(self.fork),
+            },
+        )
 
     def round(self, number: int) -> Round:
         """The place of round `number` of the only chain."""

@@ -143,11 +143,7 @@ def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: Tra
 
 
 def _settle(step: int, metrics: dict[str, jax.Array], log: TrainLog, positions: int, label: str, resume) -> float:
-    values = (
-        {k: float(v) for k, v in meshes.fetch(metrics).items()}
-        if jax.process_count() == 1
-        else {k: float(v.addressable_data(0)) for k, v in metrics.items()}
-    )
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}  # replicated: every process has them
     if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
         kept = resume.latest if resume is not None else None
         last = f"the last good checkpoint is step {kept}" if kept is not None else "there is no earlier checkpoint"
