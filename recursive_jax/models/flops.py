@@ -27,24 +27,25 @@ PEAK = {
 
 
 def matmul_parameters(c: ModelConfig) -> int:
-    """Parameters that multiply every token: blocks and output matrix."""
+    """Parameters that multiply every token: blocks and output matrix. All experts count: all of them run."""
     attention = c.width * c.K * (2 * c.heads + 2 * c.G)
-    return c.layers * (attention + (3 if c.gated else 2) * c.width * c.F) + c.width * c.V
+    mlp = (3 if c.gated else 2) * c.width * c.F * max(1, c.experts) + c.width * c.experts
+    head = 0 if c.head == "none" else c.E * c.V + (c.width * c.width if c.head == "transform" else 0)
+    squeeze = 0 if c.embedding_width is None else 2 * c.E * c.width
+    return c.layers * (attention + mlp) + head + squeeze
 
 
 def train_flops_per_token(c: ModelConfig, length: int) -> float:
-    """Forward and backward: 6 per parameter, and causal attention (a query sees half of the row on average)."""
-    seen = length if c.window is None else min(length, 2 * c.window)
-    return 6.0 * matmul_parameters(c) + 6.0 * c.layers * seen * c.heads * c.K
+    """Forward and backward: 6 per parameter, and attention (a causal query sees half of the row on average)."""
+    seen = [min(length, 2 * c.window) if c.is_windowed(i) else length for i in range(c.layers)]
+    return 6.0 * matmul_parameters(c) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
 
 
 def parameters(c: ModelConfig) -> int:
     """All parameters of the built-in Transformer, the padded embedding rows included."""
-    norm = c.width * (2 if c.norm == "layer" else 1)
-    biases = (c.heads + 2 * c.G) * c.K + 2 * c.width + c.F if c.bias else 0
-    extra = 0 if c.tied else c.width * c.V
-    where = c.context * c.width if c.position == "learned" else 0
-    return matmul_parameters(c) + c.layers * (2 * norm + biases) + norm + extra + where
+    from recursive_jax.models.model import parameter_count, transformer_architecture
+
+    return parameter_count(transformer_architecture(c))
 
 
 def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:

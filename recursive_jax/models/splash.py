@@ -10,7 +10,7 @@ from recursive_jax.mesh import spec
 from recursive_jax.models.attention import Mask
 
 
-def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, interpret: bool = False) -> jax.Array:
+def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, cap: float | None = None, interpret: bool = False) -> jax.Array:
     """Causal or bidirectional, windowed, with segments; T a multiple of 128. `interpret` runs it on a CPU, for tests.
 
     Positions with segment 0 see one another instead of nothing; they are padding and their output is not used.
@@ -31,7 +31,9 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, interpret: bool = False) -> ja
     def local(q, k, v, segments_BT):
         """What one device does with its rows and heads."""
         heads = masks.MultiHeadMask([_mask(mask, T)] * q.shape[2])
-        kernel = kernels.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        kernel = kernels.make_splash_mha(
+            heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=cap, interpret=interpret
+        )
         q, k, v = (x.swapaxes(1, 2) for x in (q * K**-0.5, k, v))
         if segments_BT is None:
             out = jax.vmap(kernel)(q, k, v)

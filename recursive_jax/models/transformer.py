@@ -1,33 +1,31 @@
-"""One configurable decoder Transformer in Flax Linen, used as pure functions.
+"""One configurable Transformer in Flax Linen, decoder or encoder, used as pure functions.
 
 `Transformer(config).init(key, tokens)` makes the params (a plain dict, layers stacked on the first axis);
 `.apply(...)` reads them, whether the layers are scanned (training large models: compiles once) or unrolled
 (decoding: a scan would copy every layer's weights and cache out of the stacks at each token).
-The KV cache is an argument and a result.
+The KV cache is an argument and a result. The parts of a layer are in `layers.py`.
 
-Shapes: B rows, T positions, D width, H query heads, G key heads, K head width, F MLP width, L layers, V
-vocabulary, S cache slots.
+Shapes: B rows, T positions, D width, G key heads, K head width, L layers, V vocabulary, S cache slots.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from recursive_jax.config import ModelConfig
+from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import rows_like, spec
-from recursive_jax.models.attention import Mask, attention, decode_attention
+from recursive_jax.models.attention import Mask
+from recursive_jax.models.layers import ACTIVATIONS, Block, LayerKind, Norm, weight
+from recursive_jax.models.nf4 import dequantized
 
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
+FAR = 1 << 30  # a window that hides nothing
 
 
 @struct.dataclass
@@ -46,180 +44,124 @@ class Cache:
         )
 
 
-def _weight(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float
-) -> jax.Array:
-    """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants."""
+def frequencies(c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(radians per position of each rotated pair `[L, F]` float32, factor on the rotated vectors `[L]`).
 
-    def init(key: jax.Array) -> jax.Array:
-        if scale in (0.0, 1.0):
-            return jnp.full(shape, scale, jnp.float32, out_sharding=spec(*axes))
-        return scale * jax.random.normal(key, shape, jnp.float32, out_sharding=spec(*axes))
-
-    return module.param(name, init).astype(module.dtype)
-
-
-class Norm(nn.Module):
-    config: ModelConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        D = x_BTD.shape[-1]
-        gain = _weight(self, "gain", (D,), (None,), 1.0)
-        x = x_BTD.astype(jnp.float32)
-        if self.config.norm == "layer":
-            x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.norm_eps)
-        x = x.astype(self.dtype) * gain
-        return x + _weight(self, "bias", (D,), (None,), 0.0) if self.config.norm == "layer" else x
-
-
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, half-split convention (arXiv:2104.09864; the layout of Llama files)."""
-    half = x_BTHK.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1F = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle_BT1F).astype(x_BTHK.dtype), jnp.sin(angle_BT1F).astype(x_BTHK.dtype)
-    a, b = x_BTHK[..., :half], x_BTHK[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    Scaling: linear; llama3 (the piecewise rule of Llama 3.1's release); yarn (arXiv:2309.00071, eq. 17-20 and 22).
+    """
+    size = int(c.K * c.rope_fraction)
+    # In float32 as the reference implementations compute it: at position 4,000 one float32 step is 2e-4 radians.
+    exponent = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    plain = lambda theta: (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
+    wide, turn = plain(c.rope_theta), 1.0
+    s = c.rope_scaling
+    if s is not None and s.kind == "linear":
+        wide = wide / np.float32(s.factor)
+    elif s is not None and s.kind == "llama3":
+        turns = s.original * wide / (2 * math.pi)
+        share = np.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
+        wide = ((1 - share) * wide / s.factor + share * wide).astype(np.float32)
+    elif s is not None:
+        pair = lambda rotations: size * math.log(s.original / (rotations * 2 * math.pi)) / (2 * math.log(c.rope_theta))
+        low, high = max(math.floor(pair(s.high)), 0), min(math.ceil(pair(s.low)), size - 1)
+        ramp = np.clip((np.arange(size // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        wide = (wide / s.factor * ramp + wide * (1 - ramp)).astype(np.float32)
+        turn = s.attention or (0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0)
+    local = wide if c.rope_local_theta is None else plain(c.rope_local_theta)
+    rows, turns = [], []
+    for layer in range(c.layers):
+        skipped = layer in c.nope_layers
+        rows.append(np.zeros_like(wide) if skipped else local if c.is_windowed(layer) else wide)
+        turns.append(1.0 if skipped else turn)
+    return np.stack(rows), np.asarray(turns, np.float32)
 
 
-class Attention(nn.Module):
-    config: ModelConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask: Mask, layer_cache=None):
-        c = self.config
-        D, H, G, K = c.width, c.heads, c.G, c.K
-        heads = spec("batch", None, "heads", None)
-        q = jnp.einsum(
-            "btd,dhk->bthk",
-            x_BTD,
-            _weight(self, "query", (D, H, K), ("embed", "heads", None), D**-0.5),
-            out_sharding=heads,
+def layer_kinds(c: ModelConfig) -> list[LayerKind]:
+    """Each layer's own settings, as constants."""
+    rows, turns = frequencies(c) if c.position == "rope" else ([None] * c.layers, [1.0] * c.layers)
+    return [
+        LayerKind(
+            frequency_F=rows[i],
+            turn=float(turns[i]),
+            window=c.window if c.is_windowed(i) else None,
+            normalized=c.first_norm or i > 0,
         )
-        k = jnp.einsum(
-            "btd,dgk->btgk",
-            x_BTD,
-            _weight(self, "key", (D, G, K), ("embed", "kv_heads", None), D**-0.5),
-            out_sharding=heads,
-        )
-        v = jnp.einsum(
-            "btd,dgk->btgk",
-            x_BTD,
-            _weight(self, "value", (D, G, K), ("embed", "kv_heads", None), D**-0.5),
-            out_sharding=heads,
-        )
-        if c.bias:
-            q = q + _weight(self, "query_bias", (H, K), ("heads", None), 0.0)
-            k = k + _weight(self, "key_bias", (G, K), ("kv_heads", None), 0.0)
-            v = v + _weight(self, "value_bias", (G, K), ("kv_heads", None), 0.0)
-        if c.position == "rope":
-            q, k = rotate(q, positions_BT, c.rope_theta), rotate(k, positions_BT, c.rope_theta)
-        if layer_cache is None:
-            mixed = attention(q, k, v, mask, c.attention)
-            written = (_time_last(k), _time_last(v))
-        else:  # one new token per row
-            keys, values, slot = layer_cache
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, _time_last(k).astype(keys.dtype), slot, axis=3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, _time_last(v).astype(values.dtype), slot, axis=3)
-            visible_BS = mask.visible(slot[None], jnp.arange(keys.shape[3]))[:, 0]
-            mixed = decode_attention(q[:, 0], keys, values, visible_BS)[:, None]
-            written = (keys, values)
-        out_scale = (H * K) ** -0.5 * (2 * c.layers) ** -0.5  # residual branches start small (GPT-2)
-        out = _weight(self, "out", (H, K, D), ("heads", None, "embed"), out_scale)
-        out = jnp.einsum("bthk,hkd->btd", mixed, out, out_sharding=spec("batch", None, None))
-        return (out + _weight(self, "out_bias", (D,), (None,), 0.0) if c.bias else out), written
+        for i in range(c.layers)
+    ]
 
 
-def _time_last(x_BTGK: jax.Array) -> jax.Array:
-    return x_BTGK.transpose(0, 2, 3, 1)
-
-
-class MLP(nn.Module):
-    config: ModelConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BTD):
-        c = self.config
-        D, F = c.width, c.F
-        hidden = spec("batch", None, "hidden")
-        act = ACTIVATIONS[c.activation]
-        up = jnp.einsum(
-            "btd,df->btf", x_BTD, _weight(self, "up", (D, F), ("embed", "hidden"), D**-0.5), out_sharding=hidden
-        )
-        if c.bias:
-            up = up + _weight(self, "up_bias", (F,), ("hidden",), 0.0)
-        if c.gated:
-            gate = _weight(self, "gate", (D, F), ("embed", "hidden"), D**-0.5)
-            h = act(jnp.einsum("btd,df->btf", x_BTD, gate, out_sharding=hidden)) * up
-        else:
-            h = act(up)
-        down = _weight(self, "down", (F, D), ("hidden", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
-        out = jnp.einsum("btf,fd->btd", h, down, out_sharding=spec("batch", None, None))
-        return out + _weight(self, "down_bias", (D,), (None,), 0.0) if c.bias else out
-
-
-class Block(nn.Module):
-    config: ModelConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask: Mask, layer_cache=None):
-        mixed, written = Attention(self.config, self.dtype, name="attention")(
-            Norm(self.config, self.dtype, name="attention_norm")(x_BTD), positions_BT, mask, layer_cache
-        )
-        x_BTD = x_BTD + mixed
-        return x_BTD + MLP(self.config, self.dtype, name="mlp")(
-            Norm(self.config, self.dtype, name="mlp_norm")(x_BTD)
-        ), written
-
-
-def _remat(kind: str) -> type[nn.Module]:
-    if kind == "none":
-        return Block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if kind == "dots" else None
-    return nn.remat(Block, policy=policy, prevent_cse=False)
+def uniform(c: ModelConfig) -> bool:
+    """Whether all layers are alike, so that a scan needs no settings per layer."""
+    return (
+        c.first_norm and len({c.is_windowed(i) for i in range(c.layers)}) == 1 and (not c.nope_layers)
+    ) or c.layers == 1
 
 
 class Transformer(nn.Module):
-    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the output matrix.
+    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the output matrix: (states_BTD, head_VD).
 
-    segments_BT: packed documents, 0 is padding; positions restart with each segment. cache: `Cache` for one new
-    token per row (T == 1). keep_cache: slots S of the cache to return after a prefill of T tokens. last_only: logits
-    of the last position only (a prompt's others are not needed).
+    segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
+    causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
+    position sees (prefix LM). cache: `Cache` for one new token per row (T == 1). keep_cache: slots S of the cache to
+    return after a prefill of T tokens. last_only: logits of the last position only (a prompt's others are not needed).
+    key: randomness of the adapter's dropout.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(
-        self, tokens_BT, segments_BT=None, cache=None, first_B=None, keep_cache=None, last_only=False, hidden=False
+        self,
+        tokens_BT,
+        segments_BT=None,
+        types_BT=None,
+        *,
+        causal=None,
+        prefix_B=None,
+        cache=None,
+        first_B=None,
+        keep_cache=None,
+        last_only=False,
+        hidden=False,
+        key=None,
     ):
         c = self.config
         T = tokens_BT.shape[1]
-        table_VD = _weight(self, "embedding", (c.V, c.width), ("vocab_rows", None), 0.02)
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec("batch", None, None))
+        table_VD = weight(self, "embedding", (c.V, c.E), ("vocab_rows", None), 0.02)
+        x_BTD = self._gather(table_VD, tokens_BT)
+        if c.embedding_scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(c.embedding_scale, self.dtype)
+        if c.embedding_width is not None:
+            w = weight(self, "project_in", (c.E, c.width), (None, "embed"), c.E**-0.5)
+            x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", None, None))
         if cache is not None:
             first_B, index_T = cache.first_B, cache.slot[None]
         else:
             index_T = jnp.arange(T)
         positions_BT = _positions(tokens_BT, segments_BT, index_T, first_B)
         if c.position == "learned":
-            where_PD = _weight(self, "positions", (c.context, c.width), (None, "embed"), 0.02)
-            x_BTD = x_BTD + where_PD.at[positions_BT].get(out_sharding=spec("batch", None, None))
-        mask = Mask(causal=True, window=c.window, segments_BT=segments_BT, first_B=first_B)
-        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, keep_cache is not None)
-        x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD[:, -1:] if last_only else x_BTD)
-        if not c.tied:
-            head_VD = _weight(self, "head", (c.V, c.width), ("vocab_rows", None), c.width**-0.5)
+            where_PD = weight(self, "positions", (c.context + c.position_offset, c.width), (None, "embed"), 0.02)
+            x_BTD = x_BTD + self._gather(where_PD, positions_BT + c.position_offset)
+        if c.token_types:
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            table = weight(self, "token_types", (c.token_types, c.width), (None, "embed"), 0.02)
+            x_BTD = x_BTD + self._gather(table, types_BT)
+        if c.embedding_norm:
+            x_BTD = Norm(c, self.dtype, name="embedding_norm")(x_BTD)
+        mask = Mask(
+            causal=c.causal if causal is None else causal, segments_BT=segments_BT, first_B=first_B, prefix_B=prefix_B
+        )
+        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, keep_cache is not None, key)
+        x_BTD = x_BTD[:, -1:] if last_only else x_BTD
+        x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
+        x_BTD, head_VD = self._head(x_BTD, table_VD)
+        if c.head_bias and c.head != "none":
+            bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0)
         else:
-            head_VD = table_VD
-        out = x_BTD if hidden else unembed(x_BTD, head_VD, c.vocab)
+            bias_V = None
+        out = x_BTD if hidden or c.head == "none" else unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
         if cache is not None:
             return out, Cache(*_columns(written), cache.slot + 1, cache.first_B)
         if keep_cache is not None:
@@ -227,26 +169,75 @@ class Transformer(nn.Module):
             return out, Cache(*grown, jnp.int32(T), first_B)
         return (out, head_VD) if hidden else out
 
-    def _blocks(self, x_BTD, positions_BT, mask, cache, keep):
+    def _gather(self, table, index_BT):
+        return table.at[index_BT].get(out_sharding=spec("batch", None, None))
+
+    def _head(self, x_BTD, table_VD):
+        """(what meets the output matrix, the output matrix)."""
+        c, rows = self.config, spec("batch", None, None)
+        if c.head == "transform":
+            w = weight(self, "head_dense", (c.width, c.width), ("embed", None), c.width**-0.5)
+            x_BTD = jnp.einsum("btd,de->bte", x_BTD, w, out_sharding=rows)
+            x_BTD = x_BTD + weight(self, "head_dense_bias", (c.width,), (None,), 0.0) if c.bias else x_BTD
+            x_BTD = Norm(c, self.dtype, name="head_norm")(ACTIVATIONS[c.activation](x_BTD))
+        if c.embedding_width is not None:
+            w = weight(self, "project_out", (c.width, c.E), ("embed", None), c.width**-0.5)
+            x_BTD = jnp.einsum("btd,de->bte", x_BTD, w, out_sharding=rows)
+        if c.tied or c.head == "none":
+            return x_BTD, table_VD
+        return x_BTD, weight(self, "head", (c.V, c.E), ("vocab_rows", None), c.E**-0.5)
+
+    def _blocks(self, x_BTD, positions_BT, mask, cache, keep, key):
         """Runs all layers over one stored layout: params stacked on the layer axis."""
         c = self.config
-        if self.is_initializing() or (c.scan and cache is None and not keep):
+        kinds = layer_kinds(c)
+        if self.is_initializing():
             scanned = nn.scan(
-                lambda block, x, _: (block(x, positions_BT, mask)[0], None),
+                lambda block, x, _: (block(x, positions_BT, mask, kinds[-1])[0], None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.layers,
             )
-            x_BTD, _ = scanned(_remat(c.remat)(c, self.dtype, name="blocks"), x_BTD, None)
+            return scanned(Block(c, self.dtype, name="blocks"), x_BTD, None)[0], []
+        block = Block(c, self.dtype, self.lora, parent=None)
+        stacked = {room: tree["blocks"] for room, tree in self.variables.items() if "blocks" in tree}
+
+        def run(x, variables, kind, layer_cache, key):
+            return block.apply(dequantized(variables), x, positions_BT, mask, kind, layer_cache, key)
+
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)
+        if c.scan and cache is None and not keep:
+            settings = None if uniform(c) else _traced(kinds)
+
+            def body(x, layer):
+                variables, i, kind = layer
+                layer_key = None if key is None else jax.random.fold_in(key, i)
+                return run(x, variables, kinds[0] if kind is None else kind, None, layer_key)[0], None
+
+            x_BTD, _ = jax.lax.scan(body, x_BTD, (stacked, jnp.arange(c.layers), settings))
             return x_BTD, []
-        block = _remat(c.remat)(c, self.dtype, parent=None)
-        stacked, written = self.variables["params"]["blocks"], []
-        for layer in range(c.layers):
-            params = jax.tree.map(lambda w, layer=layer: w[layer], stacked)
-            layer_cache = None if cache is None else (cache.keys[layer], cache.values[layer], cache.slot)
-            x_BTD, pair = block.apply({"params": params}, x_BTD, positions_BT, mask, layer_cache)
+        written = []
+        for i, kind in enumerate(kinds):
+            variables = jax.tree.map(lambda w, i=i: w[i], stacked)
+            layer_cache = None if cache is None else (cache.keys[i], cache.values[i], cache.slot)
+            layer_key = None if key is None else jax.random.fold_in(key, i)
+            x_BTD, pair = run(x_BTD, variables, kind, layer_cache, layer_key)
             written.append(pair)
         return x_BTD, written
+
+
+def _traced(kinds: list[LayerKind]) -> LayerKind:
+    """The layers' settings side by side, for a scan."""
+    rows = None if kinds[0].frequency_F is None else jnp.stack([k.frequency_F for k in kinds])
+    windows = [FAR if k.window is None else k.window for k in kinds]
+    return LayerKind(
+        frequency_F=rows,
+        turn=jnp.asarray([k.turn for k in kinds], jnp.float32),
+        traced_window=jnp.asarray(windows, jnp.int32),
+        normalized=jnp.asarray([k.normalized for k in kinds]),
+    )
 
 
 def _columns(written):
@@ -270,11 +261,22 @@ def _positions(tokens_BT, segments_BT, index_T, first_B):
     return index_BT - jax.lax.cummax(jnp.where(starts, index_BT, 0), axis=1)
 
 
-def unembed(x_BTD: jax.Array, head_VD: jax.Array, vocab: int | None) -> jax.Array:
+def unembed(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    vocab: int | None,
+    bias_V: jax.Array | None = None,
+    cap: float | None = None,
+) -> jax.Array:
     """Float32 logits; rows of the table beyond the vocabulary are padding and get no probability."""
-    logits_BTV = jnp.einsum(
-        "btd,vd->btv", x_BTD, head_VD, out_sharding=spec("batch", None, "vocab"), preferred_element_type=jnp.float32
-    )
+    layout = spec("batch", None, "vocab")
+    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD, out_sharding=layout, preferred_element_type=jnp.float32)
+    if bias_V is not None:
+        mesh = jax.sharding.get_abstract_mesh()
+        bias_V = bias_V if mesh.empty or mesh.are_all_axes_auto else jax.reshard(bias_V, spec("vocab"))
+        logits_BTV = logits_BTV + bias_V.astype(jnp.float32)
+    if cap is not None:
+        logits_BTV = cap * jnp.tanh(logits_BTV / cap)
     V = head_VD.shape[0]
     if vocab is None or vocab == V:
         return logits_BTV

@@ -1,0 +1,149 @@
+"""Hugging Face folders: `config.json` + safetensors into sharded params, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import ModelConfig
+from recursive_jax.errors import InputError
+from recursive_jax.models import weights
+from recursive_jax.models.families import FAMILIES, read_config, write_config
+from recursive_jax.models.model import abstract_params, check_mesh, transformer_architecture
+
+SHARD_BYTES = 5 * 10**9
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: {what} is wanted") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: {what} is a mapping")
+    return values
+
+
+class _Files:
+    """The tensors of a folder's safetensors files, read one at a time from the mapped files."""
+
+    def __init__(self, folder: Path):
+        index = folder / "model.safetensors.index.json"
+        if index.exists():
+            places = read_json(index, "the index of the shards").get("weight_map", {})
+        else:
+            single = [p for p in (folder / "model.safetensors", *sorted(folder.glob("*.safetensors"))) if p.exists()]
+            if not single:
+                other = sorted(p.name for p in folder.glob("*.bin"))
+                hint = f"; {other[0]} is a pickle: convert it with save_pretrained(...) first" if other else ""
+                raise InputError(f"{folder} has no .safetensors file{hint}")
+            places = None
+            self._open = {single[0].name: self._opened(single[0])}
+        if places is not None:
+            missing = sorted({f for f in places.values() if not (folder / f).exists()})
+            if missing:
+                raise InputError(f"{folder}: the shard {missing[0]} named in {index.name} is missing")
+            self._open = {f: self._opened(folder / f) for f in sorted(set(places.values()))}
+        self._place = {name: f for f, handle in self._open.items() for name in handle.keys()}
+        if places is not None and set(places) != set(self._place):
+            odd = sorted(set(places) ^ set(self._place))[0]
+            raise InputError(f"{folder}: {index.name} and the shards disagree about {odd}")
+
+    @staticmethod
+    def _opened(path: Path):
+        try:
+            return safetensors.safe_open(str(path), "np")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{path} is truncated or damaged: {error}") from None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {n: tuple(self._open[f].get_slice(n).get_shape()) for n, f in self._place.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._open[self._place[name]].get_tensor(name)
+
+
+def put_leaf(host: np.ndarray, leaf: Any) -> jax.Array:
+    """A host array onto the mesh as `leaf` (ShapeDtypeStruct) says; each device takes its part."""
+    return jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: host[index])
+
+
+def params_from(
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    mesh: Mesh,
+    dtype: str,
+    where: str,
+) -> tuple[ModelConfig, Any]:
+    """(config, params) from the tensors of one file format under Hugging Face names.
+
+    The config comes back without its output head when the file holds a bare encoder.
+    """
+    family = FAMILIES[config.family]
+    files = weights.names_without_prefix(family, shapes)
+    if config.head == "transform" and family.names["head_dense"].file not in files:
+        config = config.model_copy(update={"head": "none", "head_bias": False})
+    check_mesh(config, mesh)
+    abstract = abstract_params(transformer_architecture(config), mesh)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
+    weights.check(config, family, target, {n: shapes[f] for n, f in files.items()}, where)
+    return config, weights.assemble(config, family, target, lambda n: read(files[n]), put_leaf)
+
+
+def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any]:
+    """(config, params on the mesh) of a folder with `config.json` and safetensors, single or sharded, in any float type.
+
+    Raises InputError naming the key, tensor or file that is unknown, missing, unexpected, misshapen or damaged.
+    """
+    where = folder / "config.json"
+    config = read_config(read_json(where, "the model's config"), str(where))
+    files = _Files(folder)
+    return params_from(config, files.shapes(), files.read, mesh, dtype, str(folder))
+
+
+def write_huggingface(
+    folder: Path, config: ModelConfig, params: Any, extra: Mapping[str, Any], dtype: str = "float32"
+) -> None:
+    """`config.json` and safetensors of at most 5 GB each. extra: token ids for the config. Collective over processes."""
+    values = write_config(config) | {"dtype": dtype, "torch_dtype": dtype, **extra}
+    family = FAMILIES[values["model_type"]]
+    if config.head == "none":
+        values["architectures"] = [family.architecture.replace("ForMaskedLM", "Model").replace("ForCausalLM", "Model")]
+    folder.mkdir(parents=True, exist_ok=True)
+    params = meshes.fetch(params)
+    kind = jnp.dtype(dtype)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, make in weights.tensors(config, family, params):
+        array = np.ascontiguousarray(make().astype(kind))
+        if size + array.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    total = sum(a.nbytes for shard in shards for a in shard.values())
+    if meshes.is_main():
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if len(shards) == 1:
+            save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        else:
+            files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+            for file, shard in zip(files, shards, strict=True):
+                save_file(shard, folder / file, metadata={"format": "pt"})
+            places = {n: f for f, shard in zip(files, shards, strict=True) for n in shard}
+            index = {"metadata": {"total_size": total}, "weight_map": places}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    meshes.barrier("export")
