@@ -62,7 +62,7 @@ def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> di
     pad = architecture_pad(model, language)
     tables = {k: np.pad(v, ((0, 0), (0, pad))) for k, v in tables.items()}
     program, sums = _program(model.architecture), []
-    B = rows_per_batch(model, len(rows))
+    B = rows_per_batch(model, len(rows), tokens.shape[1] - 1)
     with jax.set_mesh(model.mesh):
         tables = meshes.replicate(model.mesh, tables)
         for begin in range(0, len(rows), B):

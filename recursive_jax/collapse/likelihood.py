@@ -18,17 +18,18 @@ QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 LOGITS = 2**25  # values of logits held at once (128 MiB)
 
 
-def rows_per_batch(model: Model, count: int) -> int:
+def rows_per_batch(model: Model, count: int, length: int | None = None) -> int:
     """A power of two that keeps the logits small and is not much more than there is to do; the mesh divides it."""
-    fits = max(1, LOGITS // (model.context * model.vocab))
+    fits = max(1, LOGITS // ((length or model.context) * model.vocab))
     size = min(1 << (fits.bit_length() - 1), 1 << max(0, (count - 1).bit_length()), 128)
     return size + (-size % meshes.batch_divisor(model.mesh))
 
 
 def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Rows without start token -> tokens `[N, context + 1]` (start token first) and segments (1 real, 0 padding)."""
-    T = model.context
-    tokens = np.full((len(rows), T + 1), model.tokenizer.pad, np.int32)
+    """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real, 0 padding)."""
+    longest = max((len(r) for r in rows), default=1)
+    T = min(model.context, max(256, 1 << (longest - 1).bit_length()))  # few widths, and none of thousands for short rows
+    tokens = np.zeros((len(rows), T + 1), np.int32)
     segments = np.zeros((len(rows), T + 1), np.int32)
     for n, row in enumerate(rows):
         row = row[:T]
@@ -57,7 +58,7 @@ def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
     tokens, segments = rows_to_batch(rows, model)
     program, out = _nll_program(model.architecture), []
-    B = rows_per_batch(model, len(rows))
+    B = rows_per_batch(model, len(rows), tokens.shape[1] - 1)
     with jax.set_mesh(model.mesh):
         for begin in range(0, len(rows), B):
             fill = max(0, begin + B - len(rows))

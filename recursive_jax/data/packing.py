@@ -6,6 +6,7 @@ Packed rows are one array read through Grain (shuffle, repeat, batch, prefetch).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -20,23 +21,26 @@ LOOK_BACK = 64  # open rows that first-fit tries
 class PackedRows:
     """tokens_NT and segments_NT (int32). Each segment is a start token and one dataset row; 0 is padding.
 
-    A model trained on a row predicts each token from those before it in its own segment.
+    A model trained on a row predicts each token from those before it in its own segment. loss_NT (bool): which tokens
+    count in the loss, of those; all where it is None.
     """
 
-    def __init__(self, tokens_NT: np.ndarray, segments_NT: np.ndarray):
-        self.tokens_NT, self.segments_NT = tokens_NT, segments_NT
+    def __init__(self, tokens_NT: np.ndarray, segments_NT: np.ndarray, loss_NT: np.ndarray | None = None):
+        self.tokens_NT, self.segments_NT, self.loss_NT = tokens_NT, segments_NT, loss_NT
 
     def __len__(self) -> int:
         return len(self.tokens_NT)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"tokens": self.tokens_NT[index], "segments": self.segments_NT[index]}
+        row = {"tokens": self.tokens_NT[index], "segments": self.segments_NT[index]}
+        return row if self.loss_NT is None else {**row, "loss": self.loss_NT[index]}
 
     @property
     def targets(self) -> int:
         """Predicted tokens in one pass over all rows."""
         s = self.segments_NT
-        return int(((s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)).sum())
+        counted = (s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)
+        return int((counted if self.loss_NT is None else counted & self.loss_NT[:, 1:]).sum())
 
     @property
     def fill(self) -> float:
@@ -44,41 +48,75 @@ class PackedRows:
         return float((self.segments_NT > 0).mean())
 
 
-def pack(data: Dataset | Sequence[np.ndarray], length: int, bos: int, pad: int) -> PackedRows:
+def pack(data: Dataset | Sequence[np.ndarray], length: int, bos: int, pad: int | None) -> PackedRows:
     """First-fit packing in the given order into rows of `length + 1` positions (inputs and shifted targets).
 
     A dataset row longer than `length` becomes several segments. Raises InputError for an empty dataset.
     """
     documents = data.tokens() if isinstance(data, Dataset) else list(data)
-    documents = [d[i : i + length] for d in documents for i in range(0, len(d), length)]
-    if not documents:
+    opened = [
+        np.concatenate([[bos], d[i : i + length]]).astype(np.int32) for d in documents for i in range(0, len(d), length)
+    ]
+    if not opened:
         raise InputError("there is nothing to train on: the dataset has no tokens")
-    width = length + 1
-    open_rows: list[tuple[list[np.ndarray], int]] = []
-    done: list[list[np.ndarray]] = []
-    for document in documents:
-        need = len(document) + 1
-        for i, (pieces, used) in enumerate(open_rows):
-            if used + need <= width:
-                pieces.append(document)
-                open_rows[i] = (pieces, used + need)
+    return _first_fit(opened, None, length + 1, pad)
+
+
+def pack_examples(examples: Sequence[Example], length: int, pad: int | None) -> PackedRows:
+    """Packs examples with loss masks, whole and as they are: nothing is put in front, and none is cut.
+
+    Raises InputError for no examples, and for one longer than a row, with its number and length.
+    """
+    if not examples:
+        raise InputError("there is nothing to train on: no examples")
+    long = [(i, len(e.tokens)) for i, e in enumerate(examples) if len(e.tokens) > length + 1]
+    if long:
+        raise InputError(
+            f"{len(long)} of {len(examples)} examples are longer than a row of {length + 1} tokens, the first is number "
+            f"{long[0][0]} with {long[0][1]}; raise train.length (at most model.context) or leave them out"
+        )
+    if not any(e.loss[1:].any() for e in examples):
+        raise InputError("no token of any example counts in the loss: every one is a prompt")
+    return _first_fit([e.tokens for e in examples], [e.loss for e in examples], length + 1, pad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One conversation or prompt with its completion. tokens: int32 `[n]`. loss: bool `[n]`, what is to be learnt."""
+
+    tokens: np.ndarray
+    loss: np.ndarray
+
+
+def _first_fit(
+    pieces: Sequence[np.ndarray], losses: Sequence[np.ndarray] | None, width: int, pad: int | None
+) -> PackedRows:
+    open_rows: list[tuple[list[int], int]] = []
+    done: list[list[int]] = []
+    for number, piece in enumerate(pieces):
+        for i, (members, used) in enumerate(open_rows):
+            if used + len(piece) <= width:
+                members.append(number)
+                open_rows[i] = (members, used + len(piece))
                 break
         else:
             if len(open_rows) == LOOK_BACK:
                 done.append(open_rows.pop(0)[0])
-            open_rows.append(([document], need))
-    done.extend(pieces for pieces, _ in open_rows)
-    tokens_NT = np.full((len(done), width), pad, np.int32)
+            open_rows.append(([number], len(piece)))
+    done.extend(members for members, _ in open_rows)
+    tokens_NT = np.full((len(done), width), 0 if pad is None else pad, np.int32)
     segments_NT = np.zeros((len(done), width), np.int32)
-    for n, pieces in enumerate(done):
+    loss_NT = None if losses is None else np.zeros((len(done), width), bool)
+    for n, members in enumerate(done):
         at = 0
-        for segment, piece in enumerate(pieces, 1):
-            stop = at + 1 + len(piece)
-            tokens_NT[n, at] = bos
-            tokens_NT[n, at + 1 : stop] = piece
+        for segment, number in enumerate(members, 1):
+            stop = at + len(pieces[number])
+            tokens_NT[n, at:stop] = pieces[number]
             segments_NT[n, at:stop] = segment
+            if loss_NT is not None:
+                loss_NT[n, at:stop] = losses[number]
             at = stop
-    return PackedRows(tokens_NT, segments_NT)
+    return PackedRows(tokens_NT, segments_NT, loss_NT)
 
 
 def batches(rows: PackedRows, batch: int, seed: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:

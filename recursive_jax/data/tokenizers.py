@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -16,12 +18,17 @@ from recursive_jax.errors import InputError
 
 
 class Tokenizer(Protocol):
-    """vocab: number of ids. bos, eos, pad: ids of the special tokens; pad is never eos."""
+    """vocab: number of ids. bos, eos, pad: ids of the special tokens. Padding is hidden by masks, not by its id: pad is
+    None where a tokenizer has no id of its own for it, and never eos.
+
+    A tokenizer may also have: stops (ids that end a row, eos among them), starts (False: a prompt is not opened with
+    bos), chat_template (Jinja), encode_batch.
+    """
 
     vocab: int
     bos: int
     eos: int
-    pad: int
+    pad: int | None
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, tokens: Sequence[int]) -> str: ...
@@ -76,15 +83,46 @@ _KNOWN = {
 }
 
 
-class FileTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library. Missing start, end or padding tokens are added after the
-    file's own ids, so that padding is never equal to the end token."""
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """The roles of a tokenizer's ids, as its own files say."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
+    bos: int
+    eos: int
+    pad: int | None
+    stops: tuple[int, ...]
+    starts: bool = True  # whether a prompt is opened with bos
+
+
+def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end a generated row, eos first."""
+    return tuple(dict.fromkeys((tokenizer.eos, *getattr(tokenizer, "stops", ()))))
+
+
+class FileTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library.
+
+    special: roles of the ids; without it they are found by their usual names, and missing start, end or padding tokens
+    are added after the file's own ids, for a model that is yet to be trained. settings: `tokenizer_config.json`, kept
+    for export.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special: Special | None = None,
+        chat_template: str | None = None,
+        settings: dict | None = None,
+    ):
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        for role, names in _KNOWN.items():
+        self.special, self.chat_template, self.settings = special, chat_template, settings or {}
+        self.starts, self.stops = True, ()
+        if special is not None:
+            self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
+            self.starts, self.stops = special.starts, special.stops
+        for role, names in _KNOWN.items() if special is None else ():
             found = next((n for n in names if tokenizer.token_to_id(n) is not None), None)
             if found is None:
                 found = names[0]
@@ -128,11 +166,94 @@ class FileTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, the span of characters each stands for)."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
+    def encode_framed(self, texts: list[str]) -> list[list[int]]:
+        """With the special tokens that the file puts around a text ([CLS] ... [SEP])."""
+        return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=True)]
+
+    def token(self, index: int) -> str:
+        """The token's own text, special tokens included."""
+        return self._tokenizer.id_to_token(int(index)) or ""
+
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True)
 
     def to_json(self) -> dict:
-        return {"kind": "file", "tokenizer": json.loads(self._tokenizer.to_str())}
+        stored = {"kind": "file", "tokenizer": json.loads(self._tokenizer.to_str())}
+        if self.special is not None:
+            stored |= {
+                "special": dataclasses.asdict(self.special),
+                "chat_template": self.chat_template,
+                "settings": self.settings,
+            }
+        return stored
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece `tokenizer.model` (needs the package `sentencepiece`)."""
+
+    def __init__(self, model: bytes, special: Special, chat_template: str | None = None, settings: dict | None = None):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise InputError(
+                "this tokenizer is a SentencePiece tokenizer.model: pip install 'recursive-jax[sentencepiece]'"
+            ) from None
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # the library raises bare RuntimeError
+            raise InputError(f"tokenizer.model is damaged: {error}") from None
+        self.model, self.special, self.chat_template, self.settings = model, special, chat_template, settings or {}
+        self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
+        self.starts, self.stops = special.starts, special.stops
+        self.vocab = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def token(self, index: int) -> str:
+        return self._processor.id_to_piece(int(index))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._processor.decode([int(t) for t in tokens if not self._processor.is_control(int(t))])
+
+    def to_json(self) -> dict:
+        return {
+            "kind": "sentencepiece",
+            "model": base64.b64encode(self.model).decode(),
+            "special": dataclasses.asdict(self.special),
+            "chat_template": self.chat_template,
+            "settings": self.settings,
+        }
+
+
+class IdTokenizer:
+    """For a model whose folder has no tokenizer: a text is its ids, separated by blanks."""
+
+    chat_template = None
+
+    def __init__(self, vocab: int, special: Special):
+        self.vocab, self.special = vocab, special
+        self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
+        self.starts, self.stops = special.starts, special.stops
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [int(word) for word in text.split()]
+        except ValueError:
+            raise InputError(
+                f"{text[:40]!r} is not a list of token ids, and this model came without a tokenizer to read text with"
+            ) from None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(str(int(t)) for t in tokens)
+
+    def to_json(self) -> dict:
+        return {"kind": "ids", "vocab": self.vocab, "special": dataclasses.asdict(self.special)}
 
 
 def tokenizer_from_json(stored: dict) -> Tokenizer:
@@ -141,7 +262,14 @@ def tokenizer_from_json(stored: dict) -> Tokenizer:
         return ByteTokenizer()
     if stored["kind"] == "language":
         return LanguageTokenizer(Language(LanguageConfig(**stored["language"])))
-    return FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(stored["tokenizer"])))
+    special = Special(**{**stored["special"], "stops": tuple(stored["special"]["stops"])}) if "special" in stored else None
+    if stored["kind"] == "ids":
+        return IdTokenizer(stored["vocab"], special)
+    if stored["kind"] == "sentencepiece":
+        model = base64.b64decode(stored["model"])
+        return SentencePieceTokenizer(model, special, stored["chat_template"], stored["settings"])
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stored["tokenizer"]))
+    return FileTokenizer(tokenizer, special, stored.get("chat_template"), stored.get("settings"))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from recursive_jax import mesh as meshes
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.tokenizers import stop_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.generate.decode import decode_program
 from recursive_jax.generate.sampling import Rules
@@ -21,11 +22,18 @@ from recursive_jax.train.step import resolve_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """prompt: token ids without the start token. id: addresses the randomness. parents: ids of the prompt's rows."""
+    """prompt: token ids. id: addresses the randomness. parents: ids of the prompt's rows. opened: whether the prompt
+    begins the sequence as it stands (a rendered chat); otherwise the start token is put before it."""
 
     id: int
     prompt: np.ndarray
     parents: tuple[str, ...] = ()
+    opened: bool = False
+
+    def tokens(self, bos: int) -> np.ndarray:
+        """What the model reads, int32; an empty prompt always starts with the start token."""
+        prompt = np.asarray(self.prompt, np.int32)
+        return prompt if self.opened and len(prompt) else np.concatenate([[bos], prompt]).astype(np.int32)
 
 
 def unconditional(count: int, first: int = 0) -> list[Request]:
@@ -76,6 +84,9 @@ def generate_batches(
     sampling = sampling or SamplingConfig()
     if model.params is None:
         raise InputError("this model has no params to generate with: train it or load one")
+    if model.architecture.config is not None and not model.architecture.config.causal:
+        raise InputError("this model is an encoder: it reads in both directions and cannot write")
+    model = model.merged()
     for begin in range(0, len(requests), sampling.batch):
         chunk = requests[begin : begin + sampling.batch]
         yield _rows(model, chunk, *_decode(model, chunk, sampling, seed), sampling, seed, round, name, operation)
@@ -89,22 +100,23 @@ def _bucket(n: int) -> int:
 def _decode(model: Model, requests: Sequence[Request], sampling: SamplingConfig, seed: int):
     """Host arrays tokens_BN, logprobs_BN, length_B for the requests, by one or more dispatches."""
     tokenizer = model.tokenizer
-    longest = max((len(r.prompt) for r in requests if len(r.prompt) <= model.context), default=0)
-    width = min(_bucket(longest + 1), model.context + 1)
+    prompts = [r.tokens(tokenizer.bos) for r in requests]
+    longest = max((len(p) for p in prompts if len(p) <= model.context + 1), default=1)
+    width = min(_bucket(longest), model.context + 1)
     new = min(sampling.max_tokens or model.context, model.context)
     B = sampling.batch + (-sampling.batch % meshes.batch_divisor(model.mesh))
-    prompts_BP = np.full((B, width), tokenizer.pad, np.int32)
+    prompts_BP = np.zeros((B, width), np.int32)
     first_B, limit_B, ids_B = np.full(B, width - 1, np.int32), np.zeros(B, np.int32), np.zeros(B, np.int32)
     for i, request in enumerate(requests):
         ids_B[i] = request.id
-        if len(request.prompt) <= model.context:
-            row = np.concatenate([[tokenizer.bos], request.prompt]).astype(np.int32)
-            first_B[i] = width - len(row)
-            prompts_BP[i, first_B[i] :] = row
-            limit_B[i] = min(new, model.context - len(request.prompt))
+        if len(prompts[i]) <= model.context + 1:
+            first_B[i] = width - len(prompts[i])
+            prompts_BP[i, first_B[i] :] = prompts[i]
+            limit_B[i] = min(new, model.context + 1 - len(prompts[i]))
     program = decode_program(model.architecture, width, new, resolve_dtype(sampling.dtype))
-    stops = np.array([tokenizer.eos, *sampling.stop_tokens], np.int32)
-    banned = np.array(sorted({tokenizer.bos, tokenizer.pad, *range(model.tokenizer.vocab, model.vocab)}), np.int32)
+    stops = np.array([*stop_tokens(tokenizer), *sampling.stop_tokens], np.int32)
+    never = {tokenizer.bos, tokenizer.pad, *range(tokenizer.vocab, model.vocab)} - {None, *stops.tolist()}
+    banned = np.array(sorted(never), np.int32)
     with jax.set_mesh(model.mesh):
         key = jax.random.key(seed)
         rows = meshes.put_batch(model.mesh, (prompts_BP, first_B, ids_B, limit_B))
@@ -119,10 +131,10 @@ def _rows(model, requests, tokens_BN, logprobs_BN, length_B, sampling, seed, rou
         new = tokens_BN[i, : length_B[i]]
         rows.append(new.astype(np.int32))
         logprobs.append(logprobs_BN[i, : length_B[i]])
-        if len(request.prompt) > model.context:
+        if len(request.tokens(tokenizer.bos)) > model.context + 1:
             status.append("prompt_too_long")
         else:
-            stopped = len(new) and int(new[-1]) in (tokenizer.eos, *sampling.stop_tokens)
+            stopped = len(new) and int(new[-1]) in (*stop_tokens(tokenizer), *sampling.stop_tokens)
             status.append("ok" if stopped else "length")
     return Dataset.from_columns(
         len(requests),

@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import MeshConfig, ModelConfig
+from recursive_jax.config import LoraConfig, MeshConfig, ModelConfig
 from recursive_jax.errors import InputError
 from recursive_jax.models.transformer import Transformer
 
@@ -37,6 +37,8 @@ class Architecture:
     context: int
     config: ModelConfig | None = None
     name: str = "transformer"
+    lora: LoraConfig | None = None
+    frozen: tuple[str, ...] = ()  # keys of the params that training leaves as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +66,42 @@ class Model:
         """The same model on another mesh (params move)."""
         if self.params is None or mesh == self.mesh:
             return dataclasses.replace(self, mesh=mesh)
-        target = abstract_params(self.architecture, mesh)
-        params = jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), self.params, target)
-        return dataclasses.replace(self, mesh=mesh, params=params)
+        move = lambda x: jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
+        return dataclasses.replace(self, mesh=mesh, params=jax.tree.map(move, self.params))
+
+    def merged(self) -> Model:
+        """The plain model that an adapted one computes; a plain one is itself. The base is not touched."""
+        if self.architecture.lora is None:
+            return self
+        from recursive_jax.models.lora import merge_params
+
+        with jax.set_mesh(self.mesh):
+            params = merge_params(self.params, self.architecture.lora)
+        architecture = transformer_architecture(self.architecture.config)
+        return dataclasses.replace(self, architecture=architecture, params=params)
 
     def initialized(self, seed: int = 0) -> Model:
         """Fresh params on the model's mesh."""
         with jax.set_mesh(self.mesh):
             return self.with_params(_init_program(self.architecture)(jax.random.key(seed)))
 
-    def logits(self, tokens_BT: Any, mask_BT: Any = None) -> jax.Array:
+    def logits(self, tokens_BT: Any, mask_BT: Any = None, types_BT: Any = None) -> jax.Array:
         """The plain forward pass: int tokens `[B, T]` -> float32 logits `[B, T, vocab]`.
 
-        mask_BT: 1 for tokens, 0 for padding on the right. Raises InputError without params, for T beyond the
-        context, or for ids outside the vocabulary.
+        mask_BT: 1 for tokens, 0 for padding on either side; positions count the tokens. types_BT: token types (BERT).
+        Raises InputError without params, for T beyond the context, or for ids outside the vocabulary.
         """
+        if self.architecture.config is not None and self.architecture.config.head == "none":
+            raise InputError("this model has no output head (its file holds a bare encoder): use model.states(...)")
+        return self._forward(_apply_program, tokens_BT, mask_BT, types_BT)[:, :, : self.vocab]
+
+    def states(self, tokens_BT: Any, mask_BT: Any = None, types_BT: Any = None) -> jax.Array:
+        """The last layer's states, after the final norm: float `[B, T, width]`. Arguments and errors as `logits`."""
+        if self.architecture.config is None:
+            raise InputError("a model of user functions gives logits only")
+        return self._forward(_states_program, tokens_BT, mask_BT, types_BT)
+
+    def _forward(self, program: Callable, tokens_BT: Any, mask_BT: Any, types_BT: Any) -> jax.Array:
         tokens_BT = np.asarray(tokens_BT, np.int32)
         if self.params is None:
             raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
@@ -89,17 +112,14 @@ class Model:
                 f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}"
             )
         segments = None if mask_BT is None else np.asarray(mask_BT, np.int32)
+        types = () if types_BT is None else (np.asarray(types_BT, np.int32),)
         B = len(tokens_BT)
         fill = -B % meshes.batch_divisor(self.mesh)
         pad = lambda x: None if x is None else np.pad(x, ((0, fill), (0, 0)))
         with jax.set_mesh(self.mesh):
-            rows = meshes.put_batch(self.mesh, (pad(tokens_BT), pad(segments)))
-            out = _apply_program(self.architecture)(self.params, *rows)
-        return (
-            out[:B, :, : self.vocab]
-            if fill == 0 and self.mesh.size == 1
-            else jnp.asarray(meshes.fetch(out))[:B, :, : self.vocab]
-        )
+            rows = meshes.put_batch(self.mesh, (pad(tokens_BT), pad(segments), *map(pad, types)))
+            out = program(self.architecture)(self.params, *rows)
+        return out if fill == 0 and self.mesh.size == 1 else jnp.asarray(meshes.fetch(out))[:B]
 
 
 @functools.cache
@@ -113,11 +133,32 @@ def _init_program(architecture: Architecture):
 
 @functools.cache
 def _apply_program(architecture: Architecture):
-    def forward(params, tokens_BT, segments_BT):
+    apply = bound(architecture)
+
+    def forward(params, *rows):
         meshes.TRACES["forward"] += 1
-        return architecture.apply(params, tokens_BT, segments_BT)
+        return apply(params, *rows)
 
     return jax.jit(forward)
+
+
+@functools.cache
+def _states_program(architecture: Architecture):
+    apply = bound(architecture)
+    return jax.jit(lambda params, *rows: apply(params, *rows, hidden=True)[0])
+
+
+def bound(architecture: Architecture, dtype: str = "float32") -> Callable[..., jax.Array]:
+    """`apply` in the given compute dtype over float32 master params; an adapted model's with its adapter.
+
+    The built-in Transformer's takes its keywords too (`hidden=True`, `key=...`).
+    """
+    if architecture.config is None:
+        return architecture.apply
+    module = Transformer(architecture.config, jnp.dtype(dtype), architecture.lora)
+    if architecture.lora is None:
+        return lambda params, *rows, **kw: module.apply({"params": params}, *rows, **kw)
+    return lambda params, *rows, **kw: module.apply({"params": params["base"], "lora": params["lora"]}, *rows, **kw)
 
 
 def abstract_params(architecture: Architecture, mesh: Mesh) -> Any:

@@ -109,9 +109,8 @@ def file_shape(c: ModelConfig, path: str, source: Source, shape: tuple[int, ...]
 
 def to_leaf(c: ModelConfig, path: str, source: Source, shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:
     """One layer's leaf from the file's tensor."""
-    if path.rsplit("/", 1)[-1] in PADDED:
-        fill = [(0, shape[0] - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, fill)
+    if path.rsplit("/", 1)[-1] in PADDED and len(array) < shape[0]:
+        return np.pad(array, [(0, shape[0] - len(array))] + [(0, 0)] * (array.ndim - 1))
     if is_matrix(path) and not source.conv:
         array = array.T
     return _columns(c, source, array).reshape(shape)
@@ -168,6 +167,8 @@ def assemble(c: ModelConfig, family: Family, target: Any, read: Read, put: Calla
     def build(path: str, leaf: Any) -> Any:
         source, stack = family.names[path], stacked(c, path, leaf.shape)
         shape = leaf.shape[len(stack) :]
+        if not stack:
+            return put(to_leaf(c, path, source, shape, read(source.file)).astype(leaf.dtype, copy=False), leaf)
         host = np.empty(leaf.shape, leaf.dtype)
         for index in np.ndindex(stack):
             if held(c, path, index):

@@ -22,10 +22,16 @@ def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 
 
 def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(inputs, their segments, labels, mask), each `[B, T]`, from packed rows of T + 1 positions."""
+    """(inputs, their segments, labels, mask), each `[B, T]`, from packed rows of T + 1 positions.
+
+    `batch["loss"]` (bool `[B, T + 1]`), where there is one, says which tokens count: supervised fine-tuning is this
+    objective on completions only.
+    """
     tokens, segments = batch["tokens"], batch["segments"]
-    same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], same
+    mask = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    if "loss" in batch:
+        mask = mask & batch["loss"][:, 1:]
+    return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], mask
 
 
 def causal(apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

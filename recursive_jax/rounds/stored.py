@@ -13,6 +13,7 @@ from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model, abstract_params, check_mesh, transformer_architecture
 from recursive_jax.rounds import storage
+from recursive_jax.rounds.exchange import foreign_path, import_model
 from recursive_jax.train import checkpoint
 
 
@@ -37,9 +38,16 @@ def load_stored_model(folder: Any, like: Model) -> Model:
     return like.with_params(checkpoint.load(epath.Path(folder) / "checkpoint", target))
 
 
-def load_model(path: Any, mesh: Mesh | None = None) -> Model:
-    """Opens a stored model on any mesh: the folder of a training, of a round, or a whole run (then the last round's
-    model of its first arm). Raises InputError if there is none, or it is damaged, or belongs to user functions."""
+def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
+    """Opens a model on any mesh. path: the folder of a training, of a round, or a whole run (then the last round's
+    model of its first arm); a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where their packages are
+    installed. dtype: of the params of an imported model.
+
+    Raises InputError if there is none, or it is damaged, does not fit together, or belongs to user functions.
+    """
+    foreign = foreign_path(path)
+    if foreign is not None:
+        return import_model(foreign, mesh, dtype)
     folder = find_model(epath.Path(path))
     described = storage.read_json(folder / "model.json", "the model description")
     if described["config"] is None:

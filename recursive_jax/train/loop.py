@@ -22,7 +22,7 @@ from recursive_jax.train import signals
 from recursive_jax.train.checkpoint import Resume
 from recursive_jax.train.log import TrainLog, console
 from recursive_jax.train.optimizer import Hyper
-from recursive_jax.train.step import init_program, resolve_dtype, start_program, step_program
+from recursive_jax.train.step import init_program, join, resolve_dtype, split, start_program, step_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ def train(
     step_fn = step_program(model.architecture, objective, config.accumulate, dtype)
     try:
         with jax.set_mesh(mesh):
-            state = _start(model, config, seed, resume, mesh)
+            trained, frozen = (None, {}) if model.params is None else split(model.architecture, model.params)
+            state = _start(model, trained, config, seed, resume, mesh)
             start = int(state.step)
             if start and not quiet and meshes.is_main():
                 console.print(f"{label}: goes on from its checkpoint at step {start:,}", style="dim")
@@ -81,7 +82,8 @@ def train(
                 quiet=quiet or not meshes.is_main(),
             )
             try:
-                state, loss = _run(state, step_fn, rows, config, seed, mesh, resume, log, start, label)
+                step = lambda state, batch: step_fn(state, batch, frozen)
+                state, loss = _run(state, step, rows, config, seed, mesh, resume, log, start, label)
             finally:
                 log.close()
     finally:
@@ -96,7 +98,7 @@ def train(
         "epochs": round(config.steps * config.batch / len(rows), 3),
         "loss": loss,
     }
-    return Trained(model.with_params(state.params), summary)
+    return Trained(model.with_params(join(model.architecture, state.params, frozen)), summary)
 
 
 def check_batch(config: TrainConfig, mesh) -> None:
@@ -108,15 +110,18 @@ def check_batch(config: TrainConfig, mesh) -> None:
         )
 
 
-def _start(model: Model, config: TrainConfig, seed: int, resume: Resume | None, mesh):
+def _start(model: Model, trained: Any, config: TrainConfig, seed: int, resume: Resume | None, mesh):
     """The newest checkpoint of this training, else its first state."""
-    hyper = meshes.replicate(mesh, Hyper.of(config))
+    hyper = meshes.replicate(mesh, Hyper.of(config, seed))
     if resume is not None and resume.latest is not None:
-        target = meshes.abstract(mesh, init_program(model.architecture), jax.random.key(0), Hyper.of(config))
+        if model.architecture.frozen:
+            target = meshes.abstract(mesh, start_program(), trained, hyper)
+        else:
+            target = meshes.abstract(mesh, init_program(model.architecture), jax.random.key(0), Hyper.of(config, seed))
         return resume.load(resume.latest, target)
-    if model.params is None:
+    if trained is None:
         return init_program(model.architecture)(jax.random.key(seed), hyper)
-    return start_program()(model.params, hyper)
+    return start_program()(trained, hyper)
 
 
 def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: TrainLog, start: int, label: str):

@@ -27,9 +27,10 @@ class Hyper:
     clip: jax.Array
     beta1: jax.Array
     beta2: jax.Array
+    seed: jax.Array  # of the dropout in adapters
 
     @classmethod
-    def of(cls, c: TrainConfig) -> Hyper:
+    def of(cls, c: TrainConfig, seed: int = 0) -> Hyper:
         f = np.float32
         return cls(
             f(c.learning_rate),
@@ -42,6 +43,7 @@ class Hyper:
             f(c.clip),
             f(c.beta1),
             f(c.beta2),
+            np.uint32(seed & 0xFFFFFFFF),
         )
 
 
@@ -74,6 +76,6 @@ def decayed(params):
 
     def is_matrix(path, x) -> bool:
         name = str(getattr(path[-1], "key", path[-1]))
-        return x.ndim >= 2 and not (name == "gain" or name.endswith("bias"))
+        return x.ndim >= 2 and not (name in ("gain", "magnitude") or name.endswith("bias"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from recursive_jax.config import ModelConfig
 from recursive_jax.mesh import TRACES
-from recursive_jax.models.model import Architecture
-from recursive_jax.models.transformer import Transformer
+from recursive_jax.models.model import Architecture, bound
 from recursive_jax.objectives.causal import Objective
 from recursive_jax.train.optimizer import Hyper, learning_rate, transformation
 
@@ -27,6 +25,18 @@ class TrainState:
     params: Any
     optimizer: Any
     hyper: Hyper
+
+
+def split(architecture: Architecture, params: Any) -> tuple[Any, Any]:
+    """(what trains, what stays): the whole params and nothing, or an adapter and its frozen base."""
+    if not architecture.frozen:
+        return params, {}
+    frozen = {k: params[k] for k in architecture.frozen}
+    return {k: v for k, v in params.items() if k not in frozen}, frozen
+
+
+def join(architecture: Architecture, trained: Any, frozen: Any) -> Any:
+    return {**trained, **frozen} if architecture.frozen else trained
 
 
 def new_state(params: Any, hyper: Hyper) -> TrainState:
@@ -56,15 +66,18 @@ def start_program() -> Callable[[Any, Hyper], TrainState]:
 
 @functools.cache
 def step_program(architecture: Architecture, objective: Objective, accumulate: int, dtype: str):
-    """(state, batch) -> (state, metrics). The state is donated. Compiled once for all rounds."""
-    apply = compute_in(architecture, dtype)
+    """(state, batch, frozen) -> (state, metrics). The state is donated. Compiled once for all rounds."""
+    apply = bound(architecture, dtype)
+    drops = architecture.lora is not None and architecture.lora.dropout > 0
 
-    def loss(params, batch):
-        total, count = objective(apply, params, batch)
-        return total, count
-
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, frozen):
         TRACES["train_step"] += 1
+        key = jax.random.fold_in(jax.random.key(state.hyper.seed), state.step) if drops else None
+
+        def loss(trained, rows, micro):
+            run = functools.partial(apply, key=jax.random.fold_in(key, micro)) if drops else apply
+            return objective(run, join(architecture, trained, frozen), rows)
+
         (total, count), grads = _gradients(loss, state.params, batch, accumulate)
         count = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -86,29 +99,17 @@ def _gradients(loss, params, batch, accumulate: int):
     """Summed loss, target count and summed gradients; micro-batches run one after the other in a scan."""
     grad = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
-        return grad(params, batch)
+        return grad(params, batch, 0)
     # Rows are dealt out round-robin: reshaping [B] -> [B/n, n] keeps the split axis whole on every mesh.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def body(carry, rows):
-        return jax.tree.map(jnp.add, carry, grad(params, rows)), None
+        return jax.tree.map(jnp.add, carry, grad(params, *rows)), None
 
-    first = grad(params, jax.tree.map(lambda x: x[0], micro))
-    total, _ = jax.lax.scan(body, first, jax.tree.map(lambda x: x[1:], micro))
+    first = grad(params, jax.tree.map(lambda x: x[0], micro), 0)
+    rest = (jax.tree.map(lambda x: x[1:], micro), jnp.arange(1, accumulate))
+    total, _ = jax.lax.scan(body, first, rest)
     return total
-
-
-def compute_in(architecture: Architecture, dtype: str) -> Callable[..., jax.Array]:
-    """`apply` in the given compute dtype over float32 master params."""
-    if architecture.config is None:
-        return architecture.apply
-    module = _module(architecture.config, dtype)
-    return lambda params, tokens, segments=None: module.apply({"params": params}, tokens, segments)
-
-
-@functools.cache
-def _module(config: ModelConfig, dtype: str) -> Transformer:
-    return Transformer(config, jnp.dtype(dtype))
 
 
 def resolve_dtype(asked: str) -> str:

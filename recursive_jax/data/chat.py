@@ -1,0 +1,138 @@
+"""Chat templates: messages -> text -> tokens, and which of the tokens the assistant wrote.
+
+Templates are the Jinja programs inside tokenizers; they run sandboxed, in the environment that `transformers` gives
+them. `{% generation %}` marks say what the assistant wrote; a template without them is rendered prefix by prefix.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
+from recursive_jax.errors import InputError
+
+Message = dict[str, Any]  # {"role": "user", "content": "..."}
+_OPEN, _CLOSE = (f"<{uuid.uuid4().hex}>" for _ in range(2))  # no text holds them
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}`: its content between two marks that are taken out after rendering."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_mark")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _mark(self, caller):
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+def _fail(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+
+    def tojson(x: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = _fail
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template is not valid Jinja: {error}") from None
+
+
+def _raw(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool, **more: Any) -> str:
+    source = getattr(tokenizer, "chat_template", None)
+    if not source:
+        raise InputError("this model's tokenizer has no chat template: it is not a chat model (leave --chat out)")
+    name = getattr(tokenizer, "token", lambda i: "")
+    tokens = {
+        "bos_token": name(tokenizer.bos),
+        "eos_token": name(tokenizer.eos),
+        "pad_token": "" if tokenizer.pad is None else name(tokenizer.pad),
+    }
+    try:
+        return _compiled(source).render(messages=list(messages), add_generation_prompt=prompt, **{**tokens, **more})
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template refuses these messages: {error}") from None
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False, **more: Any) -> str:
+    """The conversation as one text. Raises InputError without a template, or where it refuses the messages."""
+    return _raw(tokenizer, messages, add_generation_prompt, **more).replace(_OPEN, "").replace(_CLOSE, "")
+
+
+def render_spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """(text, spans of characters that the assistant wrote, its end-of-turn token included)."""
+    marked = _raw(tokenizer, messages, False)
+    if _OPEN in marked:
+        spans, text = [], ""
+        for i, piece in enumerate(marked.split(_OPEN)):
+            written, _, rest = piece.partition(_CLOSE) if i else ("", "", piece)
+            if i:
+                spans.append((len(text), len(text) + len(written)))
+            text += written + rest
+        return text, spans
+    ends = [t for t in (getattr(tokenizer, "token", lambda i: "")(s) for s in stop_tokens(tokenizer)) if t]
+    spans = []
+    for i, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        before = _raw(tokenizer, messages[:i], True)
+        after = _raw(tokenizer, messages[: i + 1], False)
+        if not after.startswith(before) or not marked.startswith(after):
+            raise InputError(
+                "this chat template renders a conversation differently once it goes on, so the assistant's tokens "
+                "cannot be told apart; give a template with {% generation %} marks"
+            )
+        trimmed = after.rstrip()
+        stop = len(trimmed) if any(trimmed.endswith(e) for e in ends) else len(after)
+        spans.append((len(before), stop))
+    return marked, spans
+
+
+def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens int32, assistant mask bool), equally long: a token counts when its first character lies in a span."""
+    text, spans = render_spans(tokenizer, messages)
+    if not hasattr(tokenizer, "encode_with_offsets"):
+        return _by_pieces(tokenizer, text, spans)
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    starts = np.asarray([a for a, _ in offsets], np.int64)
+    mask = np.zeros(len(ids), bool)
+    for a, b in spans:
+        mask |= (starts >= a) & (starts < b)
+    return np.asarray(ids, np.int32), mask
+
+
+def _by_pieces(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """For tokenizers that do not say where their tokens lie: each stretch is encoded alone."""
+    edges = [0, *(x for span in spans for x in span), len(text)]
+    pieces = [tokenizer.encode(text[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    mask = [np.full(len(p), i % 2 == 1) for i, p in enumerate(pieces)]
+    return np.asarray(sum(pieces, []), np.int32), np.concatenate(mask)
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
+    """Tokens of the conversation up to where the assistant is to write, int32."""
+    return np.asarray(tokenizer.encode(render(tokenizer, messages, add_generation_prompt=True)), np.int32)

@@ -1,0 +1,272 @@
+"""Tokenizers of other tools' models: from a Hugging Face folder or the fields of a GGUF, and written for export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers import models as bpe
+
+from recursive_jax.data.language import BOS, EOS, PAD
+from recursive_jax.data.tokenizers import (
+    ByteTokenizer,
+    FileTokenizer,
+    IdTokenizer,
+    LanguageTokenizer,
+    SentencePieceTokenizer,
+    Special,
+    Tokenizer,
+)
+from recursive_jax.errors import InputError
+
+_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _text(token: Any) -> str | None:
+    """A token in tokenizer_config.json is a string or a mapping."""
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else [int(v) for v in value] if isinstance(value, list) else [int(value)]
+
+
+def repaired_pad(pad: int | None, stops: Sequence[int], find: Any) -> int | None:
+    """A padding id that is not an end token: where the files say it is, another one is taken, with a message."""
+    if pad is None or pad not in stops:
+        return pad
+    for name in _PAD_NAMES:
+        found = find(name)
+        if found is not None and found not in stops:
+            say(f"the padding token is an end token in this tokenizer's files; {name} pads instead")
+            return found
+    say("the padding token is an end token in this tokenizer's files; masks hide padding here, so none is used")
+    return None
+
+
+def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, else vocab.json + merges.txt, vocab.txt, or
+    tokenizer.model; token ids as text where there is none. Raises InputError when it has more ids than the
+    embedding's `vocab`."""
+    settings = _json(folder / "tokenizer_config.json")
+    named = {**_json(folder / "special_tokens_map.json"), **settings}
+    config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    inner = _library_tokenizer(folder)
+    processor = None
+    if inner is None and (folder / "tokenizer.model").exists():
+        processor = (folder / "tokenizer.model").read_bytes()
+        probe = SentencePieceTokenizer(processor, Special(0, 0, None, ()))._processor
+        find = lambda name: i if probe.id_to_piece(i := probe.piece_to_id(name)) == name else None
+    else:
+        find = inner.token_to_id if inner is not None else lambda name: None
+
+    def role(*names: str) -> int | None:
+        for name in names:
+            token = _text(named.get(f"{name}_token"))
+            if token is not None and find(token) is not None:
+                return find(token)
+        return next(iter(_ids(generation.get(f"{names[0]}_token_id", config.get(f"{names[0]}_token_id")))), None)
+
+    ends = [role("eos", "sep"), *_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
+    stops = tuple(dict.fromkeys(e for e in ends if e is not None and 0 <= e < vocab))
+    eos = stops[0] if stops else 0
+    bos = role("bos", "cls")
+    bos = eos if bos is None or not 0 <= bos < vocab else bos
+    pad = role("pad")
+    pad = repaired_pad(None if pad is None or not 0 <= pad < vocab else pad, stops, find)
+    framed = inner.encode("a", add_special_tokens=True).ids[:1] == [bos] if inner is not None else False
+    special = Special(bos, eos, pad, stops, bool(settings.get("add_bos_token", framed or processor is not None)))
+    if inner is not None:
+        found: Tokenizer = FileTokenizer(inner, special, template, settings)
+    elif processor is not None:
+        found = SentencePieceTokenizer(processor, special, template, settings)
+    else:
+        say(f"{folder} has no tokenizer: texts are token ids")
+        return IdTokenizer(vocab, special)
+    if found.vocab > vocab:
+        raise InputError(
+            f"{folder}: the tokenizer has ids up to {found.vocab - 1}, the embedding has {vocab} rows (vocab_size); "
+            "they do not belong together"
+        )
+    return found
+
+
+def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:
+    try:
+        if (folder / "tokenizer.json").exists():
+            return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            files = str(folder / "vocab.json"), str(folder / "merges.txt")
+            return tokenizers.Tokenizer.from_str(tokenizers.ByteLevelBPETokenizer(*files).to_str())
+        if (folder / "vocab.txt").exists():
+            lower = bool(_json(folder / "tokenizer_config.json").get("do_lower_case", True))
+            pieces = tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)
+            return tokenizers.Tokenizer.from_str(pieces.to_str())
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"the tokenizer files in {folder} are damaged: {error}") from None
+    return None
+
+
+# ---- GGUF
+
+_PRE = {
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": lambda: pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "llama-bpe": lambda: _split_then_bytes(_LLAMA3),
+    "qwen2": lambda: _split_then_bytes(_QWEN2),
+}
+
+
+def _split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokenizer:
+    """The tokenizer inside a GGUF: byte-level BPE (`gpt2`) or SentencePiece-like BPE with byte fallback (`llama`)."""
+    get = lambda name, default=None: fields.get(f"tokenizer.ggml.{name}", default)
+    kind, tokens = get("model"), get("tokens")
+    if kind not in ("gpt2", "llama") or not tokens:
+        raise InputError(f"{where}: tokenizer.ggml.model={kind!r} is not supported; known: gpt2, llama")
+    if len(tokens) > vocab:
+        raise InputError(f"{where}: the tokenizer has {len(tokens)} tokens, the embedding has {vocab} rows")
+    ids = {token: i for i, token in enumerate(tokens)}
+    if kind == "gpt2":
+        pre = get("pre", "gpt-2")
+        if pre not in _PRE:
+            raise InputError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported; known: {', '.join(_PRE)}")
+        merges = [tuple(m.split(" ", 1)) for m in get("merges", [])]
+        inner = tokenizers.Tokenizer(bpe.BPE(ids, merges, ignore_merges=pre == "llama-bpe"))
+        inner.normalizer = normalizers.NFC() if pre == "qwen2" else None
+        inner.pre_tokenizer, inner.decoder = _PRE[pre](), decoders.ByteLevel()
+    else:
+        unknown = tokens[get("unknown_token_id", 0)]
+        merges = _merges(tokens, get("scores", []), ids)
+        inner = tokenizers.Tokenizer(
+            bpe.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        )
+        space = [normalizers.Prepend("▁")] if get("add_space_prefix", True) else []
+        inner.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
+        strip = [decoders.Strip(" ", 1, 0)] if get("add_space_prefix", True) else []
+        inner.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        )
+    types = get("token_type", [1] * len(tokens))
+    inner.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 3])
+    own = [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 4]
+    inner.add_tokens(own)
+    eos = int(get("eos_token_id", 0))
+    extra = [get("eot_token_id"), get("eom_token_id"), ids.get("<|im_end|>"), ids.get("<|eot_id|>")]
+    stops = tuple(dict.fromkeys([eos, *(int(e) for e in extra if e is not None)]))
+    pad = get("padding_token_id")
+    pad = repaired_pad(None if pad is None else int(pad), stops, ids.get)
+    special = Special(int(get("bos_token_id", eos)), eos, pad, stops, bool(get("add_bos_token", kind == "llama")))
+    return FileTokenizer(inner, special, fields.get("tokenizer.chat_template"))
+
+
+def _merges(tokens: Sequence[str], scores: Sequence[float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE: every split of a piece into two pieces, best piece first."""
+    found = []
+    for token, score in zip(tokens, scores, strict=True):
+        splits = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ids and token[i:] in ids]
+        found += [(score, pair) for pair in sorted(splits, key=lambda p: (ids[p[0]], ids[p[1]]))]
+    return [pair for _, pair in sorted(found, key=lambda item: -item[0])]
+
+
+# ---- export
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    names = {b: chr(b) for b in plain}
+    for i, b in enumerate(b for b in range(256) if b not in names):
+        names[b] = chr(256 + i)
+    return [names[b] for b in range(256)]
+
+
+def library_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """Any of our tokenizers as one of the `tokenizers` library, with equal ids."""
+    if isinstance(tokenizer, FileTokenizer):
+        return tokenizer._tokenizer
+    if isinstance(tokenizer, ByteTokenizer):
+        inner = tokenizers.Tokenizer(bpe.BPE({c: i for i, c in enumerate(_byte_characters())}, []))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens(["<|bos|>", "<|eos|>", "<|pad|>"])
+        return inner
+    if isinstance(tokenizer, LanguageTokenizer):
+        words = list(tokenizer.language.words)
+        inner = tokenizers.Tokenizer(bpe.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[PAD]))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        inner.add_special_tokens([words[i] for i in (BOS, EOS, PAD)])
+        return inner
+    raise InputError(f"a {type(tokenizer).__name__} cannot be written as tokenizer.json")
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The special ids as `config.json` and `generation_config.json` name them."""
+    stops = list(dict.fromkeys((tokenizer.eos, *getattr(tokenizer, "stops", ()))))
+    return {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": stops if len(stops) > 1 else stops[0],
+        "pad_token_id": tokenizer.pad,
+    }
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """tokenizer.json (or tokenizer.model), tokenizer_config.json, chat_template.jinja and generation_config.json."""
+    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write("generation_config.json", token_ids(tokenizer))
+    if isinstance(tokenizer, IdTokenizer):
+        return
+    settings = dict(getattr(tokenizer, "settings", {}))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        (folder / "tokenizer.model").write_bytes(tokenizer.model)
+        settings.setdefault("tokenizer_class", "LlamaTokenizer")
+        name = tokenizer.token
+    else:
+        inner = library_tokenizer(tokenizer)
+        inner.save(str(folder / "tokenizer.json"))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        name = inner.id_to_token
+    settings |= {"bos_token": name(tokenizer.bos), "eos_token": name(tokenizer.eos), "model_max_length": context}
+    settings.pop("pad_token", None)
+    if tokenizer.pad is not None:
+        settings["pad_token"] = name(tokenizer.pad)
+    settings |= {"clean_up_tokenization_spaces": False}
+    settings.pop("chat_template", None)
+    template = getattr(tokenizer, "chat_template", None)
+    if template:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        settings["chat_template"] = template
+    write("tokenizer_config.json", settings)

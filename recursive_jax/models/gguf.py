@@ -1,0 +1,138 @@
+"""GGUF files (llama.cpp) of the Llama layout, through the `gguf` package: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K
+and whatever else it dequantises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from recursive_jax.config import ModelConfig
+from recursive_jax.errors import InputError
+from recursive_jax.models.families import read_config
+from recursive_jax.models.huggingface import params_from
+from recursive_jax.models.transformer import frequencies
+
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_CHUNK = 1 << 22  # bytes of quantised rows
+_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+def _reader(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(f"{path} is a GGUF file: pip install 'recursive-jax[gguf]'") from None
+    try:
+        return gguf.GGUFReader(str(path))
+    except Exception as error:  # the reader raises what its parsing runs into
+        raise InputError(f"{path} is truncated or damaged, or not a GGUF file: {error}") from None
+
+
+def _full_name(name: str) -> str | None:
+    """The Hugging Face name of a tensor; None for tables that are derived."""
+    if name in _NAMES:
+        return _NAMES[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match and match[2] in _NAMES:
+        return f"model.layers.{match[1]}.{_NAMES[match[2]]}.{match[3]}"
+    return None if name == "rope_freqs.weight" else name
+
+
+def _dequantized(tensor: Any) -> np.ndarray:
+    """Float32, some rows at a time: the package's own temporaries are several times the size of what they make."""
+    from gguf.quants import dequantize
+
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    step = max(1, _CHUNK // max(1, rows.shape[-1]))
+    out = np.empty((len(rows), dequantize(rows[:1], tensor.tensor_type).shape[-1]), np.float32)
+    for start in range(0, len(rows), step):
+        out[start : start + step] = dequantize(rows[start : start + step], tensor.tensor_type)
+    return out
+
+
+def _unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp interleaves the two halves of each rotated head in q and k of the Llama layout."""
+    return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any, dict[str, Any]]:
+    """(config, params on the mesh, all fields of the file). Tensors are dequantised one at a time.
+
+    Raises InputError for another architecture or rope scaling, and for a file that is truncated or damaged.
+    """
+    reader = _reader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    kind = fields.get("general.architecture")
+    if kind not in _FAMILIES:
+        raise InputError(f"{path}: general.architecture={kind!r} is not supported; known: {', '.join(_FAMILIES)}")
+    get = lambda name, default=None: fields.get(f"{kind}.{name}", default)
+    scaling = get("rope.scaling.type", "none")
+    if scaling not in ("none", None):
+        raise InputError(f"{path}: {kind}.rope.scaling.type={scaling!r} is not supported; import the safetensors")
+    if get("expert_count", 0):
+        raise InputError(f"{path}: {kind}.expert_count={get('expert_count')} is not supported; import the safetensors")
+    tensors = {_full_name(t.name): t for t in reader.tensors}
+    stretch = tensors.pop(None, None)
+    heads, width = get("attention.head_count"), get("embedding_length")
+    biased = any(n.endswith("q_proj.bias") for n in tensors)
+    values = {
+        "model_type": _FAMILIES[kind],
+        "vocab_size": int(reader.tensors[[t.name for t in reader.tensors].index("token_embd.weight")].shape[1]),
+        "hidden_size": width,
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get("attention.head_count_kv", heads),
+        "head_dim": get("attention.key_length", width // heads),
+        "intermediate_size": get("feed_forward_length"),
+        "max_position_embeddings": get("context_length"),
+        "rms_norm_eps": round(float(get("attention.layer_norm_rms_epsilon")), 12),
+        "rope_theta": float(get("rope.freq_base", 10_000.0)),
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
+        "attention_bias": biased and kind == "llama",
+    }
+    if stretch is not None:
+        values["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": float(np.max(stretch.data)),
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+    config = read_config(values, str(path))
+    if stretch is not None:
+        plain = frequencies(config.model_copy(update={"rope_scaling": None}))[0][0]
+        if not np.allclose(plain / frequencies(config)[0][0], stretch.data, rtol=1e-3):
+            raise InputError(f"{path}: rope_freqs.weight is not the stretching of Llama 3; import the safetensors")
+    shapes = {n: tuple(int(x) for x in reversed(t.shape)) for n, t in tensors.items()}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        try:
+            array = _dequantized(tensor).reshape(shapes[name])
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(f"{path}: {tensor.name} is {tensor.tensor_type.name}: {error}") from None
+        if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
+            array = _unpermuted(array, config.heads if ".q_proj." in name else config.G)
+        return array
+
+    config, params = params_from(config, shapes, read, mesh, dtype, str(path))
+    return config, params, fields

@@ -1,0 +1,150 @@
+"""Low-rank adapters: params {"base": frozen params, "lora": A and B of each adapted weight} and what they merge to.
+
+A weight `[*in, *out]` of a block gets `a [L, *in, r]` (uniform as in Kaiming's rule) and `b [L, r, *out]` (zeros), so
+that a fresh adapter changes nothing; DoRA adds `magnitude [L, *out]`. The forward pass is in `layers.project`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import NamedSharding, P
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import LoraConfig, ModelConfig
+from recursive_jax.errors import InputError
+from recursive_jax.models.model import Architecture, Model, abstract_params, bound, transformer_architecture
+from recursive_jax.models.nf4 import NF4, dequantize, quantized
+from recursive_jax.models.weights import from_paths, inner_axes, is_matrix, leaf_paths, stacked
+
+
+def adaptable(c: ModelConfig, shapes: dict[str, Any]) -> list[str]:
+    """Paths of the weights that can be adapted: the matrices of the blocks (not the experts' stacks)."""
+    return [
+        p for p, x in shapes.items() if p.startswith("blocks/") and is_matrix(p) and len(stacked(c, p, x.shape)) == 1
+    ]
+
+
+def chosen(c: ModelConfig, lora: LoraConfig, shapes: dict[str, Any]) -> list[str]:
+    """The weights that `lora.targets` names. Raises InputError for a pattern that names none."""
+    known = adaptable(c, shapes)
+    found = []
+    for pattern in lora.targets:
+        hits = [p for p in known if fnmatch.fnmatch(p.removeprefix("blocks/"), pattern)]
+        if not hits:
+            names = ", ".join(p.removeprefix("blocks/") for p in known)
+            raise InputError(f"lora.targets: {pattern!r} names no weight; there are: {names}")
+        found += [p for p in hits if p not in found]
+    return found
+
+
+@functools.cache
+def lora_architecture(base: Architecture, lora: LoraConfig) -> Architecture:
+    """The same model over params {"base", "lora"}; only "lora" trains. Cached: equal ones share compiled programs."""
+    adapted = dataclasses.replace(base, lora=lora, frozen=("base",), name=f"{base.name}+lora")
+    return dataclasses.replace(adapted, apply=bound(adapted))
+
+
+def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
+    """`model` with a fresh adapter: the same function until it is trained. The base is shared, not copied, unless
+    lora.base is nf4. Raises InputError for a model without params or of user functions, or one adapted already."""
+    if model.architecture.config is None or model.params is None:
+        raise InputError("an adapter needs a built-in Transformer with params: load one, or train it first")
+    if model.architecture.lora is not None:
+        raise InputError("this model has an adapter already: merge it first (model.merged())")
+    c = model.architecture.config
+    leaves = leaf_paths(model.params)
+    paths = chosen(c, lora, leaves)
+    draw = np.random.default_rng(seed)
+    updates = {}
+    for path in paths:
+        w = leaves[path]
+        inner = inner_axes(path)
+        L, inside, outside = w.shape[0], w.shape[1 : 1 + inner], w.shape[1 + inner :]
+        bound = 1.0 / math.sqrt(math.prod(inside))  # kaiming_uniform(a=sqrt(5)): bound = 1 / sqrt(fan in)
+        update = {
+            "a": draw.uniform(-bound, bound, (L, *inside, lora.rank)).astype(np.float32),
+            "b": np.zeros((L, lora.rank, *outside), np.float32),
+        }
+        if lora.dora:
+            axes = tuple(range(1, 1 + inner))
+            update["magnitude"] = np.sqrt(np.sum(np.square(np.asarray(meshes.fetch(w), np.float32)), axis=axes))
+        updates[path] = update
+    adapter = from_paths(updates)
+    base = quantized_base(model, paths) if lora.base == "nf4" else model.params
+    architecture = lora_architecture(model.architecture, lora)
+    return with_adapter(dataclasses.replace(model, architecture=architecture, params=None), base, adapter)
+
+
+def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
+    """Base params and host arrays of an adapter as the params of an adapted model, laid out like the weights."""
+    shapes = leaf_paths(abstract_params(transformer_architecture(model.architecture.config), model.mesh))
+
+    def place(path: str, update: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        axes = tuple(shapes[path].sharding.spec)
+        axes = axes + (None,) * (len(shapes[path].shape) - len(axes))
+        inner = inner_axes(path)
+        layout = {
+            "a": P(*axes[: 1 + inner], None),
+            "b": P(axes[0], None, *axes[1 + inner :]),
+            "magnitude": P(axes[0], *axes[1 + inner :]),
+        }
+        return {
+            k: jax.make_array_from_callback(
+                v.shape, NamedSharding(model.mesh, layout[k]), lambda index, v=v: np.asarray(v[index], np.float32)
+            )
+            for k, v in update.items()
+        }
+
+    updates: dict[str, dict[str, Any]] = {}
+    for path, value in leaf_paths(adapter).items():
+        weight, _, name = path.rpartition("/")
+        updates.setdefault(weight, {})[name] = value
+    placed = from_paths({p: place(p, u) for p, u in updates.items()})
+    return model.with_params({"base": base, "lora": placed})
+
+
+def quantized_base(model: Model, paths: list[str]) -> Any:
+    """The base with the adapted weights in four bits, present on every device."""
+    leaves = leaf_paths(model.params)
+    for path in paths:
+        w = np.asarray(meshes.fetch(leaves[path]))
+        if w[0].size % 64:
+            raise InputError(f"lora.base=nf4 needs weights of a multiple of 64 values, {path} has {w[0].size}")
+        leaves[path] = jax.tree.map(lambda x: meshes.replicate(model.mesh, x), quantized(w, inner_axes(path)))
+    return from_paths(leaves)
+
+
+def merge_params(params: Any, lora: LoraConfig) -> Any:
+    """{"base", "lora"} -> plain params with the updates added in float32."""
+    updates: dict[str, dict[str, Any]] = {}
+    for path, value in leaf_paths(params["lora"]).items():
+        weight, _, name = path.rpartition("/")
+        updates.setdefault(weight, {})[name] = value
+    is_nf4 = lambda x: isinstance(x, NF4)
+    flat = jax.tree_util.tree_flatten_with_path(params["base"], is_leaf=is_nf4)[0]
+    leaves = {"/".join(str(k.key) for k in path): leaf for path, leaf in flat}
+
+    @jax.jit
+    def merged(w, update):
+        w = jax.vmap(dequantize)(w) if is_nf4(w) else w
+        a, b = update["a"], update["b"]
+        inner = a.ndim - 2
+        left, right = "lijk"[: 1 + inner], "xyz"[: b.ndim - 2]
+        layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(w).sharding.spec
+        delta = jnp.einsum(f"{left}r,lr{right}->{left}{right}", a, b, out_sharding=layout)
+        new = w + lora.scale * delta.astype(w.dtype)
+        if "magnitude" in update:
+            axes = tuple(range(1, 1 + inner))
+            norm = jnp.sqrt(jnp.sum(jnp.square(new), axis=axes, keepdims=True))
+            new = new / norm * jnp.expand_dims(update["magnitude"], axes)
+        return new
+
+    return from_paths({p: merged(w, updates[p]) if p in updates else w for p, w in leaves.items()})
