@@ -19,19 +19,24 @@ _HOMES = {
         "DataConfig",
         "EvaluateConfig",
         "LanguageConfig",
+        "LoraConfig",
         "MeshConfig",
         "ModelConfig",
         "RoundsConfig",
         "SamplingConfig",
+        "TaskConfig",
         "TrainConfig",
         "load_config",
     ),
     "errors": ("InputError", "Preempted", "TrainingDiverged"),
     "mesh": ("make_mesh",),
+    "models.lora": ("adapted_model",),
     "models.model": ("Model", "transformer", "user_model"),
+    "models.peft": ("load_adapter", "save_adapter"),
     "data.dataset": ("Dataset",),
     "data.language": ("Language",),
     "data.sources": ("World", "open_world"),
+    "data.template": ("ParseError", "Template", "examples_dataset"),
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "train.loop": ("train",),
     "generate.generate": ("Request", "from_rows", "generate", "unconditional"),
@@ -39,9 +44,11 @@ _HOMES = {
     "collapse.measure": ("Yardstick", "measure"),
     "rounds.run": ("Run",),
     "rounds.iterate": ("Pool", "generate_and_mix", "iterate"),
+    "rounds.exchange": ("save_huggingface",),
     "rounds.stored": ("load_model",),
     "rounds.report": ("write_report",),
     "recipes.collapse": ("collapse",),
+    "recipes.finetune": ("finetune",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
@@ -79,10 +86,12 @@ if TYPE_CHECKING:
         DataConfig,
         EvaluateConfig,
         LanguageConfig,
+        LoraConfig,
         MeshConfig,
         ModelConfig,
         RoundsConfig,
         SamplingConfig,
+        TaskConfig,
         TrainConfig,
         load_config,
     )
@@ -90,12 +99,17 @@ if TYPE_CHECKING:
     from recursive_jax.data.dataset import Dataset
     from recursive_jax.data.language import Language
     from recursive_jax.data.sources import World, open_world
+    from recursive_jax.data.template import ParseError, Template, examples_dataset
     from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
     from recursive_jax.errors import InputError, Preempted, TrainingDiverged
     from recursive_jax.generate.generate import Request, from_rows, generate, unconditional
     from recursive_jax.mesh import make_mesh
+    from recursive_jax.models.lora import adapted_model
     from recursive_jax.models.model import Model, transformer, user_model
+    from recursive_jax.models.peft import load_adapter, save_adapter
     from recursive_jax.recipes.collapse import collapse
+    from recursive_jax.recipes.finetune import finetune
+    from recursive_jax.rounds.exchange import save_huggingface
     from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate
     from recursive_jax.rounds.report import write_report
     from recursive_jax.rounds.run import Run

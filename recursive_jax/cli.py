@@ -1,4 +1,4 @@
-"""recursive-jax: run | status | report | train | generate | evaluate | doctor."""
+"""recursive-jax: run | status | report | train | generate | evaluate | import | export | doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ change anything by its dotted key; see what it would cost before it starts:
 
 killed? the same command goes on where it stopped. exit codes: 0 done, 1 failed, 2 bad input, 75 stopped, start again.
 """
+
+
+MODEL = (
+    "a run, a chain (RUN/<regime>), a round or one training; a Hugging Face folder; a .gguf; or smollm2, minilm where "
+    "their packages are installed"
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,17 +98,16 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command(
         "generate",
-        "sample text from a stored model",
-        "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7",
+        "sample text from a stored model, or chat with one",
+        "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7\n"
+        "  recursive-jax generate smollm2 --chat --prompt 'What is the capital of France?'",
     )
-    p.add_argument(
-        "model",
-        metavar="MODEL",
-        help="the folder of one training, a round, a chain (RUN/<regime>), or a run: its first regime then",
-    )
+    p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
-    p.add_argument("--prompt", default="", help="text to go on from")
-    p.add_argument("--count", type=int, default=3, help="rows to sample")
+    p.add_argument("--prompt", default="", help="text to go on from; with --chat, what the user says")
+    p.add_argument("--chat", action="store_true", help="a conversation: with --prompt one answer, else line by line")
+    p.add_argument("--system", default="", help="with --chat: the system message")
+    p.add_argument("--count", type=int, default=None, help="rows to sample; default 3, with --chat 1")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", metavar="FILE", help="write rows with tokens and log-probabilities: .jsonl or .parquet")
 
@@ -111,12 +116,31 @@ def _parser() -> argparse.ArgumentParser:
         "score a stored model on real text, and its samples; prints JSON",
         "recursive-jax evaluate runs/wikitext --data corpus.txt",
     )
-    p.add_argument("model", metavar="MODEL")
+    p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="evaluate.*, sampling.* and data.* keys")
     p.add_argument(
         "--data", metavar="PATH", help="real text; default: the embedded language, for a model trained on it"
     )
     p.add_argument("--base", metavar="MODEL", help="the model that judges the samples; default: the model itself")
+
+    p = command(
+        "import",
+        "store a Hugging Face folder or a GGUF as a model of this project",
+        "recursive-jax import ~/models/SmolLM2-135M models/smollm2",
+    )
+    p.add_argument("source", metavar="SOURCE", help="a folder with config.json and safetensors, a .gguf, or smollm2")
+    p.add_argument("out", metavar="DIR", help="a new folder")
+    p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the stored params")
+
+    p = command(
+        "export",
+        "write a model as a Hugging Face folder, which transformers, vLLM and llama.cpp's converter read",
+        "recursive-jax export runs/snips exported/snips",
+    )
+    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument("out", metavar="DIR", help="a new folder")
+    p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the tensors")
+    p.add_argument("--adapter", action="store_true", help="write only the adapter, in the format of peft")
 
     command("doctor", "say what this machine offers and whether the installation works", "recursive-jax doctor")
     return parser
@@ -125,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     args = _parse(argv)
-    if argv is None and args.command in ("run", "train", "generate", "evaluate"):
+    if argv is None and args.command in ("run", "train", "generate", "evaluate", "import", "export"):
         allocator.restart()
     try:
         return _COMMANDS[args.command](args) or 0
@@ -164,6 +188,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--out",
             "--data",
             "--base",
+            "--system",
+            "--dtype",
         )
     args = _parser().parse_args(kept)
     if overrides and not hasattr(args, "overrides"):
@@ -187,18 +213,27 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "train":
         config = config.model_copy(update={"rounds": config.rounds.model_copy(update={"count": 0})})
     _setup()
+    from recursive_jax.mesh import is_main
     from recursive_jax.rounds.preflight import dry_run, preflight
+    from recursive_jax.rounds.status import status_text
 
-    preflight(config)
+    if config.recipe == "finetune":
+        from recursive_jax.recipes.finetune import check, finetune
+
+        if args.command == "train":
+            raise InputError("`train` trains the first model of a collapse experiment; use `run` with recipe=finetune")
+        check(config)
+    else:
+        preflight(config)
     if args.dry_run:
         print(dry_run(config))
         return 0
-    from recursive_jax.recipes.collapse import collapse
+    if config.recipe == "finetune":
+        finetune(config, args.workdir, fork=args.fork, quiet=args.quiet)
+    else:
+        from recursive_jax.recipes.collapse import collapse
 
-    collapse(config, args.workdir, fork=args.fork, quiet=args.quiet)
-    from recursive_jax.mesh import is_main
-    from recursive_jax.rounds.status import status_text
-
+        collapse(config, args.workdir, fork=args.fork, quiet=args.quiet)
     if is_main():
         print(status_text(args.workdir, short=True))
         print(f"report: {Path(args.workdir) / 'report.html'}")
@@ -233,33 +268,105 @@ def _generate(args: argparse.Namespace) -> int:
     if foreign:
         raise InputError(f"generate takes sampling.* keys only, not {' '.join(foreign)}")
     sampling = load_config(None, args.overrides).sampling
-    if args.count < 1:
+    count = args.count if args.count is not None else 1 if args.chat else 3
+    if count < 1:
         raise InputError(f"--count={args.count}: at least 1 is wanted")
     if args.out and Path(args.out).suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out={args.out}: a name ending in .jsonl or .parquet is wanted")
+    if args.system and not args.chat:
+        raise InputError("--system is for --chat")
     _setup()
-    import numpy as np
-    from etils import epath
-
-    from recursive_jax.generate.generate import Request, generate
-    from recursive_jax.rounds.stored import find_model, load_model
+    from recursive_jax.rounds.stored import load_model, model_name
 
     model = load_model(args.model)
-    prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
+    print(f"model: {model_name(args.model)}", file=sys.stderr)
+    if sampling.max_tokens is None and model.context > 1024:
+        print("at most 512 new tokens a row; sampling.max_tokens=N changes it", file=sys.stderr)
+        sampling = sampling.model_copy(update={"max_tokens": 512})
+    sampling = sampling.model_copy(update={"batch": min(sampling.batch, count)})
+    if args.chat and not args.prompt:
+        return _conversation(model, args, sampling)
+    return _answers(model, args, sampling, count)
+
+
+def _answers(model, args: argparse.Namespace, sampling, count: int) -> int:
+    import numpy as np
+
+    from recursive_jax.data import chat
+    from recursive_jax.generate.generate import Request, generate
+
+    if args.chat:
+        system = [{"role": "system", "content": args.system}] if args.system else []
+        prompt = chat.encode_prompt(model.tokenizer, [*system, {"role": "user", "content": args.prompt}])
+    else:
+        prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
     if len(prompt) >= model.context:
         raise InputError(f"--prompt has {len(prompt)} tokens, the model's context is {model.context}; shorten it")
-    print(f"model: {find_model(epath.Path(args.model))}", file=sys.stderr)
-    sampling = sampling.model_copy(update={"batch": min(sampling.batch, args.count)})
-    rows = generate(model, [Request(i, prompt) for i in range(args.count)], sampling, seed=args.seed)
+    opened = args.chat or not getattr(model.tokenizer, "starts", True)
+    requests = [Request(i, prompt, opened=opened) for i in range(count)]
+    rows = generate(model, requests, sampling, seed=args.seed)
     if args.out is None:
+        words = model.tokenizer.to_json()["kind"] == "language"
         for text in rows.column("text"):
-            print(
-                f"{args.prompt}{' ' if args.prompt and not text.startswith(' ') and model.tokenizer.to_json()['kind'] == 'language' else ''}{text}\n"
-            )
+            blank = " " if args.prompt and words and not text.startswith(" ") else ""
+            print(f"{'' if args.chat else args.prompt}{blank}{text}\n")
     elif args.out.endswith(".parquet"):
         rows.write(args.out)
     else:
         Path(args.out).write_text("".join(json.dumps(r) + "\n" for r in rows.table.to_pylist()), encoding="utf-8")
+    return 0
+
+
+def _conversation(model, args: argparse.Namespace, sampling) -> int:
+    """Reads what the user says, a line at a time, until the end of the input."""
+    from recursive_jax.data import chat
+    from recursive_jax.generate.generate import Request, generate
+
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    chat.render(model.tokenizer, [*messages, {"role": "user", "content": "."}], True)  # a model without one says so now
+    shown = "you: " if sys.stdin.isatty() else ""
+    for turn in range(10**9):
+        try:
+            said = input(shown).strip()
+        except EOFError:
+            return 0
+        if not said:
+            continue
+        messages.append({"role": "user", "content": said})
+        prompt = chat.encode_prompt(model.tokenizer, messages)
+        if len(prompt) >= model.context:
+            raise InputError(f"the conversation has {len(prompt)} tokens, the model's context is {model.context}")
+        answer = generate(model, [Request(turn, prompt, opened=True)], sampling, seed=args.seed).column("text")[0]
+        print(answer.strip(), flush=True)
+        messages.append({"role": "assistant", "content": answer.strip()})
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    _setup()
+    from recursive_jax.rounds.exchange import describe, foreign_path, import_model, save_imported
+
+    path = foreign_path(args.source)
+    if path is None:
+        raise InputError(f"{args.source} is not a Hugging Face folder (no config.json in it) or a .gguf file")
+    model = import_model(path, dtype=args.dtype)
+    save_imported(model, Path(args.out))
+    print(f"{describe(model)}\nstored in {args.out}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    _setup()
+    from recursive_jax.models.peft import save_adapter
+    from recursive_jax.rounds.exchange import describe, save_huggingface
+    from recursive_jax.rounds.stored import load_model
+
+    model = load_model(args.model)
+    print(describe(model))
+    if args.adapter:
+        print(f"adapter written to {save_adapter(model, args.out)}")
+    else:
+        print(f"written to {save_huggingface(model, args.out, args.dtype)}")
     return 0
 
 
@@ -292,6 +399,8 @@ _COMMANDS = {
     "report": _report,
     "generate": _generate,
     "evaluate": _evaluate,
+    "import": _import,
+    "export": _export,
     "doctor": _doctor,
 }
 

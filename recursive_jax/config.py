@@ -288,6 +288,19 @@ class EvaluateConfig(Section):
     show: int = Field(4, ge=0, description="sample texts kept for the report")
 
 
+class TaskConfig(Section):
+    """A supervised task: rows with named fields, and how a row reads as a prompt and its completion."""
+
+    path: str = Field(description="rows to learn from: .jsonl or .parquet; a row may also hold a chat in `messages`")
+    validation: str | None = Field(None, description="held-out rows; else the last share of `path`")
+    holdout: float = Field(0.2, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
+    limit: PositiveInt | None = Field(None, description="learn from at most this many rows")
+    prompt: str = Field("{prompt}", description="what the model reads; {field} is a row's field")
+    completion: str = Field("{completion}", description="what it is to write, and how its answer is read back")
+    system: str = Field("", description="system message, in a chat")
+    chat: bool | None = Field(None, description="render with the model's chat template; default: where it has one")
+
+
 class MeshConfig(Section):
     """Devices per axis; one axis may be -1: all that are left."""
 
@@ -300,7 +313,17 @@ class Config(Section):
     """A whole experiment, as read by `load_config`."""
 
     name: str = "run"
+    recipe: Literal["collapse", "finetune"] = Field(
+        "collapse", description="collapse: rounds of students; finetune: one model on a task, before and after"
+    )
     seed: int = 0
+    base: str | None = Field(
+        None,
+        description="start from this model instead of random params: a run, a Hugging Face folder, a GGUF, smollm2; "
+        "its architecture and tokenizer replace `model` and `data.tokenizer`",
+    )
+    lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
+    task: TaskConfig | None = Field(None, description="the task of the recipe finetune")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -326,16 +349,22 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         errors = []
+        if self.recipe == "finetune":
+            errors += [f"recipe=finetune needs {key}" for key in ("base", "task") if getattr(self, key) is None]
+        elif self.task is not None or self.lora is not None:
+            errors.append(f"{'task' if self.task is not None else 'lora'} is for recipe=finetune")
+        if self.recipe == "collapse" and self.base is not None and self.data.path is None:
+            errors.append("base needs data.path: real text for its tokenizer (the embedded language has its own words)")
         if self.data.resolved_kind == "language" and self.data.tokenizer != "byte":
             errors.append(
                 f"data.tokenizer={self.data.tokenizer} has no use without data.path: the embedded language has its own words"
             )
         for section, train in (("train", self.train), ("student", self.student)):
-            if train.length and train.length > self.model.context:
+            if self.base is None and train.length and train.length > self.model.context:
                 errors.append(f"{section}.length={train.length} is longer than model.context={self.model.context}")
             if train.batch % train.accumulate:
                 errors.append(f"{section}.batch={train.batch} is not a multiple of accumulate={train.accumulate}")
-        if self.sampling.prompt_tokens >= self.model.context:
+        if self.base is None and self.sampling.prompt_tokens >= self.model.context:
             errors.append(
                 f"sampling.prompt_tokens={self.sampling.prompt_tokens} leaves nothing of "
                 f"model.context={self.model.context}"
@@ -345,7 +374,11 @@ class Config(Section):
                 errors.append(f"arms.{name}: an arm is a folder: letters, digits, '-', '_', '.'; not 'rounds'")
             try:
                 sampling = self.arm_sampling(arm)
-                if sampling.prompt_tokens >= self.model.context and "prompt_tokens" in arm.sampling:
+                if (
+                    self.base is None
+                    and sampling.prompt_tokens >= self.model.context
+                    and "prompt_tokens" in arm.sampling
+                ):
                     errors.append(
                         f"arms.{name}.sampling.prompt_tokens={sampling.prompt_tokens} leaves nothing of model.context={self.model.context}"
                     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax import mesh as meshes
+from recursive_jax.data.packing import Example
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Architecture, Model
 from recursive_jax.objectives.causal import token_nll
@@ -26,16 +27,22 @@ def rows_per_batch(model: Model, count: int, length: int | None = None) -> int:
 
 
 def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real, 0 padding)."""
-    longest = max((len(r) for r in rows), default=1)
-    T = min(model.context, max(256, 1 << (longest - 1).bit_length()))  # few widths, and none of thousands for short rows
+    """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real, 0
+    padding)."""
+    return _to_batch([np.concatenate([[model.tokenizer.bos], r]) for r in rows], model)
+
+
+def _to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
+    longest = max((len(r) - 1 for r in rows), default=1)
+    T = min(
+        model.context, max(256, 1 << (max(1, longest) - 1).bit_length())
+    )  # few widths, and none wide for short rows
     tokens = np.zeros((len(rows), T + 1), np.int32)
     segments = np.zeros((len(rows), T + 1), np.int32)
     for n, row in enumerate(rows):
-        row = row[:T]
-        tokens[n, 0] = model.tokenizer.bos
-        tokens[n, 1 : len(row) + 1] = row
-        segments[n, : len(row) + 1] = 1
+        row = row[: T + 1]
+        tokens[n, : len(row)] = row
+        segments[n, : len(row)] = 1
     return tokens, segments
 
 
@@ -56,16 +63,28 @@ def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     if any(len(r) and (r.min() < 0 or r.max() >= model.vocab) for r in rows):
         raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
-    tokens, segments = rows_to_batch(rows, model)
+    table = _scored(model, *rows_to_batch(rows, model))
+    return [table[n, : min(len(row), model.context)] for n, row in enumerate(rows)]
+
+
+def example_losses(model: Model, examples: Sequence[Example]) -> list[np.ndarray]:
+    """-log p of the tokens that count in each example (float32, nats); examples are read as they stand, without a start
+    token put before them, and cut at the context."""
+    table = _scored(model, *_to_batch([e.tokens for e in examples], model))
+    T = table.shape[1]
+    return [table[n, : len(e.tokens) - 1][e.loss[1 : T + 1]] for n, e in enumerate(examples)]
+
+
+def _scored(model: Model, tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """-log p of tokens 1.. of each row, `[N, T]`; 0 where there is none."""
     program, out = _nll_program(model.architecture), []
-    B = rows_per_batch(model, len(rows), tokens.shape[1] - 1)
+    B = rows_per_batch(model, len(tokens), tokens.shape[1] - 1)
     with jax.set_mesh(model.mesh):
-        for begin in range(0, len(rows), B):
-            fill = max(0, begin + B - len(rows))
+        for begin in range(0, len(tokens), B):
+            fill = max(0, begin + B - len(tokens))
             chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
             out.append(meshes.fetch(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk)))))
-    table = np.concatenate(out)[: len(rows)] if out else np.empty((0, model.context), np.float32)
-    return [table[n, : min(len(row), model.context)] for n, row in enumerate(rows)]
+    return np.concatenate(out)[: len(tokens)] if out else np.empty((0, model.context), np.float32)
 
 
 def cross_entropy(losses: Sequence[np.ndarray]) -> tuple[float, float]:

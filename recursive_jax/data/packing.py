@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 
 LOOK_BACK = 64  # open rows that first-fit tries
@@ -78,6 +79,15 @@ def pack_examples(examples: Sequence[Example], length: int, pad: int | None) -> 
     if not any(e.loss[1:].any() for e in examples):
         raise InputError("no token of any example counts in the loss: every one is a prompt")
     return _first_fit([e.tokens for e in examples], [e.loss for e in examples], length + 1, pad)
+
+
+def pack_dataset(data: Dataset, length: int, tokenizer: Tokenizer) -> PackedRows:
+    """Rows with a column `loss` are packed whole and as they are; others behind a start token each."""
+    if "loss" not in data.table.column_names:
+        return pack(data, length, tokenizer.bos, tokenizer.pad)
+    losses = [np.asarray(x, bool) for x in data.column("loss")]
+    examples = [Example(t, l) for t, l in zip(data.tokens(), losses, strict=True)]
+    return pack_examples(examples, length, tokenizer.pad)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,7 @@ from recursive_jax.data.tokenizers import (
 from recursive_jax.errors import InputError
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -171,9 +169,7 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
     else:
         unknown = tokens[get("unknown_token_id", 0)]
         merges = _merges(tokens, get("scores", []), ids)
-        inner = tokenizers.Tokenizer(
-            bpe.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-        )
+        inner = tokenizers.Tokenizer(bpe.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
         space = [normalizers.Prepend("▁")] if get("add_space_prefix", True) else []
         inner.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
         strip = [decoders.Strip(" ", 1, 0)] if get("add_space_prefix", True) else []

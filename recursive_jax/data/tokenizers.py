@@ -262,7 +262,9 @@ def tokenizer_from_json(stored: dict) -> Tokenizer:
         return ByteTokenizer()
     if stored["kind"] == "language":
         return LanguageTokenizer(Language(LanguageConfig(**stored["language"])))
-    special = Special(**{**stored["special"], "stops": tuple(stored["special"]["stops"])}) if "special" in stored else None
+    special = (
+        Special(**{**stored["special"], "stops": tuple(stored["special"]["stops"])}) if "special" in stored else None
+    )
     if stored["kind"] == "ids":
         return IdTokenizer(stored["vocab"], special)
     if stored["kind"] == "sentencepiece":

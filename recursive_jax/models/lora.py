@@ -80,7 +80,19 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     adapter = from_paths(updates)
     base = quantized_base(model, paths) if lora.base == "nf4" else model.params
     architecture = lora_architecture(model.architecture, lora)
-    return with_adapter(dataclasses.replace(model, architecture=architecture, params=None), base, adapter)
+    adapted = dataclasses.replace(
+        model, architecture=architecture, params=None, fingerprint="", base_fingerprint=model.fingerprint
+    )
+    return with_adapter(adapted, base, adapter)
+
+
+def updates_of(params: Any) -> dict[str, dict[str, Any]]:
+    """{path of the weight: {"a", "b", maybe "magnitude"}} of an adapted model's params."""
+    updates: dict[str, dict[str, Any]] = {}
+    for path, value in leaf_paths(params["lora"]).items():
+        weight, _, name = path.rpartition("/")
+        updates.setdefault(weight, {})[name] = value
+    return updates
 
 
 def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
@@ -103,11 +115,7 @@ def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
             for k, v in update.items()
         }
 
-    updates: dict[str, dict[str, Any]] = {}
-    for path, value in leaf_paths(adapter).items():
-        weight, _, name = path.rpartition("/")
-        updates.setdefault(weight, {})[name] = value
-    placed = from_paths({p: place(p, u) for p, u in updates.items()})
+    placed = from_paths({p: place(p, u) for p, u in updates_of({"lora": adapter}).items()})
     return model.with_params({"base": base, "lora": placed})
 
 
@@ -124,10 +132,7 @@ def quantized_base(model: Model, paths: list[str]) -> Any:
 
 def merge_params(params: Any, lora: LoraConfig) -> Any:
     """{"base", "lora"} -> plain params with the updates added in float32."""
-    updates: dict[str, dict[str, Any]] = {}
-    for path, value in leaf_paths(params["lora"]).items():
-        weight, _, name = path.rpartition("/")
-        updates.setdefault(weight, {})[name] = value
+    updates = updates_of(params)
     is_nf4 = lambda x: isinstance(x, NF4)
     flat = jax.tree_util.tree_flatten_with_path(params["base"], is_leaf=is_nf4)[0]
     leaves = {"/".join(str(k.key) for k in path): leaf for path, leaf in flat}

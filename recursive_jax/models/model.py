@@ -43,13 +43,16 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """params is None until the model is trained or loaded. `fingerprint` names the params (set by a run)."""
+    """params is None until the model is trained or loaded. `fingerprint` names the params (set by a run), `source` is
+    the path they were loaded from."""
 
     architecture: Architecture
     tokenizer: Any
     params: Any = None
     mesh: Mesh | None = None
     fingerprint: str = ""
+    source: str = ""
+    base_fingerprint: str = ""  # of the frozen base, in an adapted model
 
     @property
     def vocab(self) -> int:

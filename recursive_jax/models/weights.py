@@ -73,7 +73,7 @@ def file_name(source: Source, index: tuple[int, ...]) -> str:
     return source.file.format(l=index[0] if index else "", e=index[1] if len(index) > 1 else "")
 
 
-def _columns(c: ModelConfig, source: Source, flat: np.ndarray) -> np.ndarray:
+def columns(c: ModelConfig, source: Source, flat: np.ndarray) -> np.ndarray:
     """This leaf's share of a fused `[..., out]` array."""
     if not source.parts:
         return flat
@@ -85,8 +85,8 @@ def _columns(c: ModelConfig, source: Source, flat: np.ndarray) -> np.ndarray:
     return flat[..., start : start + sizes[source.part]]
 
 
-def _fuse(c: ModelConfig, source: Source, parts: list[np.ndarray]) -> np.ndarray:
-    """The inverse of `_columns` for all leaves of one fused tensor."""
+def fuse(c: ModelConfig, source: Source, parts: list[np.ndarray]) -> np.ndarray:
+    """The inverse of `columns` for all leaves of one fused tensor."""
     if not source.per_head:
         return np.concatenate(parts, axis=-1)
     split = [p.reshape(*p.shape[:-1], c.heads, 1, c.K) for p in parts]
@@ -113,7 +113,7 @@ def to_leaf(c: ModelConfig, path: str, source: Source, shape: tuple[int, ...], a
         return np.pad(array, [(0, shape[0] - len(array))] + [(0, 0)] * (array.ndim - 1))
     if is_matrix(path) and not source.conv:
         array = array.T
-    return _columns(c, source, array).reshape(shape)
+    return columns(c, source, array).reshape(shape)
 
 
 def from_leaf(c: ModelConfig, path: str, source: Source, parts: list[np.ndarray]) -> np.ndarray:
@@ -124,9 +124,9 @@ def from_leaf(c: ModelConfig, path: str, source: Source, parts: list[np.ndarray]
     if name in TABLES:
         return parts[0]
     if not is_matrix(path):
-        return _fuse(c, source, [p.reshape(-1) for p in parts])
+        return fuse(c, source, [p.reshape(-1) for p in parts])
     rows = int(np.prod(parts[0].shape[: inner_axes(path)]))
-    flat = _fuse(c, source, [p.reshape(rows, -1) for p in parts])
+    flat = fuse(c, source, [p.reshape(rows, -1) for p in parts])
     return np.ascontiguousarray(flat if source.conv else flat.T)
 
 

@@ -32,6 +32,8 @@ def data_fingerprint(data: Dataset) -> str:
     digest = hashlib.sha256()
     rows = data.tokens()
     digest.update("\n".join(data.column("id")).encode())
+    if "loss" in data.table.column_names:
+        digest.update(np.concatenate([np.asarray(r, bool) for r in data.column("loss")] or [np.empty(0)]).tobytes())
     digest.update(np.fromiter(map(len, rows), np.int64, len(rows)).tobytes())
     digest.update(np.concatenate(rows).tobytes() if rows else b"")
     return digest.hexdigest()[:16]
@@ -202,8 +204,7 @@ def callable_mark(function: Any) -> str:
 
 def architecture_mark(architecture: Any) -> Any:
     config: ModelConfig | None = architecture.config
-    return (
-        fingerprint(config.model_dump())
-        if config is not None
-        else f"{architecture.name}/{architecture.vocab}/{architecture.context}"
-    )
+    if config is None:
+        return f"{architecture.name}/{architecture.vocab}/{architecture.context}"
+    lora = {} if architecture.lora is None else {"lora": architecture.lora.model_dump()}
+    return fingerprint({**config.model_dump(), **lora})

@@ -53,7 +53,8 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
     else:
         config, params = read_huggingface(path, mesh, dtype)
         tokenizer = read_tokenizer(path, config.vocab)
-    return Model(transformer_architecture(config), tokenizer, params, mesh, f"import:{fingerprint(path)}")
+    mark = f"import:{fingerprint(path)}"
+    return Model(transformer_architecture(config), tokenizer, params, mesh, mark, str(path.resolve()))
 
 
 def fingerprint(path: Path) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import ModelConfig
+from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError
+from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params, check_mesh, transformer_architecture
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.exchange import foreign_path, import_model
@@ -18,9 +20,10 @@ from recursive_jax.train import checkpoint
 
 
 def write_model(folder: Any, model: Model) -> None:
-    """Stores params, architecture and tokenizer. Collective over processes."""
+    """Stores params, architecture and tokenizer; of an adapted model the adapter, with the name of its base.
+    Collective over processes."""
     folder = epath.Path(folder)
-    config = model.architecture.config
+    config, lora = model.architecture.config, model.architecture.lora
     described = {
         "architecture": model.architecture.name,
         "config": None if config is None else config.model_dump(),
@@ -28,14 +31,23 @@ def write_model(folder: Any, model: Model) -> None:
         "context": model.context,
         "tokenizer": model.tokenizer.to_json(),
     }
+    if lora is not None:
+        described |= {
+            "lora": lora.model_dump(),
+            "base": {"source": model.source, "fingerprint": model.base_fingerprint},
+        }
     meshes.on_main(lambda: storage.write_json(folder / "model.json", described))
-    checkpoint.save(folder / "checkpoint", model.params)
+    checkpoint.save(folder / "checkpoint", model.params if lora is None else model.params["lora"])
 
 
 def load_stored_model(folder: Any, like: Model) -> Model:
-    """The params in `folder` for the architecture, tokenizer and mesh of `like`."""
-    target = abstract_params(like.architecture, like.mesh)
-    return like.with_params(checkpoint.load(epath.Path(folder) / "checkpoint", target))
+    """The params in `folder` for the architecture, tokenizer and mesh of `like`; an adapter goes onto the base that
+    `like` holds."""
+    path = epath.Path(folder) / "checkpoint"
+    if like.architecture.lora is None:
+        return like.with_params(checkpoint.load(path, abstract_params(like.architecture, like.mesh)))
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like.params["lora"])
+    return like.with_params({**like.params, "lora": checkpoint.load(path, target)})
 
 
 def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
@@ -61,9 +73,23 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     architecture = transformer_architecture(ModelConfig(**described["config"]))
     mesh = mesh or meshes.make_mesh()
     check_mesh(architecture.config, mesh)
-    model = Model(architecture, tokenizer_from_json(described["tokenizer"]), mesh=mesh)
+    model = Model(architecture, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder))
+    if described.get("lora"):
+        model = _adapted_base(described, model, folder)
     loaded = load_stored_model(folder, model)
     return loaded.with_params(loaded.params, stored["fingerprint"] if manifest.exists() else "")
+
+
+def _adapted_base(described: dict[str, Any], model: Model, folder: epath.Path) -> Model:
+    """The base of a stored adapter with a fresh adapter on it. Raises InputError if the base is gone or another."""
+    base = described["base"]
+    try:
+        found = load_model(base["source"], model.mesh)
+    except InputError as error:
+        raise InputError(f"{folder} is an adapter of {base['source']}, which cannot be loaded: {error}") from None
+    if found.fingerprint != base["fingerprint"]:
+        raise InputError(f"{folder} is an adapter of {base['source']}, but other weights lie there now")
+    return adapted_model(found, LoraConfig(**described["lora"]))
 
 
 def find_model(path: epath.Path) -> epath.Path:
@@ -84,3 +110,8 @@ def find_model(path: epath.Path) -> epath.Path:
     if not inside:
         raise InputError(f"there is no stored model in {path} (no model.json)")
     return inside[-1].parent
+
+
+def model_name(path: Any) -> str:
+    """The folder or file that `path` means, as text."""
+    return str(foreign_path(path) or find_model(epath.Path(path)))

@@ -13,7 +13,7 @@ import jax
 from recursive_jax import mesh as meshes
 from recursive_jax.config import TrainConfig
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.packing import PackedRows, batches, pack
+from recursive_jax.data.packing import PackedRows, batches, pack_dataset
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged
 from recursive_jax.models.flops import peak_flops, train_flops_per_token
 from recursive_jax.models.model import Model
@@ -55,7 +55,7 @@ def train(
     model = model.on(mesh)
     length = config.length or model.context
     check_batch(config, mesh)
-    rows = data if isinstance(data, PackedRows) else pack(data, length, model.tokenizer.bos, model.tokenizer.pad)
+    rows = data if isinstance(data, PackedRows) else pack_dataset(data, length, model.tokenizer)
     directory = Path(directory) if directory is not None else None
     resume = Resume(directory / "resume") if directory is not None else None
     dtype = resolve_dtype(config.dtype)
@@ -68,6 +68,8 @@ def train(
             if start and not quiet and meshes.is_main():
                 console.print(f"{label}: goes on from its checkpoint at step {start:,}", style="dim")
             flops = train_flops_per_token(model.architecture.config, length) if model.architecture.config else None
+            if flops and model.architecture.lora:
+                flops *= 2 / 3  # frozen weights get no gradient of their own
             log = TrainLog(
                 label,
                 config.steps,
