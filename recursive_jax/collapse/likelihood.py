@@ -33,10 +33,10 @@ def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray,
 
 
 def _to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
-    longest = max((len(r) - 1 for r in rows), default=1)
-    T = min(
-        model.context, max(256, 1 << (max(1, longest) - 1).bit_length())
-    )  # few widths, and none wide for short rows
+    longest = max([2, *(len(r) - 1 for r in rows)])
+    # Few widths, so that few programs are compiled, and none much wider than the rows.
+    width = max(256, 1 << (longest - 1).bit_length()) if model.context <= 1024 else -(-longest // 64) * 64
+    T = min(model.context, width)
     tokens = np.zeros((len(rows), T + 1), np.int32)
     segments = np.zeros((len(rows), T + 1), np.int32)
     for n, row in enumerate(rows):

@@ -130,7 +130,7 @@ def _by_pieces(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) ->
     edges = [0, *(x for span in spans for x in span), len(text)]
     pieces = [tokenizer.encode(text[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     mask = [np.full(len(p), i % 2 == 1) for i, p in enumerate(pieces)]
-    return np.asarray(sum(pieces, []), np.int32), np.concatenate(mask)
+    return np.asarray([t for p in pieces for t in p], np.int32), np.concatenate(mask)
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:

@@ -44,8 +44,9 @@ class World:
         self.tokenizer, self.train, self.held_out, self.language = tokenizer, train, held_out, language
 
 
-def open_world(config: DataConfig, context: int, held_out_rows: int = 256) -> World:
-    """Reads and tokenizes the real data. Rows hold at most `context` tokens. Raises InputError."""
+def open_world(config: DataConfig, context: int, held_out_rows: int = 256, tokenizer: Tokenizer | None = None) -> World:
+    """Reads and tokenizes the real data, with the config's tokenizer if none is given. Rows hold at most `context`
+    tokens. Raises InputError."""
     if config.resolved_kind == "language":
         return _language_world(config, context, held_out_rows)
     train = list(documents(config, config.path))
@@ -53,7 +54,7 @@ def open_world(config: DataConfig, context: int, held_out_rows: int = 256) -> Wo
         held_out = list(documents(config, config.validation))
     else:
         train, held_out = _hold_out(train, config.holdout)
-    tokenizer = make_tokenizer(config, train)
+    tokenizer = tokenizer or make_tokenizer(config, train)
     return World(
         tokenizer,
         _blocks(train, tokenizer, context, "real", config),

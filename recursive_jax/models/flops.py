@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from recursive_jax.config import ModelConfig, TrainConfig
+from recursive_jax.models.model import parameter_count, transformer_architecture
 
 #: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
 PEAK = {
@@ -41,13 +42,6 @@ def train_flops_per_token(c: ModelConfig, length: int) -> float:
     return 6.0 * matmul_parameters(c) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
 
 
-def parameters(c: ModelConfig) -> int:
-    """All parameters of the built-in Transformer, the padded embedding rows included."""
-    from recursive_jax.models.model import parameter_count, transformer_architecture
-
-    return parameter_count(transformer_architecture(c))
-
-
 def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:
     """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
     logits and their gradient."""
@@ -56,7 +50,7 @@ def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_v
     per_layer = {"none": 10 * c.width + 3 * c.F, "dots": 4 * c.width + 2 * c.F, "full": c.width}[c.remat]
     scores = c.heads * length if c.remat == "none" else 0
     activations = rows * length * c.layers * (per_layer + scores) * bytes_per_value
-    return 16 * parameters(c) // devices + activations + rows * length * c.V * 8
+    return 16 * parameter_count(transformer_architecture(c)) // devices + activations + rows * length * c.V * 8
 
 
 def peak_flops(dtype: str) -> float | None:

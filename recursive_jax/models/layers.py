@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import P
 
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import spec
@@ -72,7 +73,10 @@ def project(
     if "magnitude" not in update:
         return y + low
     norm = jnp.sqrt(jnp.sum(jnp.square(adapted(w, update, lora.scale)), axis=tuple(range(len(inner)))))
-    return (y + low) * (update["magnitude"] / jax.lax.stop_gradient(norm)).astype(y.dtype)
+    factor = (update["magnitude"] / jax.lax.stop_gradient(norm)).astype(y.dtype)
+    if not jax.sharding.get_abstract_mesh().empty:  # lies like the weight's outputs, is wanted like y's
+        factor = jax.reshard(factor, P(*tuple(layout)[-len(out) :]))
+    return (y + low) * factor
 
 
 def _layout(x: jax.Array) -> Any:

@@ -22,6 +22,7 @@ from recursive_jax.rounds.preflight import preflight
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.stored import load_model
 from recursive_jax.rounds.world import stored_world
 
 
@@ -38,10 +39,14 @@ def collapse(
     with Run(workdir, config.model_dump(), seed=config.seed, fork=fork, quiet=quiet) as run:
         per_round = 4 + sum(arm.anchor + arm.fresh < 1.0 for arm in config.arms.values()) / len(config.arms)
         run.progress.total = 4 + round(len(config.arms) * config.replicates * config.rounds.count * per_round)
-        real = stored_world(run, config)
+        blank = model.on(mesh) if model is not None else None
+        if blank is None and config.base is not None:
+            blank = load_model(config.base, mesh)
+            config = settled(config, blank)
+        real = stored_world(run, config, blank if config.base is not None else None)
         world: World = real.value
         check_real_tokens(config, world.train.token_count)
-        blank = model.on(mesh) if model is not None else transformer(config.model, world.tokenizer, mesh)
+        blank = blank or transformer(config.model, world.tokenizer, mesh)
         first = run.round(0)
         teacher = first.train("teacher", blank, real.view(lambda w: w.train), config.train)
         yardstick = Yardstick.of(world, teacher, config.evaluate)
@@ -49,12 +54,27 @@ def collapse(
         for name, arm in config.arms.items():
             for replicate in range(config.replicates):
                 chain = run.chain(name, replicate, config.replicates)
-                run_arm(chain, arm, config, teacher, real, yardstick)
+                run_arm(chain, arm, config, blank, teacher, real, yardstick)
         records = run.refresh_metrics()
         if meshes.is_main():
             write_report(run.path)
         meshes.barrier("report")
         return records
+
+
+def settled(config: Config, base: Model) -> Config:
+    """The config with the lengths that an imported model's long context leaves open: rows of at most 256 tokens."""
+    length = min(base.context, config.train.length or 256)
+    fill = lambda section, **values: section.model_copy(
+        update={k: v for k, v in values.items() if getattr(section, k) is None}
+    )
+    return config.model_copy(
+        update={
+            "train": fill(config.train, length=length),
+            "student": fill(config.student, length=length),
+            "sampling": fill(config.sampling, max_tokens=length),
+        }
+    )
 
 
 def check_real_tokens(config: Config, have: int) -> None:
@@ -68,8 +88,10 @@ def check_real_tokens(config: Config, have: int) -> None:
             )
 
 
-def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored, yardstick: Yardstick) -> Model:
-    """One chain: generate, mix, train, evaluate, round after round."""
+def run_arm(
+    chain, arm: ArmConfig, config: Config, blank: Model, teacher: Model, real: Stored, yardstick: Yardstick
+) -> Model:
+    """One chain: generate, mix, train, evaluate, round after round. blank: what the teacher was trained from."""
     sampling = config.arm_sampling(arm)
     pool = Pool(
         real.view(lambda w: w.train),
@@ -93,7 +115,8 @@ def run_arm(chain, arm: ArmConfig, config: Config, teacher: Model, real: Stored,
         assess(round, student, config, sampling, yardstick, real)
         return student
 
-    return iterate(chain, one_round, config.rounds.count, base=teacher, pool=pool, init=arm.init or config.rounds.init)
+    init = arm.init or config.rounds.init
+    return iterate(chain, one_round, config.rounds.count, base=teacher, pool=pool, init=init, blank=blank)
 
 
 def prompts(sampling, pool: Pool):

@@ -99,7 +99,7 @@ def task_metrics(model: Model, template: Template, rows: list[dict], answers: St
     spread = lambda x: float(np.std(np.asarray(x, float), ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     means = [float(np.mean(x)) for x in losses]
     shown = [
-        {"prompt": str(row)[:200], "answer": text[:200], "right": bool(ok)}
+        {"prompt": template.messages(row, answered=False)[-1]["content"], "answer": text, "right": bool(ok)}
         for row, text, ok in zip(rows[:8], answers.value.column("text"), right, strict=False)
     ]
     return {

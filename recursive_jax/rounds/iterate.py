@@ -104,18 +104,20 @@ def iterate(
     base: Model,
     pool: Pool,
     init: str = "base",
+    blank: Model | None = None,
 ) -> Model:
     """Runs `rounds` rounds and returns the last one's model (every round's is stored; none but the last is kept in memory).
 
     round_fn(round, teacher, start, pool) -> student. `teacher` is the last round's model (`base` in round 1), `start`
-    the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (fresh params, a new
-    initialisation every round). round_fn appends what it generates to `pool.rows`.
+    the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (`blank`, what the first teacher
+    was trained from: imported weights, or by default fresh params, a new initialisation every round). round_fn appends
+    what it generates to `pool.rows`.
     """
     if init not in ("base", "previous", "scratch"):
         raise InputError(f"init={init!r}: base, previous or scratch is wanted")
     teacher = base
     for number in range(1, rounds + 1):
-        start = {"base": base, "previous": teacher, "scratch": base.with_params(None)}[init]
+        start = {"base": base, "previous": teacher, "scratch": blank or base.with_params(None)}[init]
         teacher = round_fn(chain.round(number), teacher, start, pool)
     return teacher
 

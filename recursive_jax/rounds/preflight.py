@@ -11,13 +11,16 @@ from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models import flops
-from recursive_jax.models.model import mesh_problems
+from recursive_jax.models.model import mesh_problems, parameter_count, transformer_architecture
+from recursive_jax.rounds.stored import load_model
 from recursive_jax.rounds.world import check_data
 from recursive_jax.train.step import resolve_dtype
 
 
 def vocabulary(config: Config) -> int:
     """The tokenizer's size, before any text is read (a BPE is taken at its asked size)."""
+    if config.base is not None:
+        return resolved_model(config).vocab
     if config.data.resolved_kind == "language":
         return Language(config.data.language).vocab
     if config.data.tokenizer == "byte":
@@ -26,6 +29,8 @@ def vocabulary(config: Config) -> int:
 
 
 def resolved_model(config: Config) -> ModelConfig:
+    if config.base is not None:
+        return load_model(config.base).architecture.config
     return config.model if config.model.vocab else config.model.model_copy(update={"vocab": vocabulary(config)})
 
 
@@ -37,19 +42,16 @@ def preflight(config: Config) -> None:
         mesh = meshes.make_mesh(config.mesh)
     except InputError as error:
         lines.append(str(error))
-    if not lines or not any("tokenizer" in line for line in lines):
+    if config.base is None and (not lines or not any("tokenizer" in line for line in lines)):
         vocab = vocabulary(config)
         if config.model.vocab is not None and config.model.vocab < vocab:
             lines.append(
                 f"model.vocab={config.model.vocab} is smaller than the tokenizer's {vocab} ids; leave model.vocab out"
             )
     if mesh is not None:
-        lines += mesh_problems(
-            resolved_model(config)
-            if not lines
-            else config.model.model_copy(update={"vocab": config.model.vocab or 64}),
-            mesh,
-        )
+        if config.base is None:  # a base is checked when it is loaded
+            known = resolved_model(config) if not lines else None
+            lines += mesh_problems(known or config.model.model_copy(update={"vocab": config.model.vocab or 64}), mesh)
         for name, train in (("train", config.train), ("student", config.student)):
             divisor = meshes.batch_divisor(mesh) * train.accumulate
             if train.batch % divisor and not (
@@ -66,12 +68,14 @@ def dry_run(config: Config) -> str:
     """The resolved config as YAML, and parameters, memory and FLOPs."""
     model, mesh = resolved_model(config), meshes.make_mesh(config.mesh)
     dtype = resolve_dtype(config.train.dtype)
-    length = config.train.length or model.context
+    length = config.train.length or (model.context if config.base is None else min(model.context, 256))
     per_token = flops.train_flops_per_token(model, length)
     chains = len(config.arms) * config.replicates * config.rounds.count
     teacher = config.train.steps * config.train.batch * length
-    students = chains * config.student.steps * config.student.batch * (config.student.length or model.context)
-    generated = chains * config.rounds.tokens + (chains + 1) * config.evaluate.samples * model.context // 2
+    students = chains * config.student.steps * config.student.batch * (config.student.length or length)
+    generated = chains * config.rounds.tokens + (chains + 1) * config.evaluate.samples * length // 2
+    if config.recipe == "finetune":
+        chains, students, generated = 1, 0, 0
     memory = flops.train_memory_bytes(model, config.train, mesh.size, 2 if dtype == "bfloat16" else 4)
     total = per_token * (teacher + students) + per_token / 3 * generated
     peak = flops.peak_flops(dtype)
@@ -81,7 +85,7 @@ def dry_run(config: Config) -> str:
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
         "---",
         f"mesh          {' x '.join(f'{a} {n}' for a, n in mesh.shape.items())} on {mesh.size} x {jax.devices()[0].device_kind}, {dtype} compute",
-        f"parameters    {flops.parameters(model):,} (vocabulary {model.vocab:,}, padded to {model.V:,})",
+        f"parameters    {parameter_count(transformer_architecture(model)):,} (vocabulary {model.vocab:,}, padded to {model.V:,})",
         f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)",
         f"training      {teacher:,} tokens for the teacher, {students:,} for {chains} students",
         f"generation    about {generated:,} tokens, samples for the evaluations included",

@@ -10,7 +10,7 @@ from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.progress import summary
 
-HEADLINE = ("ce_real", "kl_total", "ppl_gen", "valid", "distinct_2", "tail_mass_lost")
+HEADLINE = ("accuracy", "format", "ce_task", "ce_real", "kl_total", "ppl_gen", "valid", "distinct_2", "tail_mass_lost")
 
 
 def status_text(run: Any, short: bool = False) -> str:
@@ -52,7 +52,7 @@ def _table(records: list[dict], arms: list[str]) -> list[str]:
     )
     lines = [head]
     for r in records:
-        arm = "teacher" if r["round"] == 0 else r["arm"]
+        arm = r["arm"] if r["round"] else "teacher" if "ce_task" not in r["metrics"] else "base"
         cells = "".join(f"{r['metrics'].get(m, float('nan')):>16.4f}" for m in shown)
         lines.append(f"{arm:<14}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
     return lines

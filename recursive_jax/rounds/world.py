@@ -12,7 +12,9 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import Config, DataConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World, open_world, source_files
+from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.data.tokenizers import tokenizer_from_json
+from recursive_jax.models.model import Model
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.run import Run
@@ -20,19 +22,23 @@ from recursive_jax.rounds.run import Run
 _HASHED = 256 * 2**20  # bytes of a source file that count in its digest
 
 
-def stored_world(run: Run, config: Config) -> Stored:
+def stored_world(run: Run, config: Config, base: Model | None = None) -> Stored:
     """Reads and tokenizes the real data, or, on a second start, what the first one stored. A source file that changed
-    since is an input that changed: refused."""
+    since is an input that changed: refused. base: an imported model, whose tokenizer is taken; rows then hold at most
+    `train.length` tokens, its context being far longer than a row."""
     files = source_files(config.data)
-    if config.data.resolved_kind != "language" and config.data.tokenizer not in ("byte", "bpe"):
+    context = config.model.context if base is None else min(base.context, config.train.length or 256)
+    if base is None and config.data.resolved_kind != "language" and config.data.tokenizer not in ("byte", "bpe"):
         files.append(Path(config.data.tokenizer))
     inputs = {f"file {i}: {f.name}": _digest(f) for i, f in enumerate(files)}
-    settings = {"data": config.data.model_dump(), "context": config.model.context}
+    settings = {"data": config.data.model_dump(), "context": context}
+    if base is not None:
+        settings["tokenizer"] = tokenizer_fingerprint(base.tokenizer)
     if config.data.resolved_kind == "language":
         settings["held_out_rows"] = config.evaluate.rows
 
     def produce(folder: epath.Path) -> dict[str, Any]:
-        world = open_world(config.data, config.model.context, config.evaluate.rows)
+        world = open_world(config.data, context, config.evaluate.rows, None if base is None else base.tokenizer)
 
         def write() -> None:
             storage.write_json(folder / "tokenizer.json", world.tokenizer.to_json())

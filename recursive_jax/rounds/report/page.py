@@ -15,6 +15,7 @@ from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of, change
+from recursive_jax.rounds.report.task import task_section
 
 PARTS = (("kl_syn", "syntax"), ("kl_sem", "semantics"), ("kl_fact", "facts"), ("kl_dist", "distribution"))
 PANELS = (
@@ -46,7 +47,9 @@ def render(record: dict, records: list[dict], stored: list[dict], samples: dict)
     arms = arms_of(records, list(config.get("arms", {})))
     base = next((r["metrics"] for r in records if r["round"] == 0), {})
     body = [_header(record, arms, records)]
-    if arms:
+    if arms and config.get("recipe") == "finetune":
+        body.append(task_section(arms[0]))
+    elif arms:
         headline = "kl_total" if "kl_total" in base else "ce_real"
         body += [_cards(arms, headline), _curves(arms, base, headline)]
         if "kl_total" in base:
@@ -63,6 +66,17 @@ def render(record: dict, records: list[dict], stored: list[dict], samples: dict)
 
 def _header(record: dict, arms: list[Arm], records: list[dict]) -> str:
     config = record["config"]
+    if config.get("recipe") == "finetune":
+        how = (
+            "an adapter of rank {rank} on the frozen base".format(**config["lora"])
+            if config.get("lora")
+            else "all weights"
+        )
+        return (
+            f"<h1>{html.escape(str(config.get('name', 'run')))}</h1><p class=soft>{html.escape(str(config['base']))} fine-tuned on "
+            f"{html.escape(str(config['task']['path']))}: {how}, {config['train']['steps']} steps, seed {record.get('seed')}, on "
+            f"{html.escape(record.get('devices', ''))}. Round 0 is the model as it came, round 1 the trained one.</p>"
+        )
     rounds = max((r["round"] for r in records), default=0)
     replicates = max((r["replicate"] for r in records), default=0) + 1
     chains = f"{len(arms)} regime{'s' if len(arms) != 1 else ''}"

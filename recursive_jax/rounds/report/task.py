@@ -1,0 +1,41 @@
+"""The report of a fine-tuning: the task before and after, and answers side by side."""
+
+from __future__ import annotations
+
+import html
+
+from recursive_jax.rounds.report import charts
+from recursive_jax.rounds.report.series import Arm
+
+METRICS = (
+    ("accuracy", "Right answers", "share of held-out rows with every field right"),
+    ("format", "Well-formed answers", "share that has the completion's form and ends by itself"),
+    ("ce_task", "Loss of the right answers", "nats per token on held-out rows; lower is better"),
+)
+
+
+def task_section(arm: Arm) -> str:
+    last = max(arm.rounds)
+    cards = []
+    for key, title, note in METRICS:
+        if not arm.values(key, 0) or not arm.values(key, last):
+            continue
+        before, after = (f"{arm.mean(key, k):.3f} ± {charts.number(arm.stderr(key, k))}" for k in (0, last))
+        cards.append(
+            f'<div class=arm style="--accent:var(--c0)"><h3>{title}</h3><b>{arm.mean(key, 0):.3f} → {arm.mean(key, last):.3f}</b>'
+            f"<div class=soft>{note}</div><div class=soft>before {before}, after {after}; one standard error over rows</div></div>"
+        )
+    rows = []
+    both = zip(arm.rounds[0][0].get("shown", []), arm.rounds[last][0].get("shown", []), strict=False)
+    for before, after in both:
+        mark = lambda shown: f"{'✓' if shown['right'] else '✗'} {html.escape(shown['answer'])}"
+        rows.append(
+            f"<tr><td class=text>{html.escape(after['prompt'])}</td><td class=text>{mark(before)}</td>"
+            f"<td class=text>{mark(after)}</td></tr>"
+        )
+    count = arm.rounds[last][0].get("rows", 0)
+    return (
+        f"<div class=arms>{''.join(cards)}</div><h2>Answers, side by side</h2><p class=soft>The first of the {count} held-out rows, "
+        "answered greedily.</p><table><tr><th class=left>asked</th><th class=left>before</th><th class=left>after</th></tr>"
+        f"{''.join(rows)}</table>"
+    )
