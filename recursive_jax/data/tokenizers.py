@@ -250,7 +250,7 @@ class IdTokenizer:
             ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return " ".join(str(int(t)) for t in tokens)
+        return " ".join(str(int(t)) for t in tokens if t not in stop_tokens(self))
 
     def to_json(self) -> dict:
         return {"kind": "ids", "vocab": self.vocab, "special": dataclasses.asdict(self.special)}

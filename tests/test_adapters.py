@@ -1,0 +1,149 @@
+"""Adapters: what trains, what stays, what they merge to, and their files."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from recursive_jax import LoraConfig, TrainConfig, adapted_model, load_adapter, load_model, save_adapter, train
+from recursive_jax.config import MeshConfig
+from recursive_jax.data.packing import Example, pack_examples
+from recursive_jax.errors import InputError
+from recursive_jax.mesh import make_mesh
+from recursive_jax.models import nf4
+from recursive_jax.models.weights import leaf_paths
+from recursive_jax.train.step import new_state, split
+from tests.test_families import FOLDER
+
+KINDS = {
+    "lora": {},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "nf4": {"base": "nf4"},
+}
+
+
+@pytest.fixture(scope="module")
+def llama(mesh):
+    return load_model(FOLDER / "llama", mesh)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    draw = np.random.default_rng(0)
+    examples = [Example(draw.integers(3, 48, 14).astype(np.int32), np.arange(14) >= 6) for _ in range(24)]
+    return pack_examples(examples, 28, None)
+
+
+def moved(model, size=0.2):
+    draw = np.random.default_rng(1)
+    change = lambda x: x + size * draw.standard_normal(x.shape).astype(np.float32)
+    return model.with_params({**model.params, "lora": jax.tree.map(change, model.params["lora"])})
+
+
+TOKENS = np.random.default_rng(2).integers(3, 48, (2, 12))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_nothing_and_merges_to_itself(kind, llama):
+    model = adapted_model(llama, LoraConfig(rank=4, **KINDS[kind]))
+    if kind != "nf4":
+        np.testing.assert_allclose(model.logits(TOKENS), llama.logits(TOKENS), atol=2e-5)
+    model = moved(model)
+    apart = np.abs(np.asarray(model.logits(TOKENS)) - np.asarray(llama.logits(TOKENS))).max()
+    assert apart > 0.1
+    np.testing.assert_allclose(model.merged().logits(TOKENS), model.logits(TOKENS), atol=1e-4)
+
+
+def test_training_moves_the_adapter_alone(llama, rows):
+    before = {p: np.asarray(x).tobytes() for p, x in leaf_paths(llama.params).items()}
+    model = adapted_model(llama, LoraConfig(rank=2, dropout=0.1, targets=("attention/query", "mlp/down")))
+    result = train(model, rows, config=TrainConfig(steps=30, batch=4, learning_rate=1e-2, length=28), quiet=True)
+    after = leaf_paths(result.model.params["base"])
+    assert all(np.asarray(after[p]).tobytes() == before[p] for p in before)  # bit-identical
+    assert np.abs(result.model.params["lora"]["blocks"]["attention"]["query"]["b"]).max() > 0
+    plain = train(model, rows, config=TrainConfig(steps=1, batch=4, learning_rate=1e-9, length=28), quiet=True)
+    assert result.summary["loss"] < plain.summary["loss"] - 0.1
+
+
+def test_the_optimizer_holds_what_trains(llama):
+    """Rank r on [in, out]: r (in + out) numbers per layer, and two moments of each."""
+    model = adapted_model(llama, LoraConfig(rank=2, targets=("attention/query", "mlp/down")))
+    trained, frozen = split(model.architecture, model.params)
+    from recursive_jax.train.optimizer import Hyper
+
+    state = new_state(trained, Hyper.of(TrainConfig()))
+    c = llama.architecture.config
+    wanted = 2 * c.layers * ((c.width + c.heads * c.K) + (c.F + c.width))
+    assert sum(x.size for x in jax.tree.leaves(state.params)) == wanted
+    assert sum(x.size for x in jax.tree.leaves(state.optimizer) if x.ndim) == 2 * wanted
+    assert set(frozen) == {"base"}
+
+
+def test_dropout_is_of_training_only_and_depends_on_the_seed(llama, rows):
+    model = moved(adapted_model(llama, LoraConfig(rank=2, dropout=0.5)))
+    np.testing.assert_array_equal(model.logits(TOKENS), model.logits(TOKENS))
+    config = TrainConfig(steps=1, batch=8, length=28)
+    losses = [train(model, rows, config=config, seed=s, quiet=True).summary["loss"] for s in (0, 0)]
+    assert losses[0] == losses[1]
+    none = moved(adapted_model(llama, LoraConfig(rank=2)))
+    assert losses[0] != train(none, rows, config=config, seed=0, quiet=True).summary["loss"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "nf4"])
+def test_an_adapter_on_a_mesh_computes_the_same(kind, llama, rows):
+    one = moved(adapted_model(llama, LoraConfig(rank=4, **KINDS[kind])))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    many = moved(adapted_model(llama.on(mesh), LoraConfig(rank=4, **KINDS[kind])))
+    np.testing.assert_allclose(many.logits(TOKENS), one.logits(TOKENS), atol=1e-4)
+    config = TrainConfig(steps=3, batch=8, learning_rate=1e-2, length=28)
+    losses = [train(m, rows, config=config, quiet=True).summary["loss"] for m in (one, many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3", "bert"])
+def test_files_of_peft_there_and_back(name, mesh, tmp_path):
+    """Fused projections (GPT-2, Pythia, Phi-3) become one module of a larger rank, and equal logits."""
+    base = load_model(FOLDER / name, mesh)
+    model = moved(adapted_model(base, LoraConfig(rank=3, alpha=5, rslora=True)))
+    again = load_adapter(base, save_adapter(model, tmp_path / "adapter"))
+    np.testing.assert_allclose(again.logits(TOKENS), model.logits(TOKENS), atol=1e-4)
+
+
+def test_adapters_that_do_not_fit_are_named(llama, mesh, tmp_path):
+    model = adapted_model(llama, LoraConfig(rank=3))
+    folder = save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"c_attn|do not fit|no weight to adapt"):
+        load_adapter(load_model(FOLDER / "gpt2", mesh), folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "modules_to_save": ["lm_head"]}))
+    with pytest.raises(InputError, match="modules_to_save"):
+        load_adapter(llama, folder)
+    with pytest.raises(InputError, match="names no weight; there are: .*attention/query"):
+        adapted_model(llama, LoraConfig(targets=("q_proj",)))
+    with pytest.raises(InputError, match="has an adapter already"):
+        adapted_model(model, LoraConfig())
+    with pytest.raises(InputError, match="no adapter"):
+        save_adapter(llama, tmp_path / "none")
+
+
+def test_four_bits_round_to_the_nearest_of_sixteen():
+    draw = np.random.default_rng(0)
+    values = draw.standard_normal(64 * 50).astype(np.float32)
+    codes, scale = nf4.quantize(values)
+    assert codes.dtype == np.uint8 and codes.size * 2 == values.size and scale.size == 50
+    np.testing.assert_array_equal(scale, np.abs(values.reshape(50, 64)).max(1))
+    index = np.stack([codes >> 4, codes & 15], -1).reshape(-1)
+    unit = values / np.repeat(scale, 64)
+    nearest = np.abs(unit[:, None] - nf4.CODEBOOK).min(1)
+    np.testing.assert_allclose(np.abs(unit - nf4.CODEBOOK[index]), nearest, atol=1e-7)
+    weight = draw.standard_normal((2, 16, 4, 8)).astype(np.float32)  # [L, in, heads, width]
+    packed = nf4.quantized(weight, 1)
+    for i in range(2):
+        layer = nf4.NF4(packed.codes[i], packed.scale[i], packed.shape, packed.inner)
+        assert np.abs(np.asarray(nf4.dequantize(layer)) - weight[i]).max() < 0.16 * np.abs(weight).max()
+    zeros, _ = nf4.quantize(np.zeros(64, np.float32))
+    assert set(zeros) == {0x77}

@@ -1,0 +1,323 @@
+"""Tokenizers, chat templates, GGUF files, templates and the fine-tuning recipe, without the packages they come from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from recursive_jax import ParseError, Template, load_model
+from recursive_jax.cli import main
+from recursive_jax.data import chat
+from recursive_jax.data.template import examples_dataset, preview
+from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer, write_tokenizer
+from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Special, tokenizer_from_json
+from recursive_jax.errors import InputError
+from recursive_jax.generate.generate import Request, generate
+from tests.test_families import FOLDER
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+TALK = [
+    {"role": "user", "content": "hi there"},
+    {"role": "assistant", "content": "hello, friend"},
+    {"role": "user", "content": "who?"},
+    {"role": "assistant", "content": "me"},
+]
+
+
+def speaking(template=CHATML):
+    texts = ["hi there hello friend who me user assistant the cat sat"] * 50
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return FileTokenizer(inner, Special(1, 2, None, (2, 0), False), template)
+
+
+@pytest.mark.parametrize("template", [CHATML, UNMARKED], ids=["marked", "unmarked"])
+def test_the_loss_is_on_what_the_assistant_wrote(template):
+    tokenizer = speaking(template)
+    text = chat.render(tokenizer, TALK)
+    assert text.startswith("<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\nhello, friend<|im_end|>\n")
+    tokens, mask = chat.encode(tokenizer, TALK)
+    runs = np.split(tokens[mask], np.flatnonzero(np.diff(np.flatnonzero(mask)) > 1) + 1)
+    assert [tokenizer._tokenizer.decode(r, skip_special_tokens=False) for r in runs] == [
+        "hello, friend<|im_end|>",
+        "me<|im_end|>",
+    ]
+    prompt = chat.encode_prompt(tokenizer, TALK[:3])
+    np.testing.assert_array_equal(tokens[: len(prompt)], prompt)  # asked exactly as it was taught
+
+
+def test_templates_are_sandboxed_and_may_refuse():
+    with pytest.raises(InputError, match="refuses these messages: only users"):
+        chat.render(speaking("{{ raise_exception('only users') }}"), TALK)
+    with pytest.raises(InputError, match="refuses"):
+        chat.render(speaking("{{ ''.__class__.__mro__[1].__subclasses__() }}"), TALK)
+    with pytest.raises(InputError, match="not valid Jinja"):
+        chat.render(speaking("{% for %}"), TALK)
+    with pytest.raises(InputError, match="no chat template"):
+        chat.render(ByteTokenizer(), TALK)
+    assert chat.render(speaking("{{ {'a': '<é>'} | tojson }}"), TALK) == '{"a": "<é>"}'
+
+
+def test_a_row_is_rendered_learnt_and_read_back():
+    tokenizer = speaking()
+    template = Template("Say {word}.", "I say: {word}!", chat=True)
+    row = {"word": "cat"}
+    example = template.example(row, tokenizer)
+    prompt = template.request(row, tokenizer)
+    np.testing.assert_array_equal(example.tokens[: len(prompt)], prompt)
+    assert not example.loss[: len(prompt)].any()
+    assert tokenizer.decode(example.tokens[example.loss]) == "I say: cat!"
+    assert template.parse(" I say: cat! ") == {"word": "cat"}
+    assert template.parse("cat") == ParseError("cat")
+    plain = Template("Say {word}.", " {word}").example(row, tokenizer)
+    assert tokenizer.decode(plain.tokens[plain.loss]) == " cat" and plain.tokens[-1] == tokenizer.eos
+    with pytest.raises(InputError, match="wants 'other'; the row's fields are: word"):
+        Template("{other}", "").request(row, tokenizer)
+    data = examples_dataset([row, {"word": "me"}], template, tokenizer)
+    shown = preview(data, tokenizer, 80)
+    assert "«I say: cat!<|im_end|>»" in shown and "count in the loss" in shown
+
+
+def test_a_stored_tokenizer_is_the_same(tmp_path):
+    tokenizer = speaking()
+    again = tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))
+    write_tokenizer(tmp_path, tokenizer, 64)
+    read = read_tokenizer(tmp_path, 400)
+    for other in (again, read):
+        assert other.encode("the cat, 12 é\n") == tokenizer.encode("the cat, 12 é\n")
+        assert (other.bos, other.eos, set(other.stops)) == (1, 2, {0, 2})
+        assert chat.render(other, TALK) == chat.render(tokenizer, TALK)
+
+
+def test_padding_equal_to_the_end_is_repaired_with_a_message(tmp_path, capsys):
+    tokenizer = speaking()
+    write_tokenizer(tmp_path, tokenizer, 64)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<|im_end|>"}))
+    assert read_tokenizer(tmp_path, 400).pad == 0
+    assert "<|endoftext|> pads instead" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"ids up to .*, the embedding has 100 rows"):
+        read_tokenizer(tmp_path, 100)
+
+
+def test_bytes_as_a_library_tokenizer_have_equal_ids(tmp_path):
+    write_tokenizer(tmp_path, ByteTokenizer(), 64)
+    again = read_tokenizer(tmp_path, 300)
+    text = "naïve café 漢字 🙂\n\ttabs  and 'quotes'"
+    assert again.encode(text) == ByteTokenizer().encode(text)
+    assert again.decode(again.encode(text)) == text
+
+
+def sentencepiece_model():
+    spm = pytest.importorskip("sentencepiece")
+    import io
+
+    model = io.BytesIO()
+    lines = ["the cat sat on the mat", "a naïve café in the town", "hello there, friend", "the theme of the hat"] * 20
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=310,
+        model_type="bpe",
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return spm.SentencePieceProcessor(model_proto=model.getvalue()), model.getvalue()
+
+
+def test_a_sentencepiece_model_reads_as_its_library_does(tmp_path):
+    """Both ways in: the file itself, and its pieces and scores as a GGUF carries them."""
+    processor, proto = sentencepiece_model()
+    size = processor.get_piece_size()
+    kind = lambda i: (
+        2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
+    )
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [processor.id_to_piece(i) for i in range(size)],
+        "tokenizer.ggml.scores": [processor.get_score(i) for i in range(size)],
+        "tokenizer.ggml.token_type": [kind(i) for i in range(size)],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    found = [gguf_tokenizer(fields, size, "x.gguf"), read_tokenizer(tmp_path, size)]
+    found.append(tokenizer_from_json(json.loads(json.dumps(found[1].to_json()))))
+    for text in ("the cat sat", "a naïve theme, 漢 🙂", "  two  blanks"):
+        for tokenizer in found:
+            assert tokenizer.encode(text) == processor.encode(text), text
+            assert tokenizer.decode(tokenizer.encode(text)) == processor.decode(processor.encode(text))
+        assert found[0].starts and found[0].bos == 1
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_a_gguf_is_read_as_what_it_dequantises_to(kind, mesh, tmp_path):
+    """A file as llama.cpp's converter writes it: q and k rows permuted, tokenizer inside."""
+    gguf = pytest.importorskip("gguf")
+    from safetensors.numpy import load_file
+
+    tensors = load_file(FOLDER / "llama" / "model.safetensors")
+    config = json.loads((FOLDER / "llama" / "config.json").read_text())
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(1e4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{i}" for i in range(48)])
+    writer.add_token_types([3] * 3 + [1] * 45)
+    writer.add_token_merges([])
+    writer.add_eos_token_id(2)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+             "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    expected = {}
+    for name, value in tensors.items():
+        value, short = value.astype(np.float32), name.removesuffix(".weight")
+        new = top.get(short)
+        if new is None:
+            _, _, layer, part = short.split(".", 3)
+            new = f"blk.{layer}.{names[part]}"
+            heads = {"attn_q": 4, "attn_k": 2}.get(names[part])
+        stored, permuted = value, value
+        if new not in top.values() and heads:
+            permuted = value.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(value.shape)
+        stored = permuted
+        quantised = gguf.GGMLQuantizationType[kind if value.ndim == 2 and value.shape[1] % 32 == 0 else "F32"]
+        data = gguf.quants.quantize(stored, quantised)
+        writer.add_tensor(f"{new}.weight", data, raw_dtype=quantised)
+        back = gguf.quants.dequantize(data, quantised).reshape(value.shape)
+        if new not in top.values() and heads:
+            back = back.reshape(heads, -1, 2, 32).swapaxes(1, 2).reshape(value.shape)
+        expected[name] = back
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = load_model(tmp_path / "m.gguf", mesh)
+    query = np.asarray(model.params["blocks"]["attention"]["query"])[1].reshape(32, 32)
+    np.testing.assert_array_equal(query, expected["model.layers.1.self_attn.q_proj.weight"].T)
+    np.testing.assert_array_equal(np.asarray(model.params["embedding"])[:48], expected["model.embed_tokens.weight"])
+    if kind == "F32":
+        stored = np.load(FOLDER / "llama" / "expected.npz")
+        found = np.asarray(model.logits(stored["tokens"], stored["mask"]))
+        assert np.abs(found - stored["logits"])[stored["mask"] > 0].max() < 1e-4
+        assert model.tokenizer.eos == 2 and model.tokenizer.encode("t") == []
+        whole = (tmp_path / "m.gguf").read_bytes()
+        (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 3])
+        with pytest.raises(InputError, match="truncated or damaged"):
+            load_model(tmp_path / "cut.gguf", mesh)
+
+
+def test_a_model_without_a_tokenizer_reads_and_writes_ids(mesh, capsys):
+    model = load_model(FOLDER / "llama", mesh)
+    assert "texts are token ids" in capsys.readouterr().err
+    assert model.tokenizer.encode("5 6 7") == [5, 6, 7]
+    rows = generate(model, [Request(0, np.array([5, 6])), Request(1, np.array([5, 6]), opened=True)])
+    assert rows.column("status")[0] in ("ok", "length")
+    with pytest.raises(InputError, match="not a list of token ids"):
+        model.tokenizer.encode("words")
+
+
+@pytest.fixture
+def task(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = [{"seen": f"{a} {b}", "next": str(a)} for a, b in draw.integers(3, 8, (60, 2))]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "task.yaml").write_text(
+        f"""
+name: copy
+recipe: finetune
+base: {FOLDER / "llama"}
+task: {{path: {tmp_path / "task.jsonl"}, prompt: "{{seen}}", completion: "{{next}}", chat: false}}
+lora: {{rank: 8, alpha: 16}}
+train: {{steps: 60, batch: 8, learning_rate: 3.0e-2, length: 24, weight_decay: 0.0}}
+sampling: {{max_tokens: 3, batch: 16}}
+mesh: {{data: 1}}
+"""
+    )
+    return tmp_path
+
+
+def test_fine_tuning_from_a_config_learns_is_resumed_and_goes_back(task, capsys, mesh):
+    run = task / "run"
+    assert main(["run", str(task / "task.yaml"), "--workdir", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "count in the loss" in shown.out + shown.err
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before, after = (r["metrics"] for r in records)
+    assert after["accuracy"] > before["accuracy"] + 0.4 and after["format"] == 1.0
+    assert after["ce_task"] < before["ce_task"]
+    assert "Right answers" in (run / "report.html").read_text()
+    assert main(["run", str(task / "task.yaml"), "--workdir", str(run), "--quiet"]) == 0  # nothing is made again
+    model = load_model(run, mesh)
+    assert model.architecture.lora is not None
+    tokens = np.array([[2, 4, 5, 2, 3]])
+    assert main(["export", str(run), str(task / "out")]) == 0
+    np.testing.assert_allclose(load_model(task / "out", mesh).logits(tokens), model.logits(tokens), atol=1e-4)
+    assert main(["export", str(run), str(task / "adapter"), "--adapter"]) == 0
+    assert json.loads((task / "adapter" / "adapter_config.json").read_text())["r"] == 8
+    assert main(["import", str(task / "out"), str(task / "in")]) == 0
+    np.testing.assert_array_equal(
+        load_model(task / "in", mesh).logits(tokens), load_model(task / "out", mesh).logits(tokens)
+    )
+    assert main(["generate", str(task / "out"), "--prompt", "4 5", "--count", "1", "sampling.max_tokens=2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["import", "nowhere", "out"], "not a Hugging Face folder"),
+        (["generate", str(FOLDER / "llama"), "--chat", "--prompt", "3"], "no chat template"),
+        (["generate", str(FOLDER / "bert"), "--prompt", "3"], "encoder"),
+        (["export", str(FOLDER / "llama"), str(FOLDER)], "not an empty folder"),
+        (["export", str(FOLDER / "llama"), "x", "--adapter"], "no adapter"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("base=null", "recipe=finetune needs base"),
+        ("task.path=gone.jsonl", "gone.jsonl does not exist"),
+        ('task.prompt="{other}"', "the row's fields are: seen, next"),
+        ("task.chat=true", "has no chat template"),
+        ("lora.targets=[q_proj]", "names no weight"),
+        ("train.length=2", "longer than a row of 3 tokens"),
+        ("recipe=collapse", "is for recipe=finetune"),
+    ],
+)
+def test_bad_tasks_are_named(change, says, task, capsys):
+    assert main(["run", str(task / "task.yaml"), change, "--workdir", str(task / "run")]) == 2
+    assert says in capsys.readouterr().err

