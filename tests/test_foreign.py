@@ -321,3 +321,25 @@ def test_bad_input_is_one_message_and_exit_2(words, says, capsys, tmp_path, monk
 def test_bad_tasks_are_named(change, says, task, capsys):
     assert main(["run", str(task / "task.yaml"), change, "--workdir", str(task / "run")]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_an_imported_model_is_teacher_and_student(tmp_path, mesh):
+    """The Curse of Recursion's protocol: every generation fine-tunes the imported weights, not a random start."""
+    draw = np.random.default_rng(0)
+    for name in ("train", "held"):
+        rows = [" ".join(map(str, draw.integers(3, 20, 12))) for _ in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": r}) + "\n" for r in rows))
+    words = [
+        f"base={FOLDER / 'gpt2'}", f"data.path={tmp_path / 'train.jsonl'}", f"data.validation={tmp_path / 'held.jsonl'}",
+        "train.steps=3", "train.batch=4", "train.length=16", "rounds.count=2", "rounds.tokens=120", "sampling.batch=8",
+        "evaluate.rows=8", "evaluate.samples=8", "evaluate.tokens=64", "mesh.data=1",
+    ]  # fmt: skip
+    config = tmp_path / "config.yaml"
+    config.write_text("name: base\n")
+    assert main(["run", str(config), *words, "--workdir", str(tmp_path / "run"), "--quiet"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in records] == [0, 1, 2] and all("ce_real" in r["metrics"] for r in records)
+    start, student = load_model(FOLDER / "gpt2", mesh), load_model(tmp_path / "run", mesh)
+    moved = np.abs(np.asarray(student.params["positions"]) - np.asarray(start.params["positions"])).max()
+    assert 0 < moved < 0.02  # three steps of 1e-3 from the imported weights, not from a new start
+    assert student.architecture.config.family == "gpt2"
