@@ -279,17 +279,17 @@ def _generate(args: argparse.Namespace) -> int:
     from recursive_jax.rounds.stored import load_model, model_name
 
     model = load_model(args.model)
-    print(f"model: {model_name(args.model)}", file=sys.stderr)
+    notes = f"model: {model_name(args.model)}"
     if sampling.max_tokens is None and model.context > 1024:
-        print("at most 512 new tokens a row; sampling.max_tokens=N changes it", file=sys.stderr)
+        notes += "\nat most 512 new tokens a row; sampling.max_tokens=N changes it"
         sampling = sampling.model_copy(update={"max_tokens": 512})
     sampling = sampling.model_copy(update={"batch": min(sampling.batch, count)})
     if args.chat and not args.prompt:
-        return _conversation(model, args, sampling)
-    return _answers(model, args, sampling, count)
+        return _conversation(model, args, sampling, notes)
+    return _answers(model, args, sampling, count, notes)
 
 
-def _answers(model, args: argparse.Namespace, sampling, count: int) -> int:
+def _answers(model, args: argparse.Namespace, sampling, count: int, notes: str) -> int:
     import numpy as np
 
     from recursive_jax.data import chat
@@ -302,6 +302,7 @@ def _answers(model, args: argparse.Namespace, sampling, count: int) -> int:
         prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
     if len(prompt) >= model.context:
         raise InputError(f"--prompt has {len(prompt)} tokens, the model's context is {model.context}; shorten it")
+    print(notes, file=sys.stderr)
     opened = args.chat or not getattr(model.tokenizer, "starts", True)
     requests = [Request(i, prompt, opened=opened) for i in range(count)]
     rows = generate(model, requests, sampling, seed=args.seed)
@@ -317,13 +318,14 @@ def _answers(model, args: argparse.Namespace, sampling, count: int) -> int:
     return 0
 
 
-def _conversation(model, args: argparse.Namespace, sampling) -> int:
+def _conversation(model, args: argparse.Namespace, sampling, notes: str) -> int:
     """Reads what the user says, a line at a time, until the end of the input."""
     from recursive_jax.data import chat
     from recursive_jax.generate.generate import Request, generate
 
     messages = [{"role": "system", "content": args.system}] if args.system else []
     chat.render(model.tokenizer, [*messages, {"role": "user", "content": "."}], True)  # a model without one says so now
+    print(notes, file=sys.stderr)
     shown = "you: " if sys.stdin.isatty() else ""
     for turn in range(10**9):
         try:

@@ -74,7 +74,7 @@ def _raw(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool, **more
     }
     try:
         return _compiled(source).render(messages=list(messages), add_generation_prompt=prompt, **{**tokens, **more})
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the chat template refuses these messages: {error}") from None
 
 

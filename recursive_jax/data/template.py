@@ -56,7 +56,7 @@ class Template:
 
     def messages(self, row: Row, answered: bool = True) -> list[chat.Message]:
         if "messages" in row:
-            return list(row["messages"])
+            return _conversation(row)
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*system, {"role": "user", "content": _filled(self.prompt, row)}]
         return [*asked, {"role": "assistant", "content": _filled(self.completion, row)}] if answered else asked
@@ -73,13 +73,29 @@ class Template:
     def request(self, row: Row, tokenizer: Tokenizer) -> np.ndarray:
         """Tokens that the model goes on from, int32; the start of `example`'s."""
         if self.chat or "messages" in row:
-            messages = self.messages(row, answered=False)
-            if "messages" in row:
-                last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=len(messages))
-                messages = messages[:last]
-            return chat.encode_prompt(tokenizer, messages)
+            return chat.encode_prompt(tokenizer, self.asked(row))
         opened = [tokenizer.bos] if getattr(tokenizer, "starts", True) else []
         return np.asarray([*opened, *tokenizer.encode(_filled(self.prompt, row))], np.int32)
+
+    def asked(self, row: Row) -> list[chat.Message]:
+        """The messages before the (last) answer."""
+        messages = self.messages(row, answered=False)
+        if "messages" not in row:
+            return messages
+        return messages[
+            : max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=len(messages))
+        ]
+
+    def wanted(self, row: Row) -> dict[str, str]:
+        """The right answer's fields; of a conversation the text of its last answer, as `answer`."""
+        if "messages" in row:
+            rest = self.messages(row)[len(self.asked(row)) :]
+            return {"answer": str(rest[0].get("content", "")).strip()} if rest else {}
+        return {f: str(row.get(f, "")).strip() for f in self.fields()}
+
+    def read(self, row: Row, text: str) -> dict[str, str] | ParseError:
+        """What `text` answers to `row`, in the fields of `wanted`."""
+        return {"answer": text.strip()} if "messages" in row else self.parse(text)
 
     def parse(self, text: str) -> dict[str, str] | ParseError:
         """The fields of an answer of the completion's form, blanks around it left out."""
@@ -87,10 +103,19 @@ class Template:
         return {k: v.strip() for k, v in match.groupdict().items()} if match else ParseError(text)
 
 
+def _conversation(row: Row) -> list[chat.Message]:
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(
+        isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in messages
+    ):
+        raise InputError(f"messages must be a list of {{role, content}} with texts, got {str(messages)[:80]}")
+    return [dict(m) for m in messages]
+
+
 def _filled(text: str, row: Row) -> str:
     try:
         return text.format_map(row)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         there = ", ".join(map(str, row))
         raise InputError(f"the template {text!r} wants {error}; the row's fields are: {there}") from None
 
@@ -99,6 +124,8 @@ def _pattern(completion: str) -> re.Pattern[str]:
     parts, seen = [], set()
     for literal, name, _, _ in string.Formatter().parse(completion.strip()):
         parts.append(re.escape(literal))
+        if name and not name.isidentifier():
+            raise InputError(f"task.completion has the field {{{name}}}: a plain name is wanted, to read answers back")
         if name:
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>.+?)")
             seen.add(name)
@@ -112,11 +139,18 @@ def read_rows(path: str) -> list[dict[str, Any]]:
         raise InputError(f"task file {path} does not exist (.jsonl or .parquet is wanted)")
     if file.suffix == ".parquet":
         try:
-            return pq.read_table(file).to_pylist()
+            found = pq.read_table(file).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file} cannot be read as Parquet: {error}") from None
+        if not found:
+            raise InputError(f"{file} has no rows")
+        return found
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

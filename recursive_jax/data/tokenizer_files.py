@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as bpe
 
 from recursive_jax.data.language import BOS, EOS, PAD
@@ -108,6 +108,10 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     else:
         say(f"{folder} has no tokenizer: texts are token ids")
         return IdTokenizer(vocab, special)
+    own = max(inner.get_vocab(with_added_tokens=False).values()) + 1 if inner is not None else found.vocab
+    if own <= vocab < found.vocab:  # Gemma 3's text models: an image token beyond the embedding
+        say(f"{found.vocab - vocab} added token(s) of the tokenizer have no row in the embedding; they cannot be used")
+        found.vocab = vocab
     if found.vocab > vocab:
         raise InputError(
             f"{folder}: the tokenizer has ids up to {found.vocab - 1}, the embedding has {vocab} rows (vocab_size); "
@@ -122,7 +126,9 @@ def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:
             return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             files = str(folder / "vocab.json"), str(folder / "merges.txt")
-            return tokenizers.Tokenizer.from_str(tokenizers.ByteLevelBPETokenizer(*files).to_str())
+            return _with_specials(
+                tokenizers.Tokenizer.from_str(tokenizers.ByteLevelBPETokenizer(*files).to_str()), folder
+            )
         if (folder / "vocab.txt").exists():
             lower = bool(_json(folder / "tokenizer_config.json").get("do_lower_case", True))
             pieces = tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)
@@ -130,6 +136,19 @@ def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"the tokenizer files in {folder} are damaged: {error}") from None
     return None
+
+
+def _with_specials(inner: tokenizers.Tokenizer, folder: Path) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt do not say which tokens are special; the files beside them do."""
+    settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    named = [_text(v) for k, v in settings.items() if k.endswith("_token") and isinstance(v, str | Mapping)]
+    usual = ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>"]
+    special = [t for t in dict.fromkeys([*named, *usual]) if t and inner.token_to_id(t) is not None]
+    inner.add_special_tokens([AddedToken(t, normalized=False) for t in special])
+    if _json(folder / "config.json").get("model_type") == "roberta":
+        ids = {t: inner.token_to_id(t) for t in ("<s>", "</s>")}
+        inner.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
+    return inner
 
 
 # ---- GGUF
@@ -251,7 +270,12 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
         settings.setdefault("tokenizer_class", "LlamaTokenizer")
         name = tokenizer.token
     else:
-        inner = library_tokenizer(tokenizer)
+        inner = tokenizers.Tokenizer.from_str(library_tokenizer(tokenizer).to_str())
+        bos = inner.id_to_token(tokenizer.bos)
+        if getattr(tokenizer, "starts", True) and inner.post_processor is None:
+            inner.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos)]
+            )
         inner.save(str(folder / "tokenizer.json"))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         name = inner.id_to_token
@@ -259,7 +283,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     settings.pop("pad_token", None)
     if tokenizer.pad is not None:
         settings["pad_token"] = name(tokenizer.pad)
-    settings |= {"clean_up_tokenization_spaces": False}
+    settings |= {"clean_up_tokenization_spaces": False, "add_bos_token": bool(getattr(tokenizer, "starts", True))}
     settings.pop("chat_template", None)
     template = getattr(tokenizer, "chat_template", None)
     if template:

@@ -243,7 +243,10 @@ class IdTokenizer:
 
     def encode(self, text: str) -> list[int]:
         try:
-            return [int(word) for word in text.split()]
+            ids = [int(word) for word in text.split()]
+            if any(not 0 <= i < self.vocab for i in ids):
+                raise InputError(f"token ids must be in 0..{self.vocab - 1}, got {text[:60]!r}")
+            return ids
         except ValueError:
             raise InputError(
                 f"{text[:40]!r} is not a list of token ids, and this model came without a tokenizer to read text with"

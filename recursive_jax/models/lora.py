@@ -130,6 +130,12 @@ def quantized_base(model: Model, paths: list[str]) -> Any:
     return from_paths(leaves)
 
 
+def plain_base(base: Any) -> Any:
+    """Base params with four-bit weights as float32."""
+    is_nf4 = lambda x: isinstance(x, NF4)
+    return jax.tree.map(lambda x: jax.vmap(dequantize)(x) if is_nf4(x) else x, base, is_leaf=is_nf4)
+
+
 def merge_params(params: Any, lora: LoraConfig) -> Any:
     """{"base", "lora"} -> plain params with the updates added in float32."""
     updates = updates_of(params)

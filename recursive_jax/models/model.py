@@ -72,6 +72,15 @@ class Model:
         move = lambda x: jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
         return dataclasses.replace(self, mesh=mesh, params=jax.tree.map(move, self.params))
 
+    def merged_base(self) -> Model:
+        """The plain model under an adapter, its four-bit weights as float32."""
+        if self.architecture.lora is None:
+            return self
+        from recursive_jax.models.lora import plain_base
+
+        architecture = transformer_architecture(self.architecture.config)
+        return dataclasses.replace(self, architecture=architecture, params=plain_base(self.params["base"]))
+
     def merged(self) -> Model:
         """The plain model that an adapted one computes; a plain one is itself. The base is not touched."""
         if self.architecture.lora is None:

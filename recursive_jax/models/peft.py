@@ -128,8 +128,7 @@ def _magnitude(c: ModelConfig, model: Model, updates: Mapping[str, Any], path: s
 
 
 def _norms(model: Model, path: str, layer: int) -> np.ndarray:
-    base = model.params["base"] if model.architecture.lora is not None else model.params
-    w = np.asarray(meshes.fetch(leaf_paths(base)[path][layer]), np.float32)
+    w = np.asarray(meshes.fetch(leaf_paths(model.merged_base().params)[path][layer]), np.float32)
     return np.sqrt(np.square(w).sum(axis=tuple(range(inner_axes(path)))))
 
 
@@ -165,9 +164,13 @@ def load_adapter(model: Model, path: Any, base: str = "float32") -> Model:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{folder / 'adapter_model.safetensors'} is missing or damaged: {error}") from None
+    ranks = [t.shape[0] for k, t in tensors.items() if k.endswith("lora_A.weight")]
+    if not isinstance(values.get("r"), int) or values["r"] < 1 or not ranks:
+        raise InputError(f"{folder}: r={values.get('r')!r} and {len(ranks)} lora_A tensors; this is not a LoRA adapter")
+    rank, alpha = max(ranks), values.get("lora_alpha", 8)
     lora = LoraConfig(
-        rank=values["r"],
-        alpha=values.get("lora_alpha", 8),
+        rank=rank,  # the largest there is; another scale of a module is folded into its B
+        alpha=alpha,
         dropout=values.get("lora_dropout", 0.0),
         rslora=values.get("use_rslora", False),
         dora=values.get("use_dora", False),
@@ -210,8 +213,8 @@ def _leaves(model: Model, lora: LoraConfig, values: Mapping[str, Any], tensors: 
         source = family.names[modules[name][0][0]]
         rows = int(np.prod(shapes[modules[name][0][0]].shape[1 : 1 + inner_axes(modules[name][0][0])]))
         out = sum(out_size(c, p) for p in source.parts) if source.parts else None
-        if set(parts) - {"magnitude"} != {"a", "b"}:
-            lines.append(f"{name} has {sorted(parts)}, both lora_A and lora_B are wanted")
+        if set(parts) != {"a", "b"} | ({"magnitude"} if lora.dora else set()):
+            lines.append(f"{name} has {sorted(parts)}, lora_A and lora_B are wanted, with use_dora the magnitude too")
         elif parts["a"].shape[1] != rows or (out is not None and parts["b"].shape[0] != out):
             lines.append(f"{name}: lora_A {parts['a'].shape} and lora_B {parts['b'].shape} do not fit [{out}, {rows}]")
     if lines:
@@ -231,7 +234,7 @@ def _stack(model: Model, lora: LoraConfig, values, path: str, source: Source, mo
     inside, outside = shape[:inner], shape[inner:]
     layers = {layer: found[n] for n, (paths, layer) in modules.items() if path in paths and n in found}
     names = {layer: n for n, (paths, layer) in modules.items() if path in paths}
-    rank = max(x["a"].shape[0] for x in layers.values())
+    rank = lora.rank
     stacked = {
         "a": np.zeros((c.layers, *inside, rank), np.float32),
         "b": np.zeros((c.layers, rank, *outside), np.float32),

@@ -87,19 +87,18 @@ def assess(round: Round, model: Model, config: Config, template: Template, rows:
 def task_metrics(model: Model, template: Template, rows: list[dict], answers: Stored) -> dict[str, Any]:
     """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself.
     ce_task: nats per token of the right completions. Standard errors are over rows."""
-    wanted = template.fields()
     right, formed = [], []
     for row, text, status in zip(rows, answers.value.column("text"), answers.value.column("status"), strict=True):
-        found = template.parse(text)
+        found, wanted = template.read(row, text), template.wanted(row)
         well = not isinstance(found, ParseError) and status == "ok"
         formed.append(well)
-        right.append(well and bool(wanted) and all(found[f] == str(row.get(f, "")).strip() for f in wanted))
+        right.append(well and bool(wanted) and found == wanted)
     losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
     n = len(rows)
     spread = lambda x: float(np.std(np.asarray(x, float), ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     means = [float(np.mean(x)) for x in losses]
     shown = [
-        {"prompt": template.messages(row, answered=False)[-1]["content"], "answer": text, "right": bool(ok)}
+        {"prompt": template.asked(row)[-1]["content"], "answer": text, "right": bool(ok)}
         for row, text, ok in zip(rows[:8], answers.value.column("text"), right, strict=False)
     ]
     return {

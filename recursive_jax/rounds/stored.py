@@ -73,11 +73,15 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     architecture = transformer_architecture(ModelConfig(**described["config"]))
     mesh = mesh or meshes.make_mesh()
     check_mesh(architecture.config, mesh)
-    model = Model(architecture, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder))
+    model = Model(architecture, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder.resolve()))
     if described.get("lora"):
         model = _adapted_base(described, model, folder)
     loaded = load_stored_model(folder, model)
-    return loaded.with_params(loaded.params, stored["fingerprint"] if manifest.exists() else "")
+    if manifest.exists():
+        return loaded.with_params(loaded.params, stored["fingerprint"])
+    imported = folder / "source.json"  # what `import` leaves
+    mark = storage.read_json(imported, "the origin")["fingerprint"] if imported.exists() else ""
+    return loaded.with_params(loaded.params, mark)
 
 
 def _adapted_base(described: dict[str, Any], model: Model, folder: epath.Path) -> Model:

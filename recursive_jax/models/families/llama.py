@@ -113,7 +113,8 @@ def _write_llama_full(c: ModelConfig) -> dict[str, Any]:
 
 def _read_mistral(k: Keys) -> dict[str, Any]:
     found = _llama(k)
-    return found | windows(k, found["layers"], k("sliding_window", None), lambda i: True)
+    window = k("sliding_window", None) if "sliding_window" in k.values else 4096  # the class's default
+    return found | windows(k, found["layers"], window, lambda i: True)
 
 
 def _write_mistral(c: ModelConfig) -> dict[str, Any]:
