@@ -255,9 +255,8 @@ def _positions(tokens_BT, segments_BT, index_T, first_B):
         return jnp.maximum(index_BT - first_B[:, None], 0)
     if segments_BT is None:
         return index_BT
-    starts = jnp.concatenate(
-        [jnp.ones_like(segments_BT[:, :1], bool), segments_BT[:, 1:] != segments_BT[:, :-1]], axis=1
-    )
+    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    starts = segments_BT != before_BT
     return index_BT - jax.lax.cummax(jnp.where(starts, index_BT, 0), axis=1)
 
 
