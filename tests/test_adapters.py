@@ -83,6 +83,7 @@ def test_the_optimizer_holds_what_trains(llama):
     assert set(frozen) == {"base"}
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_only_and_depends_on_the_seed(llama, rows):
     model = moved(adapted_model(llama, LoraConfig(rank=2, dropout=0.5)))
     np.testing.assert_array_equal(model.logits(TOKENS), model.logits(TOKENS))
@@ -93,6 +94,7 @@ def test_dropout_is_of_training_only_and_depends_on_the_seed(llama, rows):
     assert losses[0] != train(none, rows, config=config, seed=0, quiet=True).summary["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora", "nf4"])
 def test_an_adapter_on_a_mesh_computes_the_same(kind, llama, rows):
     one = moved(adapted_model(llama, LoraConfig(rank=4, **KINDS[kind])))
