@@ -21,7 +21,7 @@ from recursive_jax.config import TaskConfig
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.data.packing import Example
-from recursive_jax.data.tokenizers import Tokenizer
+from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
 
 Row = Mapping[str, Any]
@@ -181,7 +181,7 @@ def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
     row = pack_dataset(data, length, tokenizer)[0]
     tokens, segments, loss = row["tokens"], row["segments"], row.get("loss")
     loss = segments > 0 if loss is None else loss
-    text, inside = [], False
+    text = []
     name = getattr(tokenizer, "token", None)
     runs = np.flatnonzero(np.diff(np.r_[-1, loss.astype(int) + 2 * segments]))
     for start, stop in zip(runs, [*runs[1:], len(tokens)], strict=True):
@@ -189,8 +189,7 @@ def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
             text.append(f"  ({len(tokens) - start} positions of padding)")
             break
         written = _with_specials(tokens[start:stop], tokenizer, name)
-        inside = bool(loss[start])
-        text.append(f"«{written}»" if inside else written)
+        text.append(f"«{written}»" if loss[start] else written)
     counted = int(loss.sum())
     return f"{''.join(text)}\n[{counted} of {int((segments > 0).sum())} tokens count in the loss, between « and »]"
 
@@ -198,7 +197,7 @@ def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
 def _with_specials(tokens: np.ndarray, tokenizer: Tokenizer, name: Any) -> str:
     """Text with its special tokens shown by name."""
     out, plain = [], []
-    special = {tokenizer.bos, tokenizer.eos, tokenizer.pad, *getattr(tokenizer, "stops", ())}
+    special = {tokenizer.bos, tokenizer.pad, *stop_tokens(tokenizer)}
     for t in tokens.tolist():
         if t in special:
             out += [tokenizer.decode(plain), name(t) if name else f"<{t}>"]

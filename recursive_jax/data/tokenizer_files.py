@@ -21,6 +21,7 @@ from recursive_jax.data.tokenizers import (
     SentencePieceTokenizer,
     Special,
     Tokenizer,
+    stop_tokens,
 )
 from recursive_jax.errors import InputError
 
@@ -250,7 +251,7 @@ def library_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The special ids as `config.json` and `generation_config.json` name them."""
-    stops = list(dict.fromkeys((tokenizer.eos, *getattr(tokenizer, "stops", ()))))
+    stops = list(stop_tokens(tokenizer))
     return {
         "bos_token_id": tokenizer.bos,
         "eos_token_id": stops if len(stops) > 1 else stops[0],

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from recursive_jax.config import ModelConfig
 from recursive_jax.errors import InputError
-from recursive_jax.models.families import read_config
+from recursive_jax.models.families import Keys, read_config
 from recursive_jax.models.huggingface import params_from
 from recursive_jax.models.transformer import frequencies
 
@@ -84,19 +84,25 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
     kind = fields.get("general.architecture")
     if kind not in _FAMILIES:
         raise InputError(f"{path}: general.architecture={kind!r} is not supported; known: {', '.join(_FAMILIES)}")
-    get = lambda name, default=None: fields.get(f"{kind}.{name}", default)
+    get = Keys(
+        {n.removeprefix(f"{kind}."): v for n, v in fields.items() if n.startswith(f"{kind}.")}, f"{path}: {kind}"
+    )
     scaling = get("rope.scaling.type", "none")
     if scaling not in ("none", None):
         raise InputError(f"{path}: {kind}.rope.scaling.type={scaling!r} is not supported; import the safetensors")
     if get("expert_count", 0):
-        raise InputError(f"{path}: {kind}.expert_count={get('expert_count')} is not supported; import the safetensors")
+        raise InputError(
+            f"{path}: {kind}.expert_count={get('expert_count', 0)} is not supported; import the safetensors"
+        )
     tensors = {_full_name(t.name): t for t in reader.tensors}
     stretch = tensors.pop(None, None)
+    if "model.embed_tokens.weight" not in tensors:
+        raise InputError(f"{path}: the tensor token_embd.weight is missing")
     heads, width = get("attention.head_count"), get("embedding_length")
     biased = any(n.endswith("q_proj.bias") for n in tensors)
     values = {
         "model_type": _FAMILIES[kind],
-        "vocab_size": int(reader.tensors[[t.name for t in reader.tensors].index("token_embd.weight")].shape[1]),
+        "vocab_size": int(tensors["model.embed_tokens.weight"].shape[1]),
         "hidden_size": width,
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": heads,

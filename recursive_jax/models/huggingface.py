@@ -36,6 +36,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
+def new_folder(path: Any) -> Path:
+    """The path, if nothing is there yet. Raises InputError otherwise: an export overwrites nothing."""
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; give a new one, nothing is overwritten")
+    return folder
+
+
 class _Files:
     """The tensors of a folder's safetensors files, read one at a time from the mapped files."""
 

@@ -68,9 +68,9 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
         w = leaves[path]
         inner = inner_axes(path)
         L, inside, outside = w.shape[0], w.shape[1 : 1 + inner], w.shape[1 + inner :]
-        bound = 1.0 / math.sqrt(math.prod(inside))  # kaiming_uniform(a=sqrt(5)): bound = 1 / sqrt(fan in)
+        limit = 1.0 / math.sqrt(math.prod(inside))  # kaiming_uniform(a=sqrt(5)): 1 / sqrt(fan in)
         update = {
-            "a": draw.uniform(-bound, bound, (L, *inside, lora.rank)).astype(np.float32),
+            "a": draw.uniform(-limit, limit, (L, *inside, lora.rank)).astype(np.float32),
             "b": np.zeros((L, lora.rank, *outside), np.float32),
         }
         if lora.dora:
@@ -138,24 +138,21 @@ def plain_base(base: Any) -> Any:
 
 def merge_params(params: Any, lora: LoraConfig) -> Any:
     """{"base", "lora"} -> plain params with the updates added in float32."""
-    updates = updates_of(params)
-    is_nf4 = lambda x: isinstance(x, NF4)
-    flat = jax.tree_util.tree_flatten_with_path(params["base"], is_leaf=is_nf4)[0]
-    leaves = {"/".join(str(k.key) for k in path): leaf for path, leaf in flat}
+    updates, leaves = updates_of(params), leaf_paths(plain_base(params["base"]))
+    return from_paths({p: _merged(w, updates[p], lora.scale) if p in updates else w for p, w in leaves.items()})
 
-    @jax.jit
-    def merged(w, update):
-        w = jax.vmap(dequantize)(w) if is_nf4(w) else w
-        a, b = update["a"], update["b"]
-        inner = a.ndim - 2
-        left, right = "lijk"[: 1 + inner], "xyz"[: b.ndim - 2]
-        layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(w).sharding.spec
-        delta = jnp.einsum(f"{left}r,lr{right}->{left}{right}", a, b, out_sharding=layout)
-        new = w + lora.scale * delta.astype(w.dtype)
-        if "magnitude" in update:
-            axes = tuple(range(1, 1 + inner))
-            norm = jnp.sqrt(jnp.sum(jnp.square(new), axis=axes, keepdims=True))
-            new = new / norm * jnp.expand_dims(update["magnitude"], axes)
-        return new
 
-    return from_paths({p: merged(w, updates[p]) if p in updates else w for p, w in leaves.items()})
+@functools.partial(jax.jit, static_argnames="scale")
+def _merged(w: jax.Array, update: dict[str, jax.Array], scale: float) -> jax.Array:
+    """One stacked weight with its update; compiled once per shape, not at every merge."""
+    a, b = update["a"], update["b"]
+    inner = a.ndim - 2
+    left, right = "lijk"[: 1 + inner], "xyz"[: b.ndim - 2]
+    layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(w).sharding.spec
+    delta = jnp.einsum(f"{left}r,lr{right}->{left}{right}", a, b, out_sharding=layout)
+    new = w + scale * delta.astype(w.dtype)
+    if "magnitude" in update:
+        axes = tuple(range(1, 1 + inner))
+        norm = jnp.sqrt(jnp.sum(jnp.square(new), axis=axes, keepdims=True))
+        new = new / norm * jnp.expand_dims(update["magnitude"], axes)
+    return new

@@ -17,7 +17,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.families import FAMILIES, Source, write_config
-from recursive_jax.models.huggingface import read_json
+from recursive_jax.models.huggingface import new_folder, read_json
 from recursive_jax.models.lora import adaptable, lora_architecture, quantized_base, updates_of, with_adapter
 from recursive_jax.models.model import Model
 from recursive_jax.models.weights import (
@@ -42,9 +42,9 @@ def save_adapter(model: Model, path: Any) -> Path:
     folder, c, lora = Path(path), model.architecture.config, model.architecture.lora
     if lora is None:
         raise InputError("this model has no adapter: export it whole")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; give a new one, nothing is overwritten")
+    new_folder(folder)
     family = FAMILIES[write_config(c)["model_type"]]
+    plain = leaf_paths(model.merged_base().params) if lora.dora else {}
     updates = {p: meshes.fetch(u) for p, u in updates_of(model.params).items()}
     tensors: dict[str, np.ndarray] = {}
     patterns: dict[str, dict[str, Any]] = {"rank_pattern": {}, "alpha_pattern": {}}
@@ -61,7 +61,7 @@ def save_adapter(model: Model, path: Any) -> Path:
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = b
             if "magnitude" in update:
-                rows = [_magnitude(c, model, updates, p, layer) for p in parts]
+                rows = [_magnitude(plain, updates, p, layer) for p in parts]
                 tensors[f"{_PREFIX}{module}.lora_magnitude_vector"] = np.ascontiguousarray(fuse(c, source, rows))
         names = _target_names(c, family.names, source)
         targets += names
@@ -120,15 +120,15 @@ def _file(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x, np.float32)
 
 
-def _magnitude(c: ModelConfig, model: Model, updates: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
+def _magnitude(plain: Mapping[str, Any], updates: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
     """DoRA's magnitudes of one leaf; of one without an adapter, the norms its weight has."""
     if path in updates:
         return updates[path]["magnitude"][layer].reshape(-1)
-    return _norms(model, path, layer).reshape(-1)
+    return _norms(plain, path, layer).reshape(-1)
 
 
-def _norms(model: Model, path: str, layer: int) -> np.ndarray:
-    w = np.asarray(meshes.fetch(leaf_paths(model.merged_base().params)[path][layer]), np.float32)
+def _norms(plain: Mapping[str, Any], path: str, layer: int) -> np.ndarray:
+    w = np.asarray(meshes.fetch(plain[path][layer]), np.float32)
     return np.sqrt(np.square(w).sum(axis=tuple(range(inner_axes(path)))))
 
 
@@ -240,7 +240,7 @@ def _stack(model: Model, lora: LoraConfig, values, path: str, source: Source, mo
         "b": np.zeros((c.layers, rank, *outside), np.float32),
     }
     if lora.dora:
-        stacked["magnitude"] = np.stack([_norms(model, path, i) for i in range(c.layers)])
+        stacked["magnitude"] = np.stack([_norms(leaf_paths(model.params), path, i) for i in range(c.layers)])
     for layer, x in layers.items():
         r = x["a"].shape[0]
         alpha = _pattern(values.get("alpha_pattern"), names[layer], lora.alpha)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from recursive_jax import mesh as meshes
 from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer, token_ids, write_tokenizer
 from recursive_jax.errors import InputError
-from recursive_jax.models.huggingface import read_huggingface, write_huggingface
+from recursive_jax.models.huggingface import new_folder, read_huggingface, write_huggingface
 from recursive_jax.models.model import Model, transformer_architecture
 
 #: Weights that ship inside Python packages: name -> (package, extra, pattern inside it).
@@ -83,8 +83,7 @@ def save_huggingface(model: Model, path: Any, dtype: str = "float32") -> Path:
         raise InputError("this model has no params to export: train it or load one")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"dtype={dtype!r}: float32, bfloat16 or float16 is wanted")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; give a new one, nothing is overwritten")
+    new_folder(folder)
     model = model.merged()
     write_huggingface(folder, config, model.params, token_ids(model.tokenizer), dtype)
     meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.context))
@@ -107,8 +106,7 @@ def save_imported(model: Model, folder: Path) -> None:
     """Stores a model in the project's own form, so that runs start from it and no conversion is needed again."""
     from recursive_jax.rounds.stored import write_model
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; give a new one, nothing is overwritten")
+    new_folder(folder)
     meshes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     write_model(folder, model)
     meshes.on_main(

@@ -128,6 +128,7 @@ class Round(DurableFolder):
 
         def produce(folder: epath.Path) -> dict[str, Any]:
             expected = count or max(1, tokens // 8)
+            writer = model.merged()  # once, not for every part
             per_part = sampling.batch * max(1, -(-expected // (sampling.batch * PARTS)))
             parts: list[Dataset] = []
             made = total = 0
@@ -137,7 +138,7 @@ class Round(DurableFolder):
                 if file.exists():
                     part = Dataset.read([str(file)])
                 else:
-                    part = self._generate_part(name, model, requests(made, ask), sampling, seed)
+                    part = self._generate_part(name, writer, requests(made, ask), sampling, seed)
                     meshes.on_main(lambda part=part, file=file: _write_rows(part, file))
                 if tokens is not None and part.token_count == 0:
                     raise InputError(
