@@ -13,7 +13,8 @@ from recursive_jax.collapse.likelihood import cross_entropy, token_losses
 from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.dataset import real_rows
 from recursive_jax.data.tokenizers import ByteTokenizer
-from recursive_jax.generate.generate import generate, unconditional
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import unconditional
 from recursive_jax.models.model import transformer
 from recursive_jax.train.loop import train
 

@@ -39,7 +39,8 @@ _HOMES = {
     "data.template": ("ParseError", "Template", "examples_dataset"),
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "train.loop": ("train",),
-    "generate.generate": ("Request", "from_rows", "generate", "unconditional"),
+    "generate.generate": ("generate", "stream"),
+    "generate.request": ("Guide", "Request", "from_rows", "unconditional"),
     "curate.select": ("Rule", "select"),
     "collapse.measure": ("Yardstick", "measure"),
     "rounds.run": ("Run",),
@@ -102,7 +103,8 @@ if TYPE_CHECKING:
     from recursive_jax.data.template import ParseError, Template, examples_dataset
     from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
     from recursive_jax.errors import InputError, Preempted, TrainingDiverged
-    from recursive_jax.generate.generate import Request, from_rows, generate, unconditional
+    from recursive_jax.generate.generate import generate, stream
+    from recursive_jax.generate.request import Guide, Request, from_rows, unconditional
     from recursive_jax.mesh import make_mesh
     from recursive_jax.models.lora import adapted_model
     from recursive_jax.models.model import Model, transformer, user_model

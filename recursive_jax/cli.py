@@ -293,7 +293,8 @@ def _answers(model, args: argparse.Namespace, sampling, count: int, notes: str) 
     import numpy as np
 
     from recursive_jax.data import chat
-    from recursive_jax.generate.generate import Request, generate
+    from recursive_jax.generate.generate import generate
+    from recursive_jax.generate.request import Request
 
     if args.chat:
         system = [{"role": "system", "content": args.system}] if args.system else []
@@ -321,7 +322,8 @@ def _answers(model, args: argparse.Namespace, sampling, count: int, notes: str) 
 def _conversation(model, args: argparse.Namespace, sampling, notes: str) -> int:
     """Reads what the user says, a line at a time, until the end of the input."""
     from recursive_jax.data import chat
-    from recursive_jax.generate.generate import Request, generate
+    from recursive_jax.generate.generate import generate
+    from recursive_jax.generate.request import Request
 
     messages = [{"role": "system", "content": args.system}] if args.system else []
     chat.render(model.tokenizer, [*messages, {"role": "user", "content": "."}], True)  # a model without one says so now

@@ -64,6 +64,17 @@ def rows_like(x: jax.Array, rows: int) -> jax.Array:
     return jax.reshard(x, spec("batch", *(None,) * (x.ndim - 1)))
 
 
+def local(function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+    """`function` run by every device on its own part of the arguments, which are laid as the specs say (a spec stands
+    for a whole subtree)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_auto:
+        return function
+    run = jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)
+    lay = lambda spec, tree: jax.tree.map(lambda x: jax.reshard(x, spec), tree)
+    return lambda *args: run(*jax.tree.map(lay, inputs, args, is_leaf=lambda x: isinstance(x, P)))
+
+
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over `devices` (default: all). Raises InputError if it does not fit."""
     config = config or MeshConfig()

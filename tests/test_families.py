@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 from recursive_jax import load_model, save_huggingface
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import Request, generate
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import Request
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models import huggingface
 from recursive_jax.models.model import Model, transformer_architecture
-from recursive_jax.models.transformer import Transformer
+from recursive_jax.models.transformer import Cache, Transformer
 from recursive_jax.models.weights import leaf_paths
 from tests.conftest import ROOT
 
@@ -86,8 +87,8 @@ def test_decoding_with_a_cache_is_the_full_forward(name, opened):
     full = np.asarray(model.logits(tokens))
     step = jax.jit(lambda p, t, cache: module.apply({"params": p}, t, cache=cache))
     with jax.set_mesh(model.mesh):
-        first = jnp.zeros(2, jnp.int32)
-        logits, cache = module.apply({"params": model.params}, tokens[:, :split], first_B=first, keep_cache=20)
+        cache = Cache.empty(model.architecture.config, 2, 24, jnp.float32)
+        logits, cache = module.apply({"params": model.params}, tokens[:, :split], cache=cache, fresh=True)
         found = [logits[:, -1]]
         for t in range(split, 20):
             logits, cache = step(model.params, tokens[:, t : t + 1], cache)

@@ -15,7 +15,8 @@ from recursive_jax.data.template import examples_dataset, preview
 from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer, write_tokenizer
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Special, tokenizer_from_json
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import Request, generate
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import Request
 from tests.test_families import FOLDER
 
 CHATML = (

@@ -9,7 +9,8 @@ import pytest
 
 from recursive_jax.config import MeshConfig, ModelConfig, SamplingConfig, TrainConfig
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import Request, from_rows, generate, unconditional
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import Request, from_rows, unconditional
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models.attention import BLOCK, Mask, attention
 from recursive_jax.models.model import transformer, user_model

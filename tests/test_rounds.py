@@ -13,7 +13,7 @@ from recursive_jax.config import SamplingConfig, TrainConfig, load_config
 from recursive_jax.curate.select import Rule, at_least, status, tokens_between, unique
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import unconditional
+from recursive_jax.generate.request import unconditional
 from recursive_jax.models.model import transformer
 from recursive_jax.recipes.collapse import collapse
 from recursive_jax.rounds.durable import Stored

@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.generate.sampling import Rules, apply_rules, cumulative, draw, request_keys
+from recursive_jax.generate.sampling import Rules, apply_rules, draw, request_keys, threshold
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (6, 37)).astype(np.float32)
 
 
 def kept(**settings):
-    z = apply_rules(jnp.asarray(LOGITS), Rules.of(SamplingConfig(**settings)))
+    z = apply_rules(jnp.asarray(LOGITS), Rules.of([SamplingConfig(**settings)] * len(LOGITS)))
     return np.asarray(z) > -1e29, np.asarray(z)
 
 
@@ -62,10 +62,16 @@ def test_temperature_divides_and_zero_is_greedy():
     assert (mask.sum(-1) == 1).all() and (mask.argmax(-1) == LOGITS.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("V", [1, 63, 64, 65, 1000])
-def test_cumulative_is_cumsum(V):
-    p = softmax(np.random.default_rng(V).normal(size=(3, V))).astype(np.float32)
-    np.testing.assert_allclose(cumulative(jnp.asarray(p)), np.cumsum(p.astype(np.float64), -1), atol=2e-6)
+@pytest.mark.parametrize("V", [1, 2, 63, 64, 65, 1000])
+def test_threshold_is_the_largest_value_that_reaches_the_target(V):
+    rng = np.random.default_rng(V)
+    values, weights = rng.normal(0, 50, (5, V)).astype(np.float32), rng.random((5, V)).astype(np.float32)
+    values[0, : V // 2] = values[0, 0]  # ties
+    for share in (0.0, 0.3, 0.999, 2.0):
+        found = threshold(jnp.asarray(values), jnp.asarray(weights), jnp.asarray(share * weights.sum(-1)))
+        for value, weight, t in zip(values, weights, np.asarray(found), strict=True):
+            reach = [v for v in value if weight[value >= v].sum() >= share * weight.sum()]
+            assert t == (max(reach) if reach else value.min())
 
 
 def test_draws_follow_the_distribution_and_never_leave_the_support():

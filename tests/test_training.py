@@ -13,7 +13,8 @@ import pytest
 from recursive_jax.config import SamplingConfig, TrainConfig
 from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged
-from recursive_jax.generate.generate import generate, unconditional
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import unconditional
 from recursive_jax.mesh import TRACES
 from recursive_jax.models.model import transformer
 from recursive_jax.objectives.causal import causal, targets, token_nll

@@ -17,7 +17,7 @@ from jax import P
 
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import spec
-from recursive_jax.models.attention import Mask, attention, decode_attention
+from recursive_jax.models.attention import Mask, attention, cached_attention, write_cache
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -151,24 +151,20 @@ class Attention(nn.Module):
             k = Norm(c, self.dtype, "rms", axes, name="key_norm")(k)
         if c.position == "rope":
             q, k = (rotate(x, positions_BT, kind.frequency_F, kind.turn) for x in (q, k))
-        if layer_cache is None:
+        written = None
+        if layer_cache is not None:  # T new tokens per row, from slot first_B on
+            keys, values, first_B = layer_cache
+            written = keys, values = write_cache(keys, k, first_B), write_cache(values, v, first_B)
+        if layer_cache is None or mask.fresh:
             mixed = attention(q, k, v, mask, c.attention, c.attention_scale, c.score_cap)
-            written = (_time_last(k), _time_last(v))
-        else:  # one new token per row
-            keys, values, slot = layer_cache
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, _time_last(k).astype(keys.dtype), slot, axis=3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, _time_last(v).astype(values.dtype), slot, axis=3)
-            visible_BS = mask.visible(slot[None], jnp.arange(keys.shape[3]))[:, 0]
-            mixed = decode_attention(q[:, 0], keys, values, visible_BS, c.attention_scale, c.score_cap)[:, None]
-            written = (keys, values)
+        else:
+            slots_BT = first_B[:, None] + jnp.arange(q.shape[1])
+            visible_BTS = mask.visible(slots_BT, jnp.arange(keys.shape[2]))
+            mixed = cached_attention(q, keys, values, visible_BTS, c.attention_scale, c.score_cap)
         out_scale = (H * K) ** -0.5 * (2 * c.layers) ** -0.5  # residual branches start small (GPT-2)
         w = weight(self, "out", (H, K, D), ("heads", None, "embed"), out_scale)
         out = project(self, "out", "bthk,hkd->btd", mixed, w, spec("batch", None, None), key)
         return (out + weight(self, "out_bias", (D,), (None,), 0.0) if c.has_bias("out") else out), written
-
-
-def _time_last(x_BTGK: jax.Array) -> jax.Array:
-    return x_BTGK.transpose(0, 2, 3, 1)
 
 
 class MLP(nn.Module):

@@ -30,18 +30,33 @@ FAR = 1 << 30  # a window that hides nothing
 
 @struct.dataclass
 class Cache:
-    """Keys and values per layer, time last (`[B, G, K, S]`), left-padded rows: all rows write the same slot."""
+    """Keys and values per layer, `[B, G, S, K]`. Row b holds length_B[b] tokens, in slots 0 .. length_B[b]; what lies
+    beyond is never seen, and is overwritten by the tokens to come."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
-    slot: jax.Array  # int32 scalar: the next slot to write
-    first_B: jax.Array  # int32: the slot of each row's first real token
+    length_B: jax.Array
 
-    def grown(self, slots: int) -> Cache:
-        """Room for `slots` tokens."""
-        return self.replace(
-            keys=tuple(_grow(x, slots) for x in self.keys), values=tuple(_grow(x, slots) for x in self.values)
+    @classmethod
+    def empty(cls, c: ModelConfig, rows: int, slots: int, dtype: Any) -> Cache:
+        zeros = lambda: tuple(
+            jnp.zeros((rows, c.G, slots, c.K), dtype, out_sharding=spec("batch", "kv_heads", None, None))
+            for _ in range(c.layers)
         )
+        return cls(zeros(), zeros(), jnp.zeros((rows,), jnp.int32, out_sharding=spec("batch")))
+
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[2]
+
+    def resized(self, slots: int) -> Cache:
+        """Room for `slots` tokens; what does not fit is lost."""
+        fit = lambda x: x[:, :, :slots] if slots <= x.shape[2] else jnp.pad(x, _after(2, slots - x.shape[2]))
+        return self.replace(keys=tuple(map(fit, self.keys)), values=tuple(map(fit, self.values)))
+
+
+def _after(axis: int, count: int) -> list[tuple[int, int]]:
+    return [(0, count if a == axis else 0) for a in range(4)]
 
 
 def frequencies(c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -102,9 +117,11 @@ class Transformer(nn.Module):
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
-    position sees (prefix LM). cache: `Cache` for one new token per row (T == 1). keep_cache: slots S of the cache to
-    return after a prefill of T tokens. last_only: logits of the last position only (a prompt's others are not needed).
+    position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh: the
+    cache is empty. read_B: logits `[B, 1, V]` of this position of each row only (a prompt's others are not needed).
     key: randomness of the adapter's dropout.
+
+    The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
     """
 
     config: ModelConfig
@@ -121,14 +138,12 @@ class Transformer(nn.Module):
         causal=None,
         prefix_B=None,
         cache=None,
-        first_B=None,
-        keep_cache=None,
-        last_only=False,
+        fresh=False,
+        read_B=None,
         hidden=False,
         key=None,
     ):
         c = self.config
-        T = tokens_BT.shape[1]
         table_VD = weight(self, "embedding", (c.V, c.E), ("vocab_rows", None), 0.02)
         x_BTD = self._gather(table_VD, tokens_BT)
         if c.embedding_scale != 1.0:
@@ -136,11 +151,7 @@ class Transformer(nn.Module):
         if c.embedding_width is not None:
             w = weight(self, "project_in", (c.E, c.width), (None, "embed"), c.E**-0.5)
             x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", None, None))
-        if cache is not None:
-            first_B, index_T = cache.first_B, cache.slot[None]
-        else:
-            index_T = jnp.arange(T)
-        positions_BT = _positions(tokens_BT, segments_BT, index_T, first_B)
+        positions_BT = _positions(tokens_BT, segments_BT, cache)
         if c.position == "learned":
             where_PD = weight(self, "positions", (c.context + c.position_offset, c.width), (None, "embed"), 0.02)
             x_BTD = x_BTD + self._gather(where_PD, positions_BT + c.position_offset)
@@ -151,10 +162,11 @@ class Transformer(nn.Module):
         if c.embedding_norm:
             x_BTD = Norm(c, self.dtype, name="embedding_norm")(x_BTD)
         mask = Mask(
-            causal=c.causal if causal is None else causal, segments_BT=segments_BT, first_B=first_B, prefix_B=prefix_B
+            causal=c.causal if causal is None else causal, fresh=fresh, segments_BT=segments_BT, prefix_B=prefix_B
         )
-        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, keep_cache is not None, key)
-        x_BTD = x_BTD[:, -1:] if last_only else x_BTD
+        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, key)
+        if read_B is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, read_B[:, None, None], axis=1)
         x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
         x_BTD, head_VD = self._head(x_BTD, table_VD)
         if c.head_bias and c.head != "none":
@@ -163,10 +175,8 @@ class Transformer(nn.Module):
             bias_V = None
         out = x_BTD if hidden or c.head == "none" else unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
         if cache is not None:
-            return out, Cache(*_columns(written), cache.slot + 1, cache.first_B)
-        if keep_cache is not None:
-            grown = [tuple(_grow(x, keep_cache) for x in column) for column in _columns(written)]
-            return out, Cache(*grown, jnp.int32(T), first_B)
+            keys, values = zip(*written, strict=True)
+            return out, Cache(keys, values, cache.length_B + tokens_BT.shape[1])
         return (out, head_VD) if hidden else out
 
     def _gather(self, table, index_BT):
@@ -187,7 +197,7 @@ class Transformer(nn.Module):
             return x_BTD, table_VD
         return x_BTD, weight(self, "head", (c.V, c.E), ("vocab_rows", None), c.E**-0.5)
 
-    def _blocks(self, x_BTD, positions_BT, mask, cache, keep, key):
+    def _blocks(self, x_BTD, positions_BT, mask, cache, key):
         """Runs all layers over one stored layout: params stacked on the layer axis."""
         c = self.config
         kinds = layer_kinds(c)
@@ -201,6 +211,7 @@ class Transformer(nn.Module):
             return scanned(Block(c, self.dtype, name="blocks"), x_BTD, None)[0], []
         block = Block(c, self.dtype, self.lora, parent=None)
         stacked = {room: tree["blocks"] for room, tree in self.variables.items() if "blocks" in tree}
+        blocks = stacked["params"]
 
         def run(x, variables, kind, layer_cache, key):
             return block.apply(dequantized(variables), x, positions_BT, mask, kind, layer_cache, key)
@@ -208,7 +219,7 @@ class Transformer(nn.Module):
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
-        if c.scan and cache is None and not keep:
+        if c.scan and cache is None and not isinstance(blocks, tuple):
             settings = None if uniform(c) else _traced(kinds)
 
             def body(x, layer):
@@ -220,8 +231,9 @@ class Transformer(nn.Module):
             return x_BTD, []
         written = []
         for i, kind in enumerate(kinds):
-            variables = jax.tree.map(lambda w, i=i: w[i], stacked)
-            layer_cache = None if cache is None else (cache.keys[i], cache.values[i], cache.slot)
+            layer = lambda tree, i=i: tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda w: w[i], tree)
+            variables = {room: layer(tree) for room, tree in stacked.items()}
+            layer_cache = None if cache is None else (cache.keys[i], cache.values[i], cache.length_B)
             layer_key = None if key is None else jax.random.fold_in(key, i)
             x_BTD, pair = run(x_BTD, variables, kind, layer_cache, layer_key)
             written.append(pair)
@@ -240,19 +252,19 @@ def _traced(kinds: list[LayerKind]) -> LayerKind:
     )
 
 
-def _columns(written):
-    return tuple(tuple(column) for column in zip(*written, strict=True))
+def unstacked(params: dict[str, Any], config: ModelConfig, dtype: Any) -> dict[str, Any]:
+    """The params in the compute dtype with their layers apart: `blocks` becomes a tuple of one tree per layer."""
+    params = jax.tree.map(lambda w: w.astype(dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w, params)
+    layers = tuple(jax.tree.map(lambda w, i=i: w[i], params["blocks"]) for i in range(config.layers))
+    return {**params, "blocks": layers}
 
 
-def _grow(x_BGKT: jax.Array, slots: int) -> jax.Array:
-    return jnp.pad(x_BGKT, ((0, 0), (0, 0), (0, 0), (0, slots - x_BGKT.shape[3])))
-
-
-def _positions(tokens_BT, segments_BT, index_T, first_B):
+def _positions(tokens_BT, segments_BT, cache):
     """Position of each token in its own document."""
-    index_BT = rows_like(jnp.broadcast_to(index_T[None, :], tokens_BT.shape), tokens_BT.shape[0])
-    if first_B is not None:
-        return jnp.maximum(index_BT - first_B[:, None], 0)
+    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
+    index_BT = rows_like(index_BT, tokens_BT.shape[0])
+    if cache is not None:
+        return index_BT + cache.length_B[:, None]
     if segments_BT is None:
         return index_BT
     before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]

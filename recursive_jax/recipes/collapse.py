@@ -14,7 +14,7 @@ from recursive_jax.collapse.measure import Yardstick, measure
 from recursive_jax.config import ArmConfig, Config
 from recursive_jax.data.sources import World
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import from_rows, unconditional
+from recursive_jax.generate.request import from_rows, unconditional
 from recursive_jax.models.model import Model, transformer
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate

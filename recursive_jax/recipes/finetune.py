@@ -16,7 +16,7 @@ from recursive_jax.collapse.likelihood import example_losses
 from recursive_jax.config import Config, SamplingConfig
 from recursive_jax.data.template import ParseError, Template, examples_dataset, preview, read_rows
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import Request
+from recursive_jax.generate.request import Request
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
 from recursive_jax.rounds.durable import Stored, fingerprint

@@ -14,7 +14,8 @@ from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import LanguageTokenizer
 from recursive_jax.errors import RecursiveJaxError
-from recursive_jax.generate.generate import generate, unconditional
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import unconditional
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import transformer
 from recursive_jax.rounds.run import versions

@@ -17,7 +17,8 @@ from recursive_jax.curate.select import Rule, select
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
-from recursive_jax.generate.generate import Request, generate_batches
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import Request
 from recursive_jax.models.model import Model, source_mark
 from recursive_jax.objectives.causal import Objective, causal
 from recursive_jax.rounds import storage
@@ -174,8 +175,7 @@ class Round(DurableFolder):
                 name,
             ]
         )
-        parts = list(generate_batches(model, requests, sampling, seed=seed, round=self.number, name=prefix))
-        return sum(parts[1:], parts[0])
+        return generate(model, requests, sampling, seed=seed, round=self.number, name=prefix)
 
     def select(self, name: str, data: Stored, rules: Sequence[Rule]) -> Stored:
         """The rows every rule keeps, and for each rule how many it dropped."""

@@ -8,7 +8,8 @@ from recursive_jax.collapse.measure import Yardstick, measure
 from recursive_jax.config import Config
 from recursive_jax.data.sources import World, documents, held_out_blocks
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import generate, unconditional
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import unconditional
 from recursive_jax.rounds.stored import load_model
 
 

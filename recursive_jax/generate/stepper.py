@@ -1,0 +1,102 @@
+"""How a model takes the next tokens: the built-in Transformer with its KV cache, a user's `apply` by running the prefix
+again. The engine knows nothing but this.
+
+    prepare(params) -> params                        once per generation: layers apart, in the compute dtype
+    empty(rows, slots) -> memory                     of no tokens
+    extend(params, memory, tokens_BT, count_B, fresh=False, every=False) -> (logits_BV, memory)
+
+`extend` gives each row its first count_B tokens of tokens_BT (0: the row stays as it is) and returns the logits after
+the last of them; with every=True those after each, `[B, T, V]`. fresh: the memory is empty.
+
+Shapes: B rows, T new tokens, S slots (tokens a row has room for), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from recursive_jax.mesh import TRACES, spec
+from recursive_jax.models.model import Architecture
+from recursive_jax.models.transformer import Cache, Transformer, unstacked
+
+
+def stepper(architecture: Architecture, dtype: str) -> CachedStepper | PlainStepper:
+    return CachedStepper(architecture, dtype) if architecture.config else PlainStepper(architecture)
+
+
+class CachedStepper:
+    """The built-in Transformer. The KV cache is in the compute dtype."""
+
+    def __init__(self, architecture: Architecture, dtype: str):
+        self.config, self.dtype = architecture.config, jnp.dtype(dtype)
+        self.module = Transformer(architecture.config, self.dtype)
+
+    def prepare(self, params: Any) -> Any:
+        return _prepare_program(self.config, str(self.dtype))(params)
+
+    def empty(self, rows: int, slots: int) -> Cache:
+        return Cache.empty(self.config, rows, slots, self.dtype)
+
+    def extend(self, params, memory: Cache, tokens_BT, count_B, fresh: bool = False, every: bool = False):
+        read_B = None if every else jnp.maximum(count_B - 1, 0)
+        logits, grown = self.module.apply({"params": params}, tokens_BT, cache=memory, fresh=fresh, read_B=read_B)
+        return logits if every else logits[:, 0], grown.replace(length_B=memory.length_B + count_B)
+
+
+@functools.cache
+def _prepare_program(config, dtype: str):
+    def prepare(params):
+        TRACES["prepare"] += 1
+        return unstacked(params, config, dtype)
+
+    return jax.jit(prepare)
+
+
+@struct.dataclass
+class Prefix:
+    """The tokens so far, right-padded: the memory of a model without a cache."""
+
+    tokens_BS: jax.Array
+    length_B: jax.Array
+
+    @property
+    def slots(self) -> int:
+        return self.tokens_BS.shape[1]
+
+    def resized(self, slots: int) -> Prefix:
+        more = max(0, slots - self.slots)
+        return self.replace(tokens_BS=jnp.pad(self.tokens_BS, ((0, 0), (0, more)))[:, :slots])
+
+
+class PlainStepper:
+    """A user's `apply`: the whole prefix is run again for every token."""
+
+    def __init__(self, architecture: Architecture):
+        self.apply = architecture.apply
+
+    def prepare(self, params: Any) -> Any:
+        return params
+
+    def empty(self, rows: int, slots: int) -> Prefix:
+        return Prefix(
+            jnp.zeros((rows, slots), jnp.int32, out_sharding=spec("batch", None)),
+            jnp.zeros((rows,), jnp.int32, out_sharding=spec("batch")),
+        )
+
+    def extend(self, params, memory: Prefix, tokens_BT, count_B, fresh: bool = False, every: bool = False):
+        at_BS = jnp.arange(memory.slots)[None] - memory.length_B[:, None]
+        new_BS = (at_BS >= 0) & (at_BS < count_B[:, None])
+        taken_BS = jnp.take_along_axis(tokens_BT, jnp.clip(at_BS, 0, tokens_BT.shape[1] - 1), axis=1)
+        tokens_BS, length_B = jnp.where(new_BS, taken_BS, memory.tokens_BS), memory.length_B + count_B
+        segments_BS = (jnp.arange(memory.slots)[None] < length_B[:, None]).astype(jnp.int32)
+        logits_BSV = self.apply(params, tokens_BS, segments_BS).astype(jnp.float32)
+        T = tokens_BT.shape[1] if every else 1
+        first_B1 = (memory.length_B if every else length_B - 1)[:, None]
+        read_BT = jnp.clip(first_B1 + jnp.arange(T)[None], 0, memory.slots - 1)
+        logits_BTV = jnp.take_along_axis(logits_BSV, read_BT[:, :, None], axis=1)
+        return logits_BTV if every else logits_BTV[:, 0], Prefix(tokens_BS, length_B)
