@@ -7,6 +7,7 @@ into the file, fills `student` from `train`, and checks everything before anythi
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,13 +115,25 @@ class SamplingConfig(Section):
     best_of: PositiveInt = Field(1, description="rows sampled per request, of which the n_best most probable are kept")
     n_best: PositiveInt = Field(1, description="rows kept per request, of its beams or of best_of")
     regex: str | None = Field(None, description="every row matches this regular expression, whole")
-    json_schema: str | None = Field(None, description="every row is JSON by this schema (JSON text, or a file)")
-    grammar: str | None = Field(None, description="every row follows this context-free grammar (Lark text, or a file)")
+    json_schema: str | None = Field(None, description="every row is JSON by this schema (its text, or a .json file)")
+    grammar: str | None = Field(None, description="every row follows this context-free grammar (Lark, or a .lark file)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute dtype, as in train.dtype")
     batch: PositiveInt = Field(256, description="rows decoded together: a finished one makes room for the next")
     chunk: PositiveInt = Field(16, description="decode steps per dispatch, after which finished rows are replaced")
     prompt_tokens: int = Field(0, ge=0, description="0: from the start token; n: the first n tokens of a row")
     prompt_source: Literal["real", "previous"] = Field("real", description="which rows give the prompts")
+
+    @pydantic.field_validator("json_schema", "grammar", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """A file's text stands in its place, so that a run knows what it was made with."""
+        if isinstance(value, Mapping):
+            return json.dumps(value)
+        if isinstance(value, str) and "\n" not in value and value.endswith((".json", ".lark")):
+            if not Path(value).is_file():
+                raise ValueError(f"there is no file {value}")
+            return Path(value).read_text(encoding="utf-8")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:
@@ -135,6 +148,9 @@ class SamplingConfig(Section):
         if self.beams > 1:
             used = [k for k in UNBEAMED if getattr(self, k) != type(self).model_fields[k].default]
             errors += [f"{k} has no use with beams={self.beams}" for k in [*used, *constraints]]
+        if constraints:
+            used = [k for k in ("stop", "stop_tokens", "bad_words", "min_tokens") if getattr(self, k)]
+            errors += [f"{k} has no use with {constraints[0]}, which says where a row ends" for k in used]
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             errors.append(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
         if "" in (*self.stop, *self.bad_words):

@@ -175,6 +175,10 @@ class FileTokenizer:
         """With the special tokens that the file puts around a text ([CLS] ... [SEP])."""
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=True)]
 
+    def backend_json(self) -> str:
+        """The tokenizer as the text of a `tokenizer.json`."""
+        return self._tokenizer.to_str()
+
     def token(self, index: int) -> str:
         """The token's own text, special tokens included."""
         return self._tokenizer.id_to_token(int(index)) or ""
@@ -217,6 +221,13 @@ class SentencePieceTokenizer:
 
     def token(self, index: int) -> str:
         return self._processor.id_to_piece(int(index))
+
+    def pieces(self) -> tuple[list[bytes], list[int]]:
+        """(the bytes each token stands for, the ids of special tokens)."""
+        p, ids = self._processor, range(self.vocab)
+        special = [i for i in ids if p.is_control(i) or p.is_unknown(i)]
+        text = lambda i: p.id_to_piece(i).replace("\u2581", " ").encode()
+        return [bytes([int(p.id_to_piece(i)[1:-1], 16)]) if p.is_byte(i) else text(i) for i in ids], special
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._processor.decode([int(t) for t in tokens if not self._processor.is_control(int(t))])

@@ -28,11 +28,11 @@ ROWS = spec("batch")
 
 @struct.dataclass
 class Terms:
-    """What a request asks for, one entry per slot. id: addresses the randomness. position: index of the row's next token
+    """What a request asks for, one entry per slot. key: data of its random key. position: index of the row's next token
     in its sequence. length: new tokens so far. limit: at most this many. stops: ids that end it, -1 where there are fewer.
     weight: of the guidance. done: nothing more is wanted."""
 
-    id_B: Any
+    key_BX: Any
     position_B: Any
     length_B: Any
     limit_B: Any
@@ -152,6 +152,19 @@ def _first_row(rows: int) -> Any:
 
 
 @functools.cache
+def keys_program() -> Callable:
+    """(round key, id_B, sample_B) -> data of each row's key: a second sample of a request has a key of its own."""
+
+    def keys(key, id_B, sample_B):
+        own_B = request_keys(key, id_B)
+        other_B = jax.vmap(jax.random.fold_in)(own_B, sample_B)
+        first_B1 = (sample_B == 0)[:, None]
+        return jnp.where(first_B1, jax.random.key_data(own_B), jax.random.key_data(other_B))
+
+    return jax.jit(keys)
+
+
+@functools.cache
 def resize_program(slots: int) -> Callable:
     """Room for `slots` tokens in every row."""
 
@@ -172,19 +185,18 @@ def whole(logits_BV: jax.Array) -> jax.Array:
 Combine = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def choose(slots: Slots, live_B, key, banned_N, mask_BW=None, combine: Combine | None = None):
+def choose(slots: Slots, live_B, banned_N, mask_BW=None, combine: Combine | None = None):
     """The next token of every row, its log-probability under the model (temperature 1, no rules; nats), and the terms
     after it. live_B: rows that take one. mask_BW: bits of the tokens that a constraint allows."""
-    inputs = (jax.tree.map(lambda _: ROWS, (slots.logits_BV, slots.guide_logits_BV, slots.terms)), ROWS, spec(), spec())
+    inputs = (jax.tree.map(lambda _: ROWS, (slots.logits_BV, slots.guide_logits_BV, slots.terms)), ROWS, spec())
 
-    def pick(rows, live_B, key, banned_N, mask_BW):
+    def pick(rows, live_B, banned_N, mask_BW):
         logits_BV, other_BV, terms = rows
         z_BV = logits_BV if other_BV is None else combine(logits_BV, other_BV, terms.weight_B)
         z_BV = allowed(z_BV, terms.rules, terms.history, terms.length_B, terms.stops_BK, banned_N)
         if mask_BW is not None:
             z_BV = jnp.where(unpack(mask_BW, z_BV.shape[1]), z_BV, NEVER)
-        keys_B = request_keys(key, terms.id_B)
-        token_B = draw(keys_B, terms.position_B, apply_rules(z_BV, terms.rules))
+        token_B = draw(jax.random.wrap_key_data(terms.key_BX), terms.position_B, apply_rules(z_BV, terms.rules))
         own_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
         logprob_B = own_B - jax.nn.logsumexp(logits_BV, axis=-1)
         length_B = terms.length_B + live_B
@@ -200,7 +212,7 @@ def choose(slots: Slots, live_B, key, banned_N, mask_BW=None, combine: Combine |
     masks = None if mask_BW is None else ROWS
     outputs = (ROWS, ROWS, jax.tree.map(lambda _: ROWS, slots.terms))
     run = local(pick, (*inputs, masks), outputs)
-    return run((slots.logits_BV, slots.guide_logits_BV, slots.terms), live_B, key, banned_N, mask_BW)
+    return run((slots.logits_BV, slots.guide_logits_BV, slots.terms), live_B, banned_N, mask_BW)
 
 
 def unpack(mask_BW: jax.Array, V: int) -> jax.Array:
@@ -226,14 +238,14 @@ def advance(step, guide_step, params, guide_params, slots: Slots, token_B, live_
 def decode_program(
     architecture: Architecture, guide: Architecture | None, dtype: str, most: int, combine: Combine | None = None
 ) -> Callable:
-    """(params, guide params, slots, keep_B, steps, key, banned_N) -> (slots, tokens_BC, logprobs_BC, count_B).
+    """(params, guide params, slots, keep_B, steps, banned_N) -> (slots, tokens_BC, logprobs_BC, count_B).
 
     Up to `steps` <= C = `most` tokens for every row that is kept and not done; the first count_B entries of a row are its
     new tokens. Stops early when no row is left. `slots` is donated.
     """
     step, guide_step = stepper(architecture, dtype), stepper(guide, dtype) if guide else None
 
-    def decode(params, guide_params, slots: Slots, keep_B, steps, key, banned_N):
+    def decode(params, guide_params, slots: Slots, keep_B, steps, banned_N):
         TRACES["generate"] += 1
         B = slots.logits_BV.shape[0]
         blank = lambda kind: jnp.zeros((B, most), kind, out_sharding=spec("batch", None))
@@ -241,7 +253,7 @@ def decode_program(
         def body(carry):
             n, slots, out_BC, logprob_BC, count_B = carry
             live_B = keep_B & ~slots.terms.done_B
-            token_B, one_B, terms = choose(slots, live_B, key, banned_N, combine=combine)
+            token_B, one_B, terms = choose(slots, live_B, banned_N, combine=combine)
             out_BC = jax.lax.dynamic_update_slice_in_dim(out_BC, token_B[:, None], n, 1)
             logprob_BC = jax.lax.dynamic_update_slice_in_dim(logprob_BC, one_B[:, None], n, 1)
             slots = advance(step, guide_step, params, guide_params, slots.replace(terms=terms), token_B, live_B)
@@ -256,12 +268,12 @@ def decode_program(
 
 @functools.cache
 def choose_program(combine: Combine | None = None) -> Callable:
-    """(slots, keep_B, key, banned_N, mask_BW) -> (terms, token_B, logprob_B, live_B): half a step, under a constraint."""
+    """(slots, keep_B, banned_N, mask_BW) -> (terms, token_B, logprob_B, live_B): half a step, under a constraint."""
 
-    def one(slots: Slots, keep_B, key, banned_N, mask_BW):
+    def one(slots: Slots, keep_B, banned_N, mask_BW):
         TRACES["choose"] += 1
         live_B = keep_B & ~slots.terms.done_B
-        token_B, logprob_B, terms = choose(slots, live_B, key, banned_N, mask_BW, combine)
+        token_B, logprob_B, terms = choose(slots, live_B, banned_N, mask_BW, combine)
         return terms, token_B, logprob_B, live_B
 
     return jax.jit(one)

@@ -18,7 +18,8 @@ from recursive_jax.models.model import Model
 class Request:
     """prompt: token ids. id: addresses the randomness. parents: ids of the prompt's rows. opened: whether the prompt
     begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling: settings of
-    its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing)."""
+    its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
+    sample: tells candidates of one request apart (`best_of`)."""
 
     id: int
     prompt: np.ndarray
@@ -26,6 +27,7 @@ class Request:
     opened: bool = False
     sampling: SamplingConfig | None = None
     negative: np.ndarray | None = None
+    sample: int = 0
 
     def tokens(self, bos: int) -> np.ndarray:
         """What the model reads, int32; an empty prompt always starts with the start token."""
@@ -54,6 +56,15 @@ class Guide:
             return request.tokens(bos)
         negative = np.empty(0, np.int32) if request.negative is None else np.asarray(request.negative, np.int32)
         return dataclasses.replace(request, prompt=negative).tokens(bos)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """Speculative decoding (arXiv:2211.17192): a small model of the same vocabulary guesses `ahead` tokens, the model
+    checks them in one pass. Both draw with the same random numbers, so that the rows are those of the model alone."""
+
+    model: Model
+    ahead: int = 4
 
 
 def unconditional(count: int, first: int = 0) -> list[Request]:

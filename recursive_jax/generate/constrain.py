@@ -1,0 +1,141 @@
+"""Constrained decoding: every row matches a regular expression, a JSON schema or a context-free grammar.
+
+The parser is `llguidance` (benchmarks/constraints.py compares it with two others). It gives a bit mask over the vocabulary
+for each row and step; the mask of the next step is made on the host while the device runs the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import SamplingConfig
+from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, SentencePieceTokenizer, stop_tokens
+from recursive_jax.errors import InputError
+from recursive_jax.generate import programs
+
+KINDS = ("regex", "json_schema", "grammar")
+
+
+class Constraint:
+    """One grammar for all rows; each slot has a parser of its own, at the place its row has come to."""
+
+    def __init__(self, kind: str, text: str, tokenizer: Any, vocab: int):
+        import llguidance
+
+        compile = {
+            "regex": llguidance.LLMatcher.grammar_from_regex,
+            "json_schema": lambda s: llguidance.LLMatcher.grammar_from_json_schema(
+                s, overrides={"whitespace_flexible": False}
+            ),
+            "grammar": llguidance.LLMatcher.grammar_from_lark,
+        }[kind]
+        found = parser_tokenizer(tokenizer, vocab)
+        try:
+            grammar = compile(text)
+        except ValueError as error:
+            raise InputError(f"sampling.{kind} is not valid: {error}") from None
+        self._fresh = llguidance.LLMatcher(found, grammar, log_level=0)
+        if self._fresh.is_error():
+            raise InputError(f"sampling.{kind} is not valid: {self._fresh.get_error().strip()}\n{text[:200]}")
+        self.words = -(-vocab // 32)
+        self.parsers: dict[int, Any] = {}
+        self._executor = llguidance.LLExecutor()
+        self._masks = np.zeros((0, self.words), np.int32)
+        self._stale: set[int] = set()
+
+    @classmethod
+    def of(cls, sampling: SamplingConfig, tokenizer: Any, vocab: int) -> Constraint | None:
+        """What the settings ask for, or None. Raises InputError for a grammar that is not valid, or a tokenizer whose
+        tokens are no pieces of text."""
+        for kind in KINDS:
+            if getattr(sampling, kind) is not None:
+                return cls(kind, getattr(sampling, kind), tokenizer, vocab)
+        return None
+
+    def start(self, slot: int) -> None:
+        self.parsers[slot] = self._fresh.deep_copy()
+        self._stale.add(slot)
+
+    def release(self, slot: int) -> None:
+        self.parsers.pop(slot, None)
+        self._stale.discard(slot)
+
+    def _fill(self) -> None:
+        """Brings the masks of all slots whose row has moved up to date."""
+        from llguidance import numpy as masks
+
+        moved = [(self.parsers[slot], slot) for slot in sorted(self._stale) if slot in self.parsers]
+        if moved:
+            masks.fill_next_token_bitmask_par(self._executor, moved, self._masks)
+        for parser, _ in moved:
+            if parser.is_error():
+                raise InputError(f"the constraint cannot be followed with this tokenizer: {parser.get_error()}")
+        self._stale.clear()
+
+    def decode(self, architecture: Any, guide: Any, dtype: str, combine: Callable | None) -> Callable:
+        """The same contract as `programs.decode_program`, a step at a time."""
+        choose, advance = programs.choose_program(combine), programs.advance_program(architecture, guide, dtype)
+
+        def run(params, guide_params, state, keep_B, steps, banned_N):
+            B, found = state.logits_BV.shape[0], []
+            if len(self._masks) != B:
+                self._masks = np.zeros((B, self.words), np.int32)
+            for _ in range(int(steps)):
+                self._fill()
+                masks_BW = meshes.put_batch(_mesh(keep_B), self._masks.copy())
+                terms, token_B, logprob_B, live_B = choose(state, keep_B, banned_N, masks_BW)
+                state = advance(params, guide_params, state, terms, token_B, live_B)  # runs while the host parses
+                tokens, logprobs, live = meshes.fetch((token_B, logprob_B, live_B))
+                found.append((tokens, logprobs, live))
+                for slot in np.flatnonzero(live):
+                    if not self.parsers[slot].consume_token(int(tokens[slot])):
+                        raise InputError(f"the constraint cannot be followed: {self.parsers[slot].get_error()}")
+                    self._stale.add(int(slot))
+                if not live.any():
+                    break
+            tokens, logprobs, live = (np.stack(x, axis=1) for x in zip(*found, strict=True))
+            return state, tokens, logprobs, live.sum(axis=1)
+
+        return run
+
+
+def _mesh(array: jax.Array) -> Any:
+    return array.sharding.mesh
+
+
+def parser_tokenizer(tokenizer: Any, vocab: int) -> Any:
+    """The tokenizer as the parser needs it: the bytes of every token."""
+    import llguidance
+
+    ends = list(stop_tokens(tokenizer))
+    if isinstance(tokenizer, FileTokenizer):
+        return llguidance.LLTokenizer(tokenizer.backend_json(), n_vocab=vocab, eos_token=ends)
+    if isinstance(tokenizer, ByteTokenizer):
+        pieces, special = [bytes([i]) for i in range(256)], [tokenizer.bos, tokenizer.eos, tokenizer.pad]
+        pieces += [b"<|bos|>", b"<|eos|>", b"<|pad|>"]
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        pieces, special = tokenizer.pieces()
+    else:
+        raise InputError(
+            f"a constraint needs a tokenizer whose tokens are pieces of text, not {type(tokenizer).__name__}: "
+            "bytes, a tokenizer.json or SentencePiece"
+        )
+    pieces += [b""] * (vocab - len(pieces))
+    wrapped = llguidance.TokenizerWrapper(_Pieces(pieces, tokenizer, special))
+    return llguidance.LLTokenizer(wrapped, n_vocab=vocab, eos_token=ends)
+
+
+class _Pieces:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, pieces: list[bytes], tokenizer: Any, special: list[int]):
+        self.tokens, self.special_token_ids = pieces, special
+        self.eos_token_id, self.bos_token_id, self._encode = tokenizer.eos, tokenizer.bos, tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(self._encode(text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text))

@@ -1,0 +1,201 @@
+"""Reads prompts: what a request asks for in numbers, and the memory of a model after its prompt.
+
+Prompts of like length are read together; long ones in pieces; a prefix that many prompts share is read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import SamplingConfig
+from recursive_jax.data.tokenizers import stop_tokens
+from recursive_jax.errors import InputError
+from recursive_jax.generate import programs
+from recursive_jax.generate.request import Request
+from recursive_jax.generate.sampling import History, Rules, used_rules
+from recursive_jax.models.model import Model
+from recursive_jax.train.step import resolve_dtype
+
+PIECE = 512  # prompt tokens read by one dispatch, over all its rows
+SHARED = 32  # a prefix shorter than this is not worth reading apart
+
+
+@dataclasses.dataclass
+class Row:
+    """A row in work, or done. tokens: new ones only; logprobs: the model's own (temperature 1, no rules), nats. status:
+    `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`. text: set
+    when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by."""
+
+    request: Request
+    prompt: np.ndarray
+    sampling: SamplingConfig
+    stops: tuple[int, ...]
+    limit: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    status: str = ""
+    text: str | None = None
+    rank: int = 0
+    score: float = 0.0
+
+
+class Reader:
+    """What the engine and beam search have in common. models: the one that writes, and a second one that goes along (a
+    guide or a draft). settings: those that requests bring along. shared: tokens that (most) prompts begin with.
+
+    Raises InputError for a model that cannot write (without params, an encoder), or two that do not share a vocabulary.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        sampling: SamplingConfig,
+        seed: int = 0,
+        shared: Sequence[int] = (),
+        settings: Sequence[SamplingConfig] = (),
+    ):
+        for model in models:
+            check_writer(model)
+        self.models = [model.merged() for model in models]
+        self.model, self.mesh, self.tokenizer = self.models[0], models[0].mesh, models[0].tokenizer
+        if len({m.vocab for m in models}) > 1:
+            raise InputError(
+                f"the two models have {' and '.join(str(m.vocab) for m in models)} tokens: not one vocabulary"
+            )
+        self.sampling, self.dtype = sampling, resolve_dtype(sampling.dtype)
+        self.context = min(m.context for m in models)
+        self.divisor = meshes.batch_divisor(self.mesh)
+        self.architectures = [m.architecture for m in self.models]
+        self.layers = max(a.config.layers if a.config else 1 for a in self.architectures)
+        # Which rules take part is compiled in, and so are the sizes of their tables: fixed here for all requests to come.
+        settings = list(dict.fromkeys([sampling, *settings]))
+        self.settings = frozenset(settings)
+        self.uses = used_rules(settings)
+        self.words = {s: bad_words(self.tokenizer, s) for s in settings}
+        self.words_shape = Rules.of(settings, [self.words[s] for s in settings]).bad_words_BWL.shape[1:]
+        self.stops = {s: tuple(dict.fromkeys((*stop_tokens(self.tokenizer), *s.stop_tokens))) for s in settings}
+        self.most_stops = max(map(len, self.stops.values()))
+        ends = {i for ids in self.stops.values() for i in ids}
+        never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, self.model.vocab)} - {None} - ends
+        with jax.set_mesh(self.mesh):
+            self.banned = meshes.replicate(self.mesh, np.array(sorted(never), np.int32))
+            self.key = jax.random.key(seed)
+            self.params = [programs.stepper(m.architecture, self.dtype).prepare(m.params) for m in self.models]
+        self.shared = np.asarray(shared, np.int32)
+        self._prefixes: dict[int, Any] = {}
+
+    def open(self, request: Request) -> Row:
+        """The row of a request, with its limit; done at once where nothing can or need be written."""
+        sampling = request.sampling or self.sampling
+        if sampling not in self.settings:
+            raise InputError(f"request {request.id} has settings of its own; name them beforehand: settings=[...]")
+        row = Row(request, request.tokens(self.tokenizer.bos), sampling, self.stops[sampling])
+        if row.prompt.size and (row.prompt.min() < 0 or row.prompt.max() >= self.model.vocab):
+            raise InputError(
+                f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
+            )
+        asked = self.context if sampling.max_tokens is None else sampling.max_tokens
+        row.limit = max(0, min(asked, self.context + 1 - len(row.prompt)))
+        if len(row.prompt) > self.context + 1:
+            row.status, row.text = "prompt_too_long", ""
+        elif row.limit == 0:
+            row.status, row.text = "length", ""
+        return row
+
+    def terms(self, rows: Sequence[Row | None]) -> programs.Terms:
+        """What the rows ask for, as NumPy arrays; None: an empty slot, done."""
+        settings = [row.sampling if row else self.sampling for row in rows]
+        W, L = self.words_shape
+        words = np.full((len(rows), W, L), -1, np.int32)
+        stops = np.full((len(rows), self.most_stops), -1, np.int32)
+        for i, row in enumerate(rows):
+            if row is not None:
+                stops[i, : len(row.stops)] = row.stops
+                for w, word in enumerate(self.words[row.sampling]):
+                    words[i, w, L - len(word) :] = word
+        column = lambda value, dtype: np.array([value(r) if r else 0 for r in rows], dtype)
+        prompts = [row.prompt if row else np.empty(0, np.int32) for row in rows]
+        ids = column(lambda r: r.request.id & 0xFFFFFFFF, np.uint32)
+        return programs.Terms(
+            key_BX=np.asarray(programs.keys_program()(self.key, ids, column(lambda r: r.request.sample, np.uint32))),
+            position_B=column(lambda r: len(r.prompt), np.int32),
+            length_B=np.zeros(len(rows), np.int32),
+            limit_B=column(lambda r: r.limit, np.int32),
+            stops_BK=stops,
+            weight_B=np.array([s.guidance for s in settings], np.float32),
+            done_B=np.array([row is None for row in rows]),
+            rules=Rules.of(settings).replace(bad_words_BWL=words, uses=self.uses),
+            history=History.of(prompts, programs.padded_vocab(self.architectures[0]), self.uses, L),
+        )
+
+    def plan(self, prompt: np.ndarray) -> tuple[bool, int, int]:
+        """(whether the prompt begins with the shared prefix, tokens a dispatch reads, how many dispatches)."""
+        shared = len(self.shared)
+        common = SHARED <= shared < len(prompt) and np.array_equal(prompt[:shared], self.shared)
+        rest = len(prompt) - (shared if common else 0)
+        width = min(PIECE, bucket(rest))
+        return common, width, -(-rest // width)
+
+    def read(self, side: int, plan: tuple[bool, int, int], prompts: Sequence[np.ndarray], U: int) -> tuple[Any, Any]:
+        """(logits_UV, memory) of model `side` after the prompts, which all follow the same plan; rows beyond are empty."""
+        common, width, pieces = plan
+        begin = len(self.shared) if common else 0
+        slots = self.size(begin + width * pieces)
+        memory, logits = self._shared_memory(side, U) if common else None, None
+        for piece in range(pieces):
+            tokens, count = np.zeros((U, width), np.int32), np.zeros(U, np.int32)
+            for u, prompt in enumerate(prompts):
+                part = prompt[begin + piece * width : begin + (piece + 1) * width]
+                tokens[u, : len(part)], count[u] = part, len(part)
+            program = programs.prefill_program(self.architectures[side], self.dtype, U, slots, memory is None)
+            placed = meshes.put_batch(self.mesh, (tokens, count))
+            logits, memory = program(self.params[side], memory, *placed)
+        return logits, memory
+
+    def _shared_memory(self, side: int, U: int) -> Any:
+        """The memory after the shared prefix, read once, for each of U rows."""
+        if side not in self._prefixes:
+            width = min(PIECE, bucket(len(self.shared)))
+            rows = [self.shared] * self.divisor
+            self._prefixes[side] = self.read(side, (False, width, -(-len(self.shared) // width)), rows, self.divisor)[1]
+        return programs.spread_program()(self._prefixes[side], np.zeros(U, np.int32))
+
+    def size(self, need: int) -> int:
+        """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose programs
+        take long to compile, powers of two from 128 on. Never more than the context."""
+        power = 1 << (need - 1).bit_length()
+        if self.layers > 8:
+            return min(max(128, power), self.context)
+        tight = power >= 256 and need <= power * 3 // 4
+        return min(power * 3 // 4 if tight else max(64, power), self.context)
+
+
+def check_writer(model: Model) -> None:
+    if model.params is None:
+        raise InputError("this model has no params to generate with: train it or load one")
+    if model.architecture.config is not None and not model.architecture.config.causal:
+        raise InputError("this model is an encoder: it reads in both directions and cannot write")
+
+
+def bad_words(tokenizer: Any, sampling: SamplingConfig) -> list[list[int]]:
+    """Each text as it stands, and with the blank before it that most tokenizers make part of a word."""
+    forms = [form for word in sampling.bad_words for form in dict.fromkeys((word, f" {word}"))]
+    found = {tuple(tokenizer.encode(form)) for form in forms}
+    return sorted(list(ids) for ids in found if ids)
+
+
+def bucket(n: int) -> int:
+    """Widths of prompts: powers of two from 16, so that few programs are compiled."""
+    return max(16, 1 << max(0, (n - 1).bit_length()))
+
+
+def prefill_rows(width: int, slots: int, divisor: int) -> int:
+    """Prompts read by one dispatch: about PIECE tokens; a power of two that the mesh divides."""
+    rows = max(1, min(PIECE // width, 1 << (slots - 1).bit_length()))
+    return rows + (-rows % divisor)
