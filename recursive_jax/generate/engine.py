@@ -27,6 +27,7 @@ from recursive_jax.generate.request import Draft, Guide, Request
 from recursive_jax.generate.speculate import speculate_program
 from recursive_jax.models.model import Model
 
+END = object()
 LAST = 4  # dispatches rolled into one when no request waits for a slot
 
 
@@ -87,16 +88,17 @@ class Engine:
         self._empty = lambda slots: programs.empty_program(*sides, self.reader.dtype, self.B, slots)
         self._params = [*self.reader.params, None][:2]
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Row]:
-        """Rows as they finish. A request whose prompt does not fit, or that asks for nothing, is a row at once."""
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Row]:
+        """Rows as they finish. A request whose prompt does not fit, or that asks for nothing, is a row at once. None says
+        that there is no request now: more are asked for after the next dispatch."""
         source, waiting, exhausted = iter(requests), collections.deque(), False
         with jax.set_mesh(self.mesh):
             while True:
                 free = [i for i, row in enumerate(self.rows) if row is None]
                 while not exhausted and len(waiting) < len(free):
-                    request = next(source, None)
-                    if request is None:
-                        exhausted = True
+                    request = next(source, END)
+                    exhausted = request is END
+                    if exhausted or request is None:
                         break
                     row = self.reader.open(request)
                     if row.status:

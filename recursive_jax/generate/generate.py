@@ -3,14 +3,19 @@ request id) and on nothing else."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.generate.engine import Engine, Row
-from recursive_jax.generate.request import Guide, Request, shared_prefix
+from recursive_jax.generate.beam import beam_search
+from recursive_jax.generate.engine import Engine
+from recursive_jax.generate.reader import Reader, Row
+from recursive_jax.generate.request import Draft, Guide, Request, shared_prefix
 from recursive_jax.models.model import Model
 
 FIRST = 64  # requests looked at for a prefix they share
@@ -26,42 +31,104 @@ def generate(
     name: str = "rows",
     operation: str = "generate",
     guide: Guide | None = None,
+    draft: Draft | None = None,
+    progress: bool = False,
 ) -> Dataset:
-    """One row per request, in their order, holding the new tokens only (the prompt is named by `parents`). status: `ok`
-    (ended by a stop token or text), `length` (cut at the limit), `prompt_too_long` (no tokens).
+    """One row per request (`n_best` of them), in their order, holding the new tokens only (the prompt is named by
+    `parents`). status: `ok` (ended by a stop token or text), `length` (cut at the limit), `prompt_too_long` (no tokens).
+    progress: rows and tokens per second on stderr.
 
-    Raises InputError for a model without params, or one that cannot write.
+    Raises InputError for a model without params, or one that cannot write; ValueError for two requests with one id.
     """
     requests = list(requests)
-    rows = list(stream(model, requests, sampling, seed=seed, guide=guide))
     order = {request.id: i for i, request in enumerate(requests)}
-    rows.sort(key=lambda row: order[row.request.id])
+    if len(order) < len(requests):
+        raise ValueError(
+            "two requests have the same id: it addresses their random numbers, and would give them one row"
+        )
+    rows = list(stream(model, requests, sampling, seed=seed, guide=guide, draft=draft, progress=progress))
+    rows.sort(key=lambda row: (order[row.request.id], row.rank))
     return to_dataset(rows, model, seed=seed, round=round, name=name, operation=operation)
 
 
 def stream(
     model: Model,
-    requests: Iterable[Request],
+    requests: Iterable[Request | None],
     sampling: SamplingConfig | None = None,
     *,
     seed: int = 0,
     guide: Guide | None = None,
+    draft: Draft | None = None,
+    like: Sequence[Request] = (),
+    progress: bool = False,
 ) -> Iterator[Row]:
-    """Rows as they finish, not in request order; requests may be any iterable, and are taken as there is room."""
-    known = list(requests) if isinstance(requests, Sequence) else []
+    """Rows as they finish, not in request order. requests may be any iterable, and are taken as there is room: memory does
+    not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests` is no sequence, some that are like those to come: the prefix they
+    share is read once, and requests may bring the settings that these do."""
+    sampling = sampling or SamplingConfig()
+    known = requests if isinstance(requests, Sequence) else like
+    settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))
     shared = shared_prefix(known[:FIRST], model.tokenizer.bos)
-    settings = [r.sampling for r in known if r.sampling is not None]
-    engine = Engine(model, sampling, seed=seed, guide=guide, shared=shared, settings=settings)
-    yield from engine.run(known or requests)
+    if sampling.beams > 1:
+        if guide is not None or draft is not None or settings:
+            raise ValueError("beam search takes neither a guide nor a draft, nor settings of a request's own")
+        rows = beam_search(Reader([model], sampling, seed, shared), requests)
+    else:
+        engine = Engine(model, sampling, seed=seed, guide=guide, draft=draft, shared=shared, settings=settings)
+        if sampling.best_of > 1:
+            rows = _best(engine.run(_candidates(requests, sampling.best_of)), sampling)
+        else:
+            rows = engine.run(requests)
+    yield from _shown(rows, len(known) if known is requests else 0) if progress else rows
+
+
+def _candidates(requests: Iterable[Request | None], count: int) -> Iterator[Request | None]:
+    for request in requests:
+        for sample in range(count if request is not None else 1):
+            yield None if request is None else dataclasses.replace(request, sample=sample)
+
+
+def _best(rows: Iterator[Row], sampling: SamplingConfig) -> Iterator[Row]:
+    """Of each request's `best_of` rows the `n_best` with the largest log-probability / length ** length_penalty."""
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        row.score = float(np.sum(row.logprobs)) / max(1, len(row.tokens)) ** sampling.length_penalty
+        group = groups.setdefault(row.request.id, [])
+        group.append(row)
+        if len(group) == sampling.best_of:
+            del groups[row.request.id]
+            group.sort(key=lambda r: (-r.score, r.request.sample))
+            for rank, kept in enumerate(group[: sampling.n_best]):
+                kept.rank, kept.last = rank, rank == sampling.n_best - 1
+                yield kept
+
+
+def _shown(rows: Iterator[Row], total: int) -> Iterator[Row]:
+    """The rows, with their number and the tokens per second so far on stderr: one line that changes on a terminal, else a
+    line every ten seconds."""
+    live, begin, said, count, tokens = sys.stderr.isatty(), time.perf_counter(), 0.0, 0, 0
+    for row in rows:
+        count, tokens = count + 1, tokens + len(row.tokens)
+        now = time.perf_counter() - begin
+        if now - said > (0.2 if live else 10.0):
+            said = now
+            print(_line(count, total, tokens, now), end="\r" if live else "\n", file=sys.stderr, flush=True)
+        yield row
+    print(_line(count, total, tokens, time.perf_counter() - begin), file=sys.stderr, flush=True)
+
+
+def _line(count: int, total: int, tokens: int, seconds: float) -> str:
+    of = f"/{total:,}" if total else ""
+    return f"{count:,}{of} rows, {tokens:,} tokens in {seconds:.1f} s: {tokens / max(seconds, 1e-9):,.0f} tokens/s   "
 
 
 def to_dataset(
     rows: Sequence[Row], model: Model, *, seed: int, round: int = 0, name: str = "rows", operation: str = "generate"
 ) -> Dataset:
-    """Finished rows with their lineage."""
+    """Finished rows with their lineage. Where a request has several, `.1`, `.2`, ... follows the id of the lesser ones."""
     return Dataset.from_columns(
         len(rows),
-        id=[f"{name}/{r.request.id}" for r in rows],
+        id=[f"{name}/{r.request.id}" + (f".{r.rank}" if r.rank else "") for r in rows],
         parents=[list(r.request.parents) for r in rows],
         operation=operation,
         model=model.fingerprint,

@@ -30,7 +30,8 @@ SHARED = 32  # a prefix shorter than this is not worth reading apart
 class Row:
     """A row in work, or done. tokens: new ones only; logprobs: the model's own (temperature 1, no rules), nats. status:
     `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`. text: set
-    when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by."""
+    when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by. last: none of the request
+    follows."""
 
     request: Request
     prompt: np.ndarray
@@ -43,6 +44,7 @@ class Row:
     text: str | None = None
     rank: int = 0
     score: float = 0.0
+    last: bool = True
 
 
 class Reader:

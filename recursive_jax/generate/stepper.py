@@ -8,7 +8,14 @@ again. The engine knows nothing but this.
 `extend` gives each row its first count_B tokens of tokens_BT (0: the row stays as it is) and returns the logits after
 the last of them; with every=True those after each, `[B, T, V]`. fresh: the memory is empty.
 
-Shapes: B rows, T new tokens, S slots (tokens a row has room for), V vocabulary.
+For beam search, W continuations of each row:
+
+    branch(memory, W, steps) -> branched             with room for `steps` more tokens of each
+    grow(params, branched, tokens_BW, parent_BW, n) -> (logits_BWV, branched)
+
+`grow` is step n: continuation w becomes continuation parent_BW[:, w] with the token tokens_BW[:, w] after it.
+
+Shapes: B rows, W continuations, T new tokens, S slots (tokens a row has room for), V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from recursive_jax.mesh import TRACES, spec
+from recursive_jax.mesh import TRACES, local, spec
+from recursive_jax.models.attention import Branches
 from recursive_jax.models.model import Architecture
 from recursive_jax.models.transformer import Cache, Transformer, unstacked
 
@@ -46,6 +54,44 @@ class CachedStepper:
         read_B = None if every else jnp.maximum(count_B - 1, 0)
         logits, grown = self.module.apply({"params": params}, tokens_BT, cache=memory, fresh=fresh, read_B=read_B)
         return logits if every else logits[:, 0], grown.replace(length_B=memory.length_B + count_B)
+
+    def branch(self, memory: Cache, W: int, steps: int) -> Branched:
+        """The W continuations share the row's cache: its prompt stands there once, and step n puts W tokens into slots
+        length + n W .. length + (n + 1) W. No cache is ever reordered; who descends from whom is a mask."""
+        slots = memory.slots + W * steps
+        slot_S = jnp.arange(slots)
+        prompt_BS = slot_S[None] < memory.length_B[:, None]
+        seen_BWS = jnp.broadcast_to(prompt_BS[:, None], (len(memory.length_B), W, slots))
+        return Branched(memory.resized(slots), memory.length_B, seen_BWS)
+
+    def grow(self, params, branched: Branched, tokens_BW, parent_BW, n):
+        W, memory, length_B = tokens_BW.shape[1], branched.memory, branched.length_B
+        rows = spec("batch")
+
+        def descend(seen_BWS, length_B, parent_BW):
+            slot_S = jnp.arange(seen_BWS.shape[2])
+            seen_BWS = jnp.take_along_axis(seen_BWS, parent_BW[:, :, None], axis=1)
+            own_BWS = slot_S[None, None] == (length_B[:, None] + n * W + jnp.arange(W)[None])[:, :, None]
+            after_BS = slot_S[None] - length_B[:, None]
+            return seen_BWS | own_BWS, jnp.where(after_BS < 0, slot_S[None], length_B[:, None] + after_BS // W)
+
+        seen_BWS, position_BS = local(descend, (rows, rows, rows), (rows, rows))(branched.seen_BWS, length_B, parent_BW)
+        logits_BWV, memory = self.module.apply(
+            {"params": params},
+            tokens_BW,
+            cache=memory.replace(length_B=length_B + n * W),
+            branches=Branches(length_B + n, seen_BWS, position_BS),
+        )
+        return logits_BWV, Branched(memory, length_B, seen_BWS)
+
+
+@struct.dataclass
+class Branched:
+    """A cache that holds W continuations of each row. length_B: tokens of the prompts."""
+
+    memory: Cache
+    length_B: jax.Array
+    seen_BWS: jax.Array
 
 
 @functools.cache
@@ -100,3 +146,22 @@ class PlainStepper:
         read_BT = jnp.clip(first_B1 + jnp.arange(T)[None], 0, memory.slots - 1)
         logits_BTV = jnp.take_along_axis(logits_BSV, read_BT[:, :, None], axis=1)
         return logits_BTV if every else logits_BTV[:, 0], Prefix(tokens_BS, length_B)
+
+    def branch(self, memory: Prefix, W: int, steps: int) -> Prefix:
+        """Each continuation is a row of its own."""
+        copies = local(lambda x: jnp.repeat(x, W, axis=0), (spec("batch"),), spec("batch"))
+        return jax.tree.map(copies, memory.resized(memory.slots + steps))
+
+    def grow(self, params, branched: Prefix, tokens_BW, parent_BW, n):
+        W, rows = tokens_BW.shape[1], spec("batch")
+
+        def descend(x, parent_BW):
+            own = x.reshape(-1, W, *x.shape[1:])
+            at = parent_BW.reshape(*parent_BW.shape, *(1,) * (x.ndim - 1))
+            return jnp.take_along_axis(own, at, axis=1).reshape(x.shape)
+
+        branched = jax.tree.map(lambda x: local(descend, (rows, rows), rows)(x, parent_BW), branched)
+        tokens_R1 = local(lambda t: t.reshape(-1, 1), (rows,), rows)(tokens_BW)
+        logits_RV, branched = self.extend(params, branched, tokens_R1, jnp.ones_like(branched.length_B))
+        V = logits_RV.shape[1]
+        return local(lambda x: x.reshape(-1, W, V), (rows,), rows)(logits_RV), branched

@@ -118,7 +118,7 @@ class Transformer(nn.Module):
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
     position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh: the
-    cache is empty. read_B: logits `[B, 1, V]` of this position of each row only (a prompt's others are not needed).
+    cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this position of each row only (a prompt's others are not needed).
     key: randomness of the adapter's dropout.
 
     The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
@@ -139,6 +139,7 @@ class Transformer(nn.Module):
         prefix_B=None,
         cache=None,
         fresh=False,
+        branches=None,
         read_B=None,
         hidden=False,
         key=None,
@@ -151,7 +152,7 @@ class Transformer(nn.Module):
         if c.embedding_width is not None:
             w = weight(self, "project_in", (c.E, c.width), (None, "embed"), c.E**-0.5)
             x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", None, None))
-        positions_BT = _positions(tokens_BT, segments_BT, cache)
+        positions_BT = _positions(tokens_BT, segments_BT, cache, branches)
         if c.position == "learned":
             where_PD = weight(self, "positions", (c.context + c.position_offset, c.width), (None, "embed"), 0.02)
             x_BTD = x_BTD + self._gather(where_PD, positions_BT + c.position_offset)
@@ -162,7 +163,11 @@ class Transformer(nn.Module):
         if c.embedding_norm:
             x_BTD = Norm(c, self.dtype, name="embedding_norm")(x_BTD)
         mask = Mask(
-            causal=c.causal if causal is None else causal, fresh=fresh, segments_BT=segments_BT, prefix_B=prefix_B
+            causal=c.causal if causal is None else causal,
+            fresh=fresh,
+            segments_BT=segments_BT,
+            branches=branches,
+            prefix_B=prefix_B,
         )
         x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, key)
         if read_B is not None:
@@ -259,8 +264,10 @@ def unstacked(params: dict[str, Any], config: ModelConfig, dtype: Any) -> dict[s
     return {**params, "blocks": layers}
 
 
-def _positions(tokens_BT, segments_BT, cache):
+def _positions(tokens_BT, segments_BT, cache, branches):
     """Position of each token in its own document."""
+    if branches is not None:
+        return rows_like(jnp.broadcast_to(branches.position_B[:, None], tokens_BT.shape), tokens_BT.shape[0])
     index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
     index_BT = rows_like(index_BT, tokens_BT.shape[0])
     if cache is not None:

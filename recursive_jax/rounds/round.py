@@ -4,7 +4,6 @@ returns the stored result, or goes on in the middle of a half-done one."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,17 +16,17 @@ from recursive_jax.curate.select import Rule, select
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
-from recursive_jax.generate.generate import generate
+from recursive_jax.generate.generate import FIRST, stream, to_dataset
+from recursive_jax.generate.reader import Row
 from recursive_jax.generate.request import Request
 from recursive_jax.models.model import Model, source_mark
 from recursive_jax.objectives.causal import Objective, causal
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.durable import DurableFolder, Stored, architecture_mark, callable_mark, data_mark, model_mark
+from recursive_jax.rounds.journal import Budget, Journal
 from recursive_jax.rounds.stored import load_stored_model, write_model
 from recursive_jax.train import signals
 from recursive_jax.train.loop import train
-
-PARTS = 64  # most files a generated dataset is split into
 
 
 class Chain:
@@ -118,9 +117,11 @@ class Round(DurableFolder):
         tokens: int | None = None,
         inputs: dict[str, str] | None = None,
     ) -> Stored:
-        """Rows from `model`: `count` of them, or batches until they hold `tokens` tokens (then cut to the budget).
+        """Rows from `model`: those of the first `count` requests, or of as many as it takes to hold `tokens` tokens (then
+        cut to the budget). requests(first, n) gives the requests with ids first .. first + n.
 
-        requests(first, n) gives the requests with ids first .. first + n. Parts are committed as they are done.
+        Rows are kept as they finish. A kill loses those in work and of the last quarter second; the rows that are made
+        again have the same bits.
         """
         sampling = sampling or SamplingConfig()
         seed = self.seed(name)
@@ -128,34 +129,26 @@ class Round(DurableFolder):
             raise ValueError("give either count or tokens")
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            expected = count or max(1, tokens // 8)
-            writer = model.merged()  # once, not for every part
-            per_part = sampling.batch * max(1, -(-expected // (sampling.batch * PARTS)))
-            parts: list[Dataset] = []
-            made = total = 0
-            while made < count if count is not None else total < tokens:
-                file = folder / f"rows-{len(parts):05d}.parquet"
-                ask = per_part if count is None else min(per_part, count - made)
-                if file.exists():
-                    part = Dataset.read([str(file)])
-                else:
-                    part = self._generate_part(name, writer, requests(made, ask), sampling, seed)
-                    meshes.on_main(lambda part=part, file=file: _write_rows(part, file))
-                if tokens is not None and part.token_count == 0:
-                    raise InputError(
-                        f"{self.label} · {name}: the model writes no tokens (do the prompts fill the context?)"
-                    )
-                parts.append(part)
-                made, total = made + ask, total + part.token_count
-                self.run.progress.working(
-                    f"{self.label} · {name}",
-                    f"{made:,}/{count:,} rows" if count is not None else f"{total:,}/{tokens:,} tokens",
-                )
-                if signals.stop_requested(now=True):
+            journal = Journal(folder)
+            budget = Budget(journal.lengths, requests, count, tokens)
+            rows = stream(model, budget, sampling, seed=seed, like=requests(0, min(FIRST, count or FIRST)))
+            for row in rows:
+                journal.append(row, self._as_rows(name, model, seed))
+                budget.finished(row)
+                if budget.enough:
+                    break
+                self.run.progress.working(f"{self.label} · {name}", budget.note())
+                if signals.stop_requested():
+                    journal.close()
                     raise Preempted(
-                        f"{self.label} · {name}: stopped by a signal after {made} rows, all kept; the same command goes on from there"
+                        f"{self.label} · {name}: stopped by a signal after {budget.done} rows, all kept; the same command "
+                        "goes on from there"
                     )
-            data = sum(parts[1:], parts[0])
+            if tokens is not None and budget.total == 0:
+                raise InputError(
+                    f"{self.label} · {name}: the model writes no tokens (do the prompts fill the context?)"
+                )
+            data = journal.finish(budget.wanted)
             return {**_counts(data), "budget_tokens": tokens}
 
         def read(folder: epath.Path) -> Dataset:
@@ -166,16 +159,12 @@ class Round(DurableFolder):
         settings = {"sampling": sampling.model_dump(), "count": count, "tokens": tokens}
         return self.durable("generate", name, ins, settings, seed, produce, read)
 
-    def _generate_part(self, name, model, requests, sampling, seed) -> Dataset:
-        prefix = "/".join(
-            [
-                *([self.chain.arm] if self.chain.arm != "main" else []),
-                *([str(self.chain.replicate)] if self.chain.replicate else []),
-                str(self.number),
-                name,
-            ]
-        )
-        return generate(model, requests, sampling, seed=seed, round=self.number, name=prefix)
+    def _as_rows(self, name: str, model: Model, seed: int) -> Callable[[Sequence[Row]], Dataset]:
+        """How finished rows are kept: their ids begin with the chain, the round and the result's name."""
+        parts = [self.chain.arm] if self.chain.arm != "main" else []
+        parts += [str(self.chain.replicate)] if self.chain.replicate else []
+        prefix = "/".join([*parts, str(self.number), name])
+        return lambda rows: to_dataset(rows, model, seed=seed, round=self.number, name=prefix)
 
     def select(self, name: str, data: Stored, rules: Sequence[Rule]) -> Stored:
         """The rows every rule keeps, and for each rule how many it dropped."""
@@ -247,14 +236,6 @@ def _counts(data: Dataset) -> dict[str, Any]:
         "real_tokens": real.token_count,
         "status": status,
     }
-
-
-def _write_rows(data: Dataset, file: epath.Path) -> None:
-    """Parquet, whole or absent."""
-
-    buffer = io.BytesIO()
-    data.write(buffer)
-    storage.write_atomic(file, buffer.getvalue())
 
 
 def _read_rows(folder: epath.Path) -> Dataset:
