@@ -40,7 +40,9 @@ _HOMES = {
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "train.loop": ("train",),
     "generate.generate": ("generate", "stream"),
-    "generate.request": ("Guide", "Request", "from_rows", "unconditional"),
+    "generate.files": ("Prompts", "generate_file"),
+    "generate.score": ("embed", "rewards", "token_logprobs"),
+    "generate.request": ("Draft", "Guide", "Request", "from_rows", "unconditional"),
     "curate.select": ("Rule", "select"),
     "collapse.measure": ("Yardstick", "measure"),
     "rounds.run": ("Run",),
@@ -103,8 +105,10 @@ if TYPE_CHECKING:
     from recursive_jax.data.template import ParseError, Template, examples_dataset
     from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
     from recursive_jax.errors import InputError, Preempted, TrainingDiverged
+    from recursive_jax.generate.files import Prompts, generate_file
     from recursive_jax.generate.generate import generate, stream
-    from recursive_jax.generate.request import Guide, Request, from_rows, unconditional
+    from recursive_jax.generate.request import Draft, Guide, Request, from_rows, unconditional
+    from recursive_jax.generate.score import embed, rewards, token_logprobs
     from recursive_jax.mesh import make_mesh
     from recursive_jax.models.lora import adapted_model
     from recursive_jax.models.model import Model, transformer, user_model

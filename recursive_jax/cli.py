@@ -100,16 +100,30 @@ def _parser() -> argparse.ArgumentParser:
         "generate",
         "sample text from a stored model, or chat with one",
         "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7\n"
-        "  recursive-jax generate smollm2 --chat --prompt 'What is the capital of France?'",
+        "  recursive-jax generate smollm2 --chat --prompt 'What is the capital of France?'\n"
+        "  recursive-jax generate smollm2 --chat --in prompts.jsonl --out answers.jsonl sampling.max_tokens=200",
     )
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
     p.add_argument("--prompt", default="", help="text to go on from; with --chat, what the user says")
-    p.add_argument("--chat", action="store_true", help="a conversation: with --prompt one answer, else line by line")
+    p.add_argument(
+        "--in",
+        dest="source",
+        metavar="FILE",
+        help="prompts: .jsonl or .parquet with `prompt` or `messages`, a text file with one on each line, or - for "
+        "standard input",
+    )
+    p.add_argument("--chat", action="store_true", help="prompts are what a user says; alone: a conversation")
     p.add_argument("--system", default="", help="with --chat: the system message")
-    p.add_argument("--count", type=int, default=None, help="rows to sample; default 3, with --chat 1")
+    p.add_argument("--count", type=int, default=None, help="rows of each prompt; default 3, with --chat or --in 1")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", metavar="FILE", help="write rows with tokens and log-probabilities: .jsonl or .parquet")
+    p.add_argument("--draft", metavar="MODEL", help="a small model of the same vocabulary that guesses ahead")
+    p.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write rows with tokens and log-probabilities: .jsonl, .parquet, or - for JSON lines on standard output; "
+        "stopped, the same command goes on",
+    )
 
     p = command(
         "evaluate",
@@ -190,6 +204,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--base",
             "--system",
             "--dtype",
+            "--in",
+            "--draft",
         )
     args = _parser().parse_args(kept)
     if overrides and not hasattr(args, "overrides"):
@@ -262,88 +278,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from recursive_jax.config import load_config
+    from recursive_jax.cli_generate import generate_command
 
-    foreign = [o for o in args.overrides if not o.startswith("sampling.")]
-    if foreign:
-        raise InputError(f"generate takes sampling.* keys only, not {' '.join(foreign)}")
-    sampling = load_config(None, args.overrides).sampling
-    count = args.count if args.count is not None else 1 if args.chat else 3
-    if count < 1:
-        raise InputError(f"--count={args.count}: at least 1 is wanted")
-    if args.out and Path(args.out).suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out={args.out}: a name ending in .jsonl or .parquet is wanted")
-    if args.system and not args.chat:
-        raise InputError("--system is for --chat")
-    _setup()
-    from recursive_jax.rounds.stored import load_model, model_name
-
-    model = load_model(args.model)
-    notes = f"model: {model_name(args.model)}"
-    if sampling.max_tokens is None and model.context > 1024:
-        notes += "\nat most 512 new tokens a row; sampling.max_tokens=N changes it"
-        sampling = sampling.model_copy(update={"max_tokens": 512})
-    sampling = sampling.model_copy(update={"batch": min(sampling.batch, count)})
-    if args.chat and not args.prompt:
-        return _conversation(model, args, sampling, notes)
-    return _answers(model, args, sampling, count, notes)
-
-
-def _answers(model, args: argparse.Namespace, sampling, count: int, notes: str) -> int:
-    import numpy as np
-
-    from recursive_jax.data import chat
-    from recursive_jax.generate.generate import generate
-    from recursive_jax.generate.request import Request
-
-    if args.chat:
-        system = [{"role": "system", "content": args.system}] if args.system else []
-        prompt = chat.encode_prompt(model.tokenizer, [*system, {"role": "user", "content": args.prompt}])
-    else:
-        prompt = np.asarray(model.tokenizer.encode(args.prompt), np.int32)
-    if len(prompt) >= model.context:
-        raise InputError(f"--prompt has {len(prompt)} tokens, the model's context is {model.context}; shorten it")
-    print(notes, file=sys.stderr)
-    opened = args.chat or not getattr(model.tokenizer, "starts", True)
-    requests = [Request(i, prompt, opened=opened) for i in range(count)]
-    rows = generate(model, requests, sampling, seed=args.seed)
-    if args.out is None:
-        words = model.tokenizer.to_json()["kind"] == "language"
-        for text in rows.column("text"):
-            blank = " " if args.prompt and words and not text.startswith(" ") else ""
-            print(f"{'' if args.chat else args.prompt}{blank}{text}\n")
-    elif args.out.endswith(".parquet"):
-        rows.write(args.out)
-    else:
-        Path(args.out).write_text("".join(json.dumps(r) + "\n" for r in rows.table.to_pylist()), encoding="utf-8")
-    return 0
-
-
-def _conversation(model, args: argparse.Namespace, sampling, notes: str) -> int:
-    """Reads what the user says, a line at a time, until the end of the input."""
-    from recursive_jax.data import chat
-    from recursive_jax.generate.generate import generate
-    from recursive_jax.generate.request import Request
-
-    messages = [{"role": "system", "content": args.system}] if args.system else []
-    chat.render(model.tokenizer, [*messages, {"role": "user", "content": "."}], True)  # a model without one says so now
-    print(notes, file=sys.stderr)
-    shown = "you: " if sys.stdin.isatty() else ""
-    for turn in range(10**9):
-        try:
-            said = input(shown).strip()
-        except EOFError:
-            return 0
-        if not said:
-            continue
-        messages.append({"role": "user", "content": said})
-        prompt = chat.encode_prompt(model.tokenizer, messages)
-        if len(prompt) >= model.context:
-            raise InputError(f"the conversation has {len(prompt)} tokens, the model's context is {model.context}")
-        answer = generate(model, [Request(turn, prompt, opened=True)], sampling, seed=args.seed).column("text")[0]
-        print(answer.strip(), flush=True)
-        messages.append({"role": "assistant", "content": answer.strip()})
-    return 0
+    return generate_command(args, _setup)
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ ORDER = [
     {"collapse"},
     {"rounds"},
     {"recipes"},
-    {"cli"},
+    {"cli", "cli_generate"},
 ]
 RANK = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 

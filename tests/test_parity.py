@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from recursive_jax import LoraConfig, adapted_model, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
+from recursive_jax import LoraConfig, adapted_model, embed, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
 from recursive_jax.data import chat  # noqa: E402
 from recursive_jax.errors import InputError  # noqa: E402
 from recursive_jax.models.transformer import Transformer  # noqa: E402
@@ -137,7 +137,7 @@ def test_minilm_embeds_as_sentence_transformers_does(mesh):
     texts = ["A cat sits on the mat.", "Stock prices fell sharply on Monday, analysts said.", "cat"]
     wanted = st.SentenceTransformer(str(foreign_path("minilm")), device="cpu").encode(texts)
     model = load_model("minilm", mesh)
-    np.testing.assert_allclose(model.embed(texts), wanted, atol=1e-5)
+    np.testing.assert_allclose(embed(model, texts), wanted, atol=1e-5)
 
 
 def test_smollm2_reads_as_transformers_reads_it(mesh):

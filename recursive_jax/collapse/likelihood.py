@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax import mesh as meshes
 from recursive_jax.data.packing import Example
 from recursive_jax.errors import InputError
-from recursive_jax.models.model import Architecture, Model
-from recursive_jax.objectives.causal import token_nll
+from recursive_jax.generate.score import token_logprobs
+from recursive_jax.models.model import Model
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 LOGITS = 2**25  # values of logits held at once (128 MiB)
@@ -29,10 +26,7 @@ def rows_per_batch(model: Model, count: int, length: int | None = None) -> int:
 def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real, 0
     padding)."""
-    return _to_batch([np.concatenate([[model.tokenizer.bos], r]) for r in rows], model)
-
-
-def _to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
+    rows = [np.concatenate([[model.tokenizer.bos], r]) for r in rows]
     longest = max([2, *(len(r) - 1 for r in rows)])
     # Few widths, so that few programs are compiled, and none much wider than the rows.
     width = max(256, 1 << (longest - 1).bit_length()) if model.context <= 1024 else -(-longest // 64) * 64
@@ -46,45 +40,19 @@ def _to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.
     return tokens, segments
 
 
-@functools.cache
-def _nll_program(architecture: Architecture):
-    def nll(params, tokens, segments):
-        meshes.TRACES["row_nll"] += 1
-        logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])
-        return jnp.where(segments[:, 1:] > 0, token_nll(logits_BTV, tokens[:, 1:]), 0.0)
-
-    return jax.jit(nll)
-
-
 def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """-log p of every token given those before it in its row (float32, nats); one array per row.
 
     Raises InputError for ids the model does not have.
     """
-    if any(len(r) and (r.min() < 0 or r.max() >= model.vocab) for r in rows):
-        raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
-    table = _scored(model, *rows_to_batch(rows, model))
-    return [table[n, : min(len(row), model.context)] for n, row in enumerate(rows)]
+    return [-found for found in token_logprobs(model, rows)]
 
 
 def example_losses(model: Model, examples: Sequence[Example]) -> list[np.ndarray]:
     """-log p of the tokens that count in each example (float32, nats); examples are read as they stand, without a start
     token put before them, and cut at the context."""
-    table = _scored(model, *_to_batch([e.tokens for e in examples], model))
-    T = table.shape[1]
-    return [table[n, : len(e.tokens) - 1][e.loss[1 : T + 1]] for n, e in enumerate(examples)]
-
-
-def _scored(model: Model, tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """-log p of tokens 1.. of each row, `[N, T]`; 0 where there is none."""
-    program, out = _nll_program(model.architecture), []
-    B = rows_per_batch(model, len(tokens), tokens.shape[1] - 1)
-    with jax.set_mesh(model.mesh):
-        for begin in range(0, len(tokens), B):
-            fill = max(0, begin + B - len(tokens))
-            chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
-            out.append(meshes.fetch(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk)))))
-    return np.concatenate(out)[: len(tokens)] if out else np.empty((0, model.context), np.float32)
+    found = token_logprobs(model, [e.tokens for e in examples], opened=True)
+    return [-f[e.loss[1 : len(f) + 1]] for f, e in zip(found, examples, strict=True)]
 
 
 def cross_entropy(losses: Sequence[np.ndarray]) -> tuple[float, float]:

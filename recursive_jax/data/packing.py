@@ -98,22 +98,28 @@ class Example:
     loss: np.ndarray
 
 
-def _first_fit(
-    pieces: Sequence[np.ndarray], losses: Sequence[np.ndarray] | None, width: int, pad: int | None
-) -> PackedRows:
+def first_fit(lengths: Sequence[int], width: int, most: int | None = None) -> list[list[int]]:
+    """Which pieces (by number) go into each row of `width` positions, in the given order; at most `most` to a row. Only
+    the last LOOK_BACK rows are still open: the work does not grow with their number."""
     open_rows: list[tuple[list[int], int]] = []
     done: list[list[int]] = []
-    for number, piece in enumerate(pieces):
+    for number, length in enumerate(lengths):
         for i, (members, used) in enumerate(open_rows):
-            if used + len(piece) <= width:
+            if used + length <= width and (most is None or len(members) < most):
                 members.append(number)
-                open_rows[i] = (members, used + len(piece))
+                open_rows[i] = (members, used + length)
                 break
         else:
             if len(open_rows) == LOOK_BACK:
                 done.append(open_rows.pop(0)[0])
-            open_rows.append(([number], len(piece)))
-    done.extend(members for members, _ in open_rows)
+            open_rows.append(([number], length))
+    return done + [members for members, _ in open_rows]
+
+
+def _first_fit(
+    pieces: Sequence[np.ndarray], losses: Sequence[np.ndarray] | None, width: int, pad: int | None
+) -> PackedRows:
+    done = first_fit([len(piece) for piece in pieces], width)
     tokens_NT = np.full((len(done), width), 0 if pad is None else pad, np.int32)
     segments_NT = np.zeros((len(done), width), np.int32)
     loss_NT = None if losses is None else np.zeros((len(done), width), bool)

@@ -113,23 +113,6 @@ class Model:
             raise InputError("a model of user functions gives logits only")
         return self._forward(_states_program, tokens_BT, mask_BT, types_BT)
 
-    def embed(self, texts: list[str]) -> np.ndarray:
-        """Mean of the last layer's states over a text's tokens, special ones included, at length 1: float32
-        `[N, width]`, what sentence-transformers computes for MiniLM. Texts are cut at the context."""
-        encode = getattr(self.tokenizer, "encode_framed", None) or (lambda ts: [self.tokenizer.encode(t) for t in ts])
-        rows = [np.asarray(r[: self.context], np.int32) for r in encode(list(texts))]
-        T = min(self.context, -(-max([1, *map(len, rows)]) // 32) * 32)
-        found = []
-        for start in range(0, len(rows), 32):
-            chunk = rows[start : start + 32]
-            tokens, mask = np.zeros((32, T), np.int32), np.zeros((32, T), np.int32)
-            for i, row in enumerate(chunk):
-                tokens[i, : len(row)], mask[i, : len(row)] = row, 1
-            states = np.asarray(self.states(tokens, mask), np.float32) * mask[..., None]
-            mean = states.sum(1) / np.maximum(mask.sum(1, keepdims=True), 1)
-            found.append((mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))[: len(chunk)])
-        return np.concatenate(found) if found else np.empty((0, self.architecture.config.width), np.float32)
-
     def _forward(self, program: Callable, tokens_BT: Any, mask_BT: Any, types_BT: Any) -> jax.Array:
         tokens_BT = np.asarray(tokens_BT, np.int32)
         if self.params is None:

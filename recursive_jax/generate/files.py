@@ -1,0 +1,293 @@
+"""Prompts from a file or a pipe, rows to a file or a pipe, any number of them.
+
+Finished rows go to OUT.partial at once; when all are there they become OUT, in the order of the prompts. The same command
+started again goes on from OUT.partial. Only a row's place in the file is kept in memory.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from recursive_jax.config import SamplingConfig
+from recursive_jax.data import chat
+from recursive_jax.data.dataset import SCHEMA
+from recursive_jax.data.tokenizers import Tokenizer
+from recursive_jax.errors import InputError
+from recursive_jax.generate.generate import FIRST, stream
+from recursive_jax.generate.reader import Row
+from recursive_jax.generate.request import Draft, Request
+from recursive_jax.models.model import Model
+
+SUFFIXES = (".jsonl", ".parquet")
+GROUP = 1024  # rows of one row group of a Parquet file
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Where prompts come from. path: JSONL or Parquet with a column `prompt` (or `text`) or `messages`, a text file with a
+    prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also bring
+    `negative` and, in a file, `sampling`. count: rows of each. chat: prompts are what a user says; system: before it."""
+
+    path: str | None = None
+    prompt: str = ""
+    count: int = 1
+    chat: bool = False
+    system: str = ""
+
+    @property
+    def name(self) -> str:
+        return {None: "prompt", "-": "stdin"}.get(self.path) or Path(self.path).name
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        if self.path is None:
+            yield {"prompt": self.prompt}
+        elif self.path == "-":
+            yield from _lines(sys.stdin, "standard input", None)
+        elif not Path(self.path).is_file():
+            raise InputError(f"--in={self.path}: there is no such file")
+        elif self.path.endswith(".parquet"):
+            for batch in pq.ParquetFile(self.path).iter_batches(GROUP):
+                yield from batch.to_pylist()
+        else:
+            with open(self.path, encoding="utf-8") as file:
+                yield from _lines(file, self.path, self.path.endswith(".jsonl"))
+
+    def settings(self, base: SamplingConfig) -> list[SamplingConfig]:
+        """The settings that rows of a file bring along."""
+        if self.path in (None, "-"):
+            return []
+        found = {json.dumps(row["sampling"], sort_keys=True) for row in self.rows() if row.get("sampling")}
+        return [_merged(base, json.loads(text), self.name) for text in sorted(found)]
+
+    def requests(self, tokenizer: Tokenizer, base: SamplingConfig, done: bytearray) -> Iterator[Request]:
+        """Request `row * count + sample` for each row and sample that is not done."""
+        for number, row in enumerate(self.rows()):
+            first = number * self.count
+            if done[first : first + self.count].count(1) == self.count:
+                continue
+            own = _merged(base, row["sampling"], f"{self.name}, row {number}") if row.get("sampling") else None
+            if own is not None and self.path == "-":
+                raise InputError("rows on standard input cannot bring `sampling` of their own: give a file")
+            prompt, opened = self._encode(row, tokenizer, number)
+            negative = tokenizer.encode(row["negative"]) if row.get("negative") else None
+            for i in range(first, first + self.count):
+                if i >= len(done) or not done[i]:
+                    yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative)
+
+    def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
+        prompt = row.get("prompt", row.get("text"))
+        if row.get("messages") is not None or self.chat:
+            messages = row.get("messages") or [{"role": "user", "content": prompt}]
+            if self.system:
+                messages = [{"role": "system", "content": self.system}, *messages]
+            if messages[-1].get("content") is not None:
+                return np.asarray(chat.encode_prompt(tokenizer, messages), np.int32), True
+        if not isinstance(prompt, str):
+            raise InputError(f"{self.name}, row {number}: there is no text in `prompt`, `text` or `messages`")
+        return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "starts", True)
+
+
+def _lines(file: TextIO, name: str, jsonl: bool | None) -> Iterator[dict[str, Any]]:
+    """One row a line. jsonl None: if the first line is a JSON object, they all are."""
+    for number, line in enumerate(file, 1):
+        line = line.rstrip("\n")
+        if jsonl is None:
+            jsonl = line.lstrip().startswith("{")
+        if not jsonl:
+            yield {"prompt": line}
+        elif line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{name}, line {number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{name}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
+            yield row
+
+
+def _merged(base: SamplingConfig, own: dict[str, Any], where: str) -> SamplingConfig:
+    try:
+        return SamplingConfig(**{**base.model_dump(), **own})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{where}: sampling.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def generate_file(
+    model: Model,
+    prompts: Prompts,
+    out: str,
+    sampling: SamplingConfig | None = None,
+    *,
+    seed: int = 0,
+    draft: Draft | None = None,
+    progress: bool = False,
+    stopped: Any = lambda: False,
+) -> bool:
+    """Writes a row for every prompt to `out` (.jsonl, .parquet, or `-` for JSONL on standard output, rows as they finish).
+
+    Returns whether all are there; False: `stopped()` said so, and the same call goes on from what is kept. Raises InputError
+    for input that cannot be read, an `out` that exists, or an OUT.partial of another command.
+    """
+    sampling = sampling or SamplingConfig()
+    if out == "-":
+        for row in _rows(model, prompts, sampling, seed, draft, progress, bytearray()):
+            print(json.dumps(_record(row, model, seed)), flush=True)
+        return True
+    if Path(out).suffix not in SUFFIXES:
+        raise InputError(f"--out={out}: a name ending in {' or '.join(SUFFIXES)}, or -, is wanted")
+    if os.path.exists(out):
+        raise InputError(f"--out={out} is there already: remove it, or give another name")
+    partial = _Partial(out, _mark(model, prompts, sampling, seed))
+    try:
+        for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done):
+            partial.append(_record(row, model, seed), row)
+            if stopped():
+                return False
+    finally:
+        partial.close()
+    partial.become(out)
+    return True
+
+
+def _rows(model, prompts, sampling, seed, draft, progress, done) -> Iterator[Row]:
+    if prompts.path == "-":
+        requests, like = prompts.requests(model.tokenizer, sampling, done), []
+    else:
+        like = [r for r, _ in zip(prompts.requests(model.tokenizer, sampling, bytearray()), range(FIRST), strict=False)]
+        like += [Request(-1, like[0].prompt, sampling=s) for s in prompts.settings(sampling)] if like else []
+        requests = prompts.requests(model.tokenizer, sampling, done)
+    return stream(model, requests, sampling, seed=seed, draft=draft, like=like, progress=progress)
+
+
+def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
+    """A row as the columns of a Dataset."""
+    values = {
+        "id": f"rows/{row.request.id}" + (f".{row.rank}" if row.rank else ""),
+        "parents": list(row.request.parents),
+        "operation": "generate",
+        "model": model.fingerprint,
+        "round": 0,
+        "seed": seed,
+        "synthetic": True,
+        "status": row.status,
+        "prompt_tokens": len(row.request.prompt),
+        "tokens": [int(t) for t in row.tokens],
+        "logprobs": [float(x) for x in row.logprobs],
+        "text": row.text,
+    }
+    return {name: values[name] for name in SCHEMA.names}
+
+
+def _mark(model: Model, prompts: Prompts, sampling: SamplingConfig, seed: int) -> str:
+    """What the rows depend on."""
+    digest = hashlib.sha256(json.dumps([sampling.model_dump(), seed, dataclasses.asdict(prompts)]).encode())
+    digest.update((model.fingerprint or model.source).encode())
+    if prompts.path not in (None, "-") and os.path.isfile(prompts.path):
+        with open(prompts.path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class _Partial:
+    """Rows as JSON lines in the order they finished, behind a line that names the command."""
+
+    def __init__(self, out: str, mark: str):
+        self.path = f"{out}.partial"
+        self.done = bytearray()
+        self._place = array.array("q")  # request, rank, where its line begins
+        self._end = self._kept = 0
+        if os.path.exists(self.path):
+            self._read(mark)
+        self._file = open(self.path, "r+b" if self._end else "wb")
+        if not self._end:
+            self._write(json.dumps({"command": mark}).encode() + b"\n")
+        self._file.seek(self._end)
+        self._file.truncate()
+
+    def _read(self, mark: str) -> None:
+        """Takes up what an earlier start left; a torn last line, and rows of a request that is not whole, are dropped."""
+        with open(self.path, "rb") as file:
+            head = file.readline()
+            if not head.endswith(b"\n"):
+                return
+            if json.loads(head).get("command") != mark:
+                raise InputError(
+                    f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, or "
+                    "give another --out"
+                )
+            self._end = file.tell()
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                record = json.loads(line)
+                self._note(record["id"], record.pop("_last"))
+                self._end += len(line)
+
+    def _note(self, name: str, last: bool) -> None:
+        number, _, rank = name.rsplit("/", 1)[1].partition(".")
+        self._place.extend((int(number), int(rank or 0), self._end))
+        if last:
+            self.done.extend(bytes(max(0, int(number) + 1 - len(self.done))))
+            self.done[int(number)] = 1
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+        self._end += len(line)
+
+    def append(self, record: dict[str, Any], row: Row) -> None:
+        self._note(record["id"], row.last)
+        self._write(json.dumps({**record, "_last": row.last}).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def become(self, out: str) -> None:
+        """The rows in the order of their requests, as the finished file."""
+        place = np.frombuffer(self._place, np.int64).reshape(-1, 3)
+        place = place[np.lexsort((place[:, 2], place[:, 1], place[:, 0]))]
+        latest = np.r_[np.any(place[1:, :2] != place[:-1, :2], axis=1), True] if len(place) else np.empty(0, bool)
+        temporary = f"{out}.tmp"
+        with open(self.path, "rb") as file:
+            _write_rows(temporary, out, (_line_at(file, at) for at in place[latest, 2].tolist()))
+        os.replace(temporary, out)
+        os.remove(self.path)
+
+
+def _line_at(file: Any, at: int) -> dict[str, Any]:
+    file.seek(at)
+    record = json.loads(file.readline())
+    del record["_last"]
+    return record
+
+
+def _write_rows(path: str, name: str, records: Iterable[dict[str, Any]]) -> None:
+    if name.endswith(".jsonl"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        return
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        group: list[dict[str, Any]] = []
+        for record in records:
+            group.append(record)
+            if len(group) == GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                group = []
+        writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))

@@ -1,0 +1,188 @@
+"""Passes over given texts as throughput jobs: log-probabilities, embeddings, rewards. Rows are packed as in training, so
+that no position is padding; results come back in the order of the rows.
+
+Shapes: B packed rows, T positions, M segments of a packed row, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recursive_jax import mesh as meshes
+from recursive_jax.data.packing import first_fit
+from recursive_jax.errors import InputError
+from recursive_jax.mesh import TRACES, local, spec
+from recursive_jax.models.model import Architecture, Model, bound
+from recursive_jax.objectives.causal import token_nll
+from recursive_jax.train.step import resolve_dtype
+
+TOKENS = 4096  # positions of one dispatch, on each shard of the batch
+SEGMENTS = 64  # texts of one packed row, when they are pooled
+WINDOW = 4096  # rows packed together; memory does not grow with their number
+LOGITS = 2**25  # values of logits held at once (128 MiB)
+
+
+def token_logprobs(
+    model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
+) -> Iterator[np.ndarray]:
+    """log p of every token given those before it in its row: one float32 array (nats) per row, in order.
+
+    rows: token ids, without start token; opened: they begin as they stand, and the first token has no log-probability.
+    Rows are cut at the context. Raises InputError for ids the model does not have.
+    """
+    bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
+    pieces = (np.concatenate([bos, _checked(row, model)])[: model.context + 1].astype(np.int32) for row in rows)
+    program = _logprob_program(model.architecture, resolve_dtype(dtype))
+    for packed, places in _batches(model, pieces, shift=1):
+        table = _run(model, program, packed)
+        yield from (table[n, at + 1 : at + size] for n, at, size in places)
+
+
+def embed(
+    model: Model,
+    texts: Iterable[str | np.ndarray],
+    *,
+    pool: Literal["mean", "last"] = "mean",
+    normalize: bool = True,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """The last layer's states of each text, averaged over its tokens or of its last one: float32 `[N, D]`.
+
+    texts: text, framed by the special tokens that the tokenizer puts around one, or token ids as they stand. Mean and
+    length 1 is what sentence-transformers computes for MiniLM. Texts are cut at the context; an empty one is the start
+    token alone. Raises InputError for a model of user functions, which gives logits only.
+    """
+    if model.architecture.config is None:
+        raise InputError("a model of user functions gives logits only: it has no states to embed with")
+    if pool not in ("mean", "last"):
+        raise InputError(f"pool={pool!r}: mean or last is wanted")
+    framed = getattr(model.tokenizer, "encode_framed", None) or (lambda ts: [model.tokenizer.encode(t) for t in ts])
+    start = np.array([model.tokenizer.bos], np.int32)
+
+    def pieces() -> Iterator[np.ndarray]:
+        for text in texts:
+            ids = framed([text])[0] if isinstance(text, str) else text
+            ids = _checked(ids, model)[: model.context]
+            yield ids if len(ids) else start
+
+    program = _state_program(model.architecture, resolve_dtype(dtype), pool == "mean")
+    found = []
+    for packed, places in _batches(model, pieces(), shift=0, most=SEGMENTS):
+        pooled_BMD = _run(model, program, packed)
+        found += [pooled_BMD[n, packed[1][n, at] - 1] for n, at, _ in places]
+    rows = np.stack(found) if found else np.empty((0, model.architecture.config.width), np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if normalize else rows
+
+
+def rewards(
+    model: Model, texts: Iterable[str | np.ndarray], head_D: np.ndarray, bias: float = 0.0, *, dtype: str = "float32"
+) -> np.ndarray:
+    """A number per text from a linear head on the state of its last token (a reward model, arXiv:1706.03741): float32
+    `[N]`. Arguments and errors as `embed`; raises InputError for a head of another width."""
+    head_D = np.asarray(head_D, np.float32)
+    width = model.architecture.config.width if model.architecture.config else None
+    if width is not None and head_D.shape != (width,):
+        raise InputError(f"the head has shape {head_D.shape}, the model's states ({width},)")
+    return embed(model, texts, pool="last", normalize=False, dtype=dtype) @ head_D + np.float32(bias)
+
+
+def _checked(row: Any, model: Model) -> np.ndarray:
+    row = np.asarray(row, np.int32)
+    if row.size and (row.min() < 0 or row.max() >= model.vocab):
+        raise InputError(f"rows hold token ids outside 0..{model.vocab - 1}: they come from another tokenizer")
+    return row
+
+
+Placed = list[tuple[int, int, int]]  # for each piece: its packed row, where it begins there, its length
+
+
+def _batches(
+    model: Model, pieces: Iterable[np.ndarray], shift: int, most: int | None = None
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], Placed]]:
+    """Windows of pieces, packed; shift: 1 where the last position is only a label. most: pieces in a row."""
+    if model.params is None:
+        raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
+    source = iter(pieces)
+    while True:
+        window = [piece for _, piece in zip(range(WINDOW), source, strict=False)]
+        if not window:
+            return
+        longest = max(map(len, window)) - shift
+        T = max(1, min(model.context, max(256, 1 << max(0, longest - 1).bit_length())))
+        rows = first_fit([len(piece) for piece in window], T + shift, most)
+        tokens = np.zeros((len(rows), T + shift), np.int32)
+        segments = np.zeros_like(tokens)
+        places: Placed = [(0, 0, 0)] * len(window)
+        for n, members in enumerate(rows):
+            at = 0
+            for segment, number in enumerate(members, 1):
+                stop = at + len(window[number])
+                tokens[n, at:stop], segments[n, at:stop] = window[number], segment
+                places[number] = (n, at, len(window[number]))
+                at = stop
+        yield (tokens, segments), places
+        if len(window) < WINDOW:
+            return
+
+
+def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """All packed rows through the program, as many at once as keep the logits small."""
+    tokens, segments = packed
+    divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
+    B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor
+    B = min(B, -(-len(tokens) // divisor) * divisor)
+    B = 1 << (B - 1).bit_length() if B < 4 * divisor else B
+    B += -B % divisor
+    out = []
+    with jax.set_mesh(model.mesh):
+        for begin in range(0, len(tokens), B):
+            fill = max(0, begin + B - len(tokens))
+            chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
+            out.append(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk))))
+            if len(out) > 1:  # the next batch is dispatched before the last one is fetched
+                out[-2] = meshes.fetch(out[-2])
+        out[-1] = meshes.fetch(out[-1])
+    return np.concatenate(out)[: len(tokens)]
+
+
+@functools.cache
+def _logprob_program(architecture: Architecture, dtype: str) -> Callable:
+    apply = bound(architecture, dtype)
+
+    def logprobs(params, tokens, segments):
+        TRACES["logprobs"] += 1
+        nll_BT = token_nll(apply(params, tokens[:, :-1], segments[:, :-1]), tokens[:, 1:])
+        return jnp.pad(jnp.where(segments[:, 1:] > 0, -nll_BT, 0.0), ((0, 0), (1, 0)))
+
+    return jax.jit(logprobs)
+
+
+@functools.cache
+def _state_program(architecture: Architecture, dtype: str, mean: bool) -> Callable:
+    """(params, tokens_BT, segments_BT) -> pooled_BMD; M: as many segments as a row may hold, at most 64."""
+    apply = bound(architecture, dtype)
+
+    def states(params, tokens, segments):
+        TRACES["states"] += 1
+        states_BTD = apply(params, tokens, segments, hidden=True)[0].astype(jnp.float32)
+
+        def pooled(states_BTD, segments_BT):
+            T = segments_BT.shape[1]
+            member_BMT = segments_BT[:, None] == jnp.arange(1, min(T, SEGMENTS) + 1)[None, :, None]
+            if mean:
+                weight_BMT = member_BMT / jnp.maximum(jnp.sum(member_BMT, axis=2, keepdims=True), 1)
+            else:
+                last_BM = jnp.max(jnp.where(member_BMT, jnp.arange(T)[None, None], -1), axis=2)
+                weight_BMT = (jnp.arange(T)[None, None] == last_BM[:, :, None]).astype(jnp.float32)
+            return jnp.einsum("bmt,btd->bmd", weight_BMT, states_BTD, precision=jax.lax.Precision.HIGHEST)
+
+        rows = spec("batch")
+        return local(pooled, (rows, rows), rows)(states_BTD, segments)
+
+    return jax.jit(states)
