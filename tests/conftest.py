@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["RECURSIVE_JAX_CACHE"] = "off"
-# The suite compiles far more than it computes: LLVM without its optimisations halves the time.
+# The suite compiles far more than it computes: LLVM without its optimisations halves the time, and the processes it
+# starts, the workers and the next run share what is compiled.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["RECURSIVE_JAX_CACHE"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
 
 import jax
 import pytest
@@ -18,7 +19,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 from recursive_jax.config import LanguageConfig, MeshConfig, ModelConfig  # noqa: E402
 from recursive_jax.data.language import Language  # noqa: E402
 from recursive_jax.data.tokenizers import LanguageTokenizer  # noqa: E402
-from recursive_jax.mesh import make_mesh  # noqa: E402
+from recursive_jax.mesh import make_mesh, use_compilation_cache  # noqa: E402
+
+use_compilation_cache()
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -48,15 +48,10 @@ def command(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return {**os.environ, "RECURSIVE_JAX_CACHE": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, environment):
+def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     (folder / "config.yaml").write_text(CONFIG)
-    subprocess.run(command(folder), env=environment, check=True, capture_output=True)
+    subprocess.run(command(folder), check=True, capture_output=True)
     return folder / "run"
 
 
@@ -88,13 +83,13 @@ def committed(folder: Path) -> int:
     return sum(len(list(folder.glob(p))) for p in patterns)
 
 
-def kill_until_done(folder: Path, environment: dict, moments: list[tuple[int, float]]) -> int:
+def kill_until_done(folder: Path, moments: list[tuple[int, float]]) -> int:
     """Starts the command again and again; kills it so many committed results and then so many seconds after its start,
     and at last lets it finish. Returns how often the kill hit a living process."""
     killed = 0
     for results, seconds in moments:
         before = committed(folder)
-        process = subprocess.Popen(command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while process.poll() is None and committed(folder) < before + results:
             time.sleep(0.005)
         time.sleep(seconds)
@@ -103,7 +98,7 @@ def kill_until_done(folder: Path, environment: dict, moments: list[tuple[int, fl
             killed += 1
         _, error = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), error.decode()
-    done = subprocess.run(command(folder), env=environment, capture_output=True)
+    done = subprocess.run(command(folder), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return killed
 
@@ -113,25 +108,26 @@ def fresh(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_three_times(tmp_path, environment, reference, mesh):
+@pytest.mark.slow
+def test_killed_three_times(tmp_path, reference, mesh):
     folder = fresh(tmp_path)
-    assert kill_until_done(folder, environment, [(1, 0.1), (3, 0.03), (4, 0.15)]) >= 2
+    assert kill_until_done(folder, [(1, 0.1), (3, 0.03), (4, 0.15)]) >= 2
     assert_same_bits(reference, folder / "run", mesh)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_killed_at_many_random_moments(tmp_path, environment, reference, mesh, seed):
+def test_killed_at_many_random_moments(tmp_path, reference, mesh, seed):
     folder = fresh(tmp_path)
     rng = random.Random(seed)
     moments = [(rng.choice([0, 1, 1, 2, 3]), rng.uniform(0.0, 0.5)) for _ in range(10)]
-    assert kill_until_done(folder, environment, moments) >= 6
+    assert kill_until_done(folder, moments) >= 6
     assert_same_bits(reference, folder / "run", mesh)
 
 
-def test_sigterm_saves_and_exits_75(tmp_path, environment, reference, mesh):
+def test_sigterm_saves_and_exits_75(tmp_path, reference, mesh):
     folder = fresh(tmp_path)
-    process = subprocess.Popen(command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     teacher = folder / "run" / "rounds" / "0000" / "teacher"
     deadline = time.monotonic() + 120
     while not (teacher / "train.jsonl").exists() or not (teacher / "train.jsonl").read_text():
@@ -141,5 +137,5 @@ def test_sigterm_saves_and_exits_75(tmp_path, environment, reference, mesh):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 75, error.decode()
     assert b"the same command goes on" in error
-    assert subprocess.run(command(folder), env=environment, capture_output=True).returncode == 0
+    assert subprocess.run(command(folder), capture_output=True).returncode == 0
     assert_same_bits(reference, folder / "run", mesh)

@@ -34,15 +34,11 @@ CONFIGS = {
 
 def randomised(model, seed=0):
     """Every parameter random: untouched initialisation hides forgotten gains and biases."""
+    random = np.random.default_rng(seed)
     params = model.initialized(0).params
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    with jax.set_mesh(model.mesh):
-        leaves = [
-            x + 0.2 * jax.random.normal(k, x.shape, out_sharding=jax.typeof(x).sharding.spec)
-            for k, x in zip(keys, leaves, strict=True)
-        ]
-    return model.with_params(jax.tree.unflatten(tree, leaves))
+    return model.with_params(
+        jax.tree.map(lambda x: jax.device_put(x + 0.2 * random.normal(size=x.shape).astype(x.dtype), x.sharding), params)
+    )
 
 
 def numpy_forward(params, c: ModelConfig, tokens, segments=None):

@@ -43,7 +43,7 @@ def start(folder: Path, processes: int, devices: int, *overrides: str) -> list[s
         str(folder / "run"),
         "--quiet",
     ]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "RECURSIVE_JAX_CACHE": "off"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if processes > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
     return [
