@@ -37,7 +37,9 @@ def randomised(model, seed=0):
     random = np.random.default_rng(seed)
     params = model.initialized(0).params
     return model.with_params(
-        jax.tree.map(lambda x: jax.device_put(x + 0.2 * random.normal(size=x.shape).astype(x.dtype), x.sharding), params)
+        jax.tree.map(
+            lambda x: jax.device_put(x + 0.2 * random.normal(size=x.shape).astype(x.dtype), x.sharding), params
+        )
     )
 
 

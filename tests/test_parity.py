@@ -10,8 +10,11 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from recursive_jax import LoraConfig, adapted_model, embed, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
+from recursive_jax.config import SamplingConfig  # noqa: E402
 from recursive_jax.data import chat  # noqa: E402
 from recursive_jax.errors import InputError  # noqa: E402
+from recursive_jax.generate.generate import stream  # noqa: E402
+from recursive_jax.generate.request import Request  # noqa: E402
 from recursive_jax.models.transformer import Transformer  # noqa: E402
 from tests.test_adapters import moved  # noqa: E402
 from tests.test_foreign import CHATML, TALK, UNMARKED, speaking  # noqa: E402
@@ -159,3 +162,44 @@ def test_smollm2_reads_as_transformers_reads_it(mesh):
     assert model.tokenizer.decode(ids) == text
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     np.testing.assert_allclose(model.logits(np.array([ids])), theirs(oracle, np.array([ids])), atol=2e-3)
+
+
+BEAMS = [{}, {"repetition_penalty": 3.0}, {"length_penalty": 0.0}, {"length_penalty": 2.0}, {"min_tokens": 12}]
+
+
+@pytest.mark.parametrize("settings", BEAMS, ids=str)
+def test_beam_search_finds_the_same_beams_and_scores(settings, mesh, tmp_path):
+    """Width 5, the three best; prompts of several lengths, read together here and one by one there."""
+    oracle = tiny("llama")
+    oracle.save_pretrained(tmp_path)
+    model = load_model(tmp_path, mesh)
+    sampling = SamplingConfig(beams=5, n_best=3, batch=20, max_tokens=12, **settings)
+    prompts = [np.random.default_rng(i).integers(3, 48, n).astype(np.int32) for i, n in enumerate((5, 9, 14))]
+    rows = list(stream(model, [Request(i, p, opened=True) for i, p in enumerate(prompts)], sampling))
+    end = model.tokenizer.eos
+    never = sorted({model.tokenizer.bos, model.tokenizer.pad} - {None, end})
+    for i, prompt in enumerate(prompts):
+        out = oracle.generate(
+            torch.tensor(prompt)[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=5,
+            do_sample=False,
+            max_new_tokens=12,
+            min_new_tokens=sampling.min_tokens or None,
+            num_return_sequences=3,
+            repetition_penalty=sampling.repetition_penalty,
+            length_penalty=sampling.length_penalty,
+            suppress_tokens=never or None,
+            eos_token_id=end,
+            pad_token_id=47,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for mine, tokens, score in zip(
+            [r for r in rows if r.request.id == i],
+            out.sequences[:, len(prompt) :].tolist(),
+            out.sequences_scores,
+            strict=True,
+        ):
+            assert tokens[: len(mine.tokens)] == mine.tokens and set(tokens[len(mine.tokens) :]) <= {47}
+            assert mine.score == pytest.approx(float(score), abs=1e-4)

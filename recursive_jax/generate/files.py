@@ -226,6 +226,8 @@ class _Partial:
             if not head.endswith(b"\n"):
                 return
             if json.loads(head).get("command") != mark:
+                if not file.readline().endswith(b"\n"):
+                    return  # it came to no row (bad input, say): nothing is lost
                 raise InputError(
                     f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, or "
                     "give another --out"

@@ -63,8 +63,9 @@ def stream(
     progress: bool = False,
 ) -> Iterator[Row]:
     """Rows as they finish, not in request order. requests may be any iterable, and are taken as there is room: memory does
-    not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests` is no sequence, some that are like those to come: the prefix they
-    share is read once, and requests may bring the settings that these do."""
+    not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests` is no
+    sequence, some that are like those to come: the prefix they share is read once, and requests may bring the settings
+    that these do."""
     sampling = sampling or SamplingConfig()
     known = requests if isinstance(requests, Sequence) else like
     settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))

@@ -1,0 +1,78 @@
+"""New tokens per second of `generate`, prefill counted, after one warm-up; or tokens per second of scoring and embedding
+beside the training forward pass."""
+
+import statistics
+import time
+
+from common import flags, report
+
+args = flags(batch=64, prompt=64, new=192, beams=1, repeat=2, what="generate", model="")
+
+import jax
+import numpy as np
+
+from recursive_jax.config import ModelConfig, SamplingConfig
+from recursive_jax.data.tokenizers import ByteTokenizer
+from recursive_jax.generate.generate import generate
+from recursive_jax.generate.request import Request
+from recursive_jax.generate.score import embed, token_logprobs
+from recursive_jax.models.model import bound, transformer
+from recursive_jax.objectives.causal import token_nll
+from recursive_jax.rounds.stored import load_model
+
+
+class Ids(ByteTokenizer):
+    """Plain ids: the texts do not matter here."""
+
+    vocab, bos, eos, pad = args.vocab, 0, 2, 1
+
+    def decode(self, tokens):
+        return ""
+
+
+rng = np.random.default_rng(0)
+if args.model:
+    model = load_model(args.model)
+else:
+    config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=1024)
+    model = transformer(config, Ids()).initialized(0)
+size = sum(x.size for x in jax.tree.leaves(model.params))
+
+
+def generation(seed):
+    requests = [Request(i, rng.integers(3, 4096, args.prompt).astype(np.int32), opened=True) for i in range(args.batch)]
+    sampling = SamplingConfig(batch=args.batch * args.beams, beams=args.beams, max_tokens=args.new, min_tokens=args.new)
+    return generate(model, requests, sampling, seed=seed).token_count
+
+
+texts = [rng.integers(3, 4096, 256).astype(np.int32) for _ in range(args.batch)]
+
+
+def forward(_):
+    """The loss of plain full rows in batches of 16, as training computes it, without the backward pass."""
+    for begin in range(0, len(texts), 16):
+        rows = np.stack(texts[begin : begin + 16])
+        jax.block_until_ready(_loss(model.params, rows))
+    return len(texts) * 256
+
+
+_loss = jax.jit(
+    lambda params, rows: token_nll(bound(model.architecture, "float32")(params, rows[:, :-1], None), rows[:, 1:])
+)
+runs = {
+    "generate": generation,
+    "forward": forward,
+    "score": lambda _: sum(map(len, token_logprobs(model, texts))),
+    "embed": lambda _: len(embed(model, texts)) * 256,
+}[args.what]
+with jax.set_mesh(model.mesh):
+    begin = time.perf_counter()
+    runs(0)
+    first, rates = time.perf_counter() - begin, []
+    for seed in range(1, args.repeat + 1):
+        begin = time.perf_counter()
+        tokens = runs(seed)
+        rates.append(tokens / (time.perf_counter() - begin))
+report(
+    f"recursive_jax {args.what}", tokens_per_s=round(statistics.median(rates), 1), first_s=round(first, 2), params=size
+)
