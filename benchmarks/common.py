@@ -51,10 +51,11 @@ def step_times(step, warmup: int, steps: int) -> tuple[float, list[float]]:
     return first, times
 
 
-def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: str, reference: str) -> None:
+def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: str, reference: str) -> dict:
     """Runs every command once per round, in turn, and prints medians and the ratio of `reference` to each, pair by pair.
 
-    Each command prints one JSON line; `key` is the figure compared (larger is better).
+    Each command prints one JSON line; `key` is the figure compared (larger is better). Returns, for each command, its last
+    line with the median of `key`.
     """
     found: dict[str, list[dict]] = {name: [] for name in commands}
     for number in range(rounds):
@@ -80,3 +81,4 @@ def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: s
         print(
             f"{name:<30}{statistics.median(values):>26,.1f}{min(values):>10,.1f}{max(values):>10,.1f}{statistics.median(ratios):>22.2f}{first:>14.1f}{rss:>8,.0f}"
         )
+    return {n: x[-1] | {key: statistics.median(r[key] for r in x)} for n, x in found.items() if x}

@@ -3,6 +3,7 @@ beside the training forward pass."""
 
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from common import flags, report
 
@@ -16,6 +17,7 @@ from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.score import embed, token_logprobs
+from recursive_jax.models.flops import decode_cost_per_token
 from recursive_jax.models.model import bound, transformer
 from recursive_jax.objectives.causal import token_nll
 from recursive_jax.rounds.stored import load_model
@@ -30,13 +32,34 @@ class Ids(ByteTokenizer):
         return ""
 
 
+def machine() -> dict[str, float]:
+    """Bytes per second that two threads read from memory together, and FLOP/s of a large float32 matrix product."""
+    blocks = [np.ones(2**26, np.float32) for _ in range(args.threads * 2)]
+    with ThreadPoolExecutor(args.threads) as pool:
+        memory = best(lambda: list(pool.map(lambda x: np.dot(x, x), blocks)))
+    product, x = jax.jit(lambda x: x @ x), jax.numpy.ones((2048, 2048))
+    arithmetic = best(lambda: product(x).block_until_ready())
+    return {"bytes_per_s": sum(x.nbytes for x in blocks) / memory, "flops_per_s": 2 * 2048**3 / arithmetic}
+
+
+def best(call, times: int = 8) -> float:
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
 rng = np.random.default_rng(0)
+if args.what == "machine":
+    report("machine", **machine())
+    raise SystemExit
 if args.model:
     model = load_model(args.model)
 else:
     config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=1024)
     model = transformer(config, Ids()).initialized(0)
-size = sum(x.size for x in jax.tree.leaves(model.params))
 
 
 def generation(seed):
@@ -73,6 +96,11 @@ with jax.set_mesh(model.mesh):
         begin = time.perf_counter()
         tokens = runs(seed)
         rates.append(tokens / (time.perf_counter() - begin))
+flops, read = decode_cost_per_token(model.architecture.config, args.batch * args.beams, args.prompt, args.new, 4)
 report(
-    f"recursive_jax {args.what}", tokens_per_s=round(statistics.median(rates), 1), first_s=round(first, 2), params=size
+    f"recursive_jax {args.what}",
+    tokens_per_s=round(statistics.median(rates), 1),
+    first_s=round(first, 2),
+    flops_per_token=round(flops * args.beams),
+    bytes_per_token=round(read * args.beams),
 )

@@ -4,7 +4,7 @@ common to prompts is read once; several decode steps run per dispatch.
     for row in Engine(model, sampling, seed=0).run(requests):   # in the order they finish
         row.request, row.tokens, row.logprobs, row.status, row.text
 
-Memory is constant in the number of requests: they are taken from an iterator, one for each slot that is free.
+Memory is constant in the number of requests: they are taken from an iterator, one more than there are free slots.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Engine:
         with jax.set_mesh(self.mesh):
             while True:
                 free = [i for i, row in enumerate(self.rows) if row is None]
-                while not exhausted and len(waiting) < len(free):
+                while not exhausted and len(waiting) <= len(free):  # one more tells whether any waits for a slot
                     request = next(source, END)
                     exhausted = request is END
                     if exhausted or request is None:

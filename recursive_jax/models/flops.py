@@ -42,6 +42,21 @@ def train_flops_per_token(c: ModelConfig, length: int) -> float:
     return 6.0 * matmul_parameters(c) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
 
 
+def decode_cost_per_token(
+    c: ModelConfig, rows: int, prompt: int, new: int, bytes_per_value: int
+) -> tuple[float, float]:
+    """(FLOPs, bytes read from memory) for each new token when `rows` sequences decode together, each after a prompt of
+    `prompt` tokens, which counts too: a step reads the weights once for all rows, and the cache of each."""
+    weights = matmul_parameters(c)
+    cached = [min(prompt + new / 2, c.window if c.is_windowed(i) else prompt + new) for i in range(c.layers)]
+    attended = new * 4.0 * sum(cached) * c.heads * c.K
+    head = c.E * c.V  # of the prompt only the last position needs it
+    flops = 2.0 * weights * (prompt + new) - 2.0 * head * (prompt - 1) + attended
+    flops += 2.0 * prompt * prompt * c.layers * c.heads * c.K
+    values = weights * (1 + new) / rows + new * 2.0 * sum(cached) * c.G * c.K
+    return flops / new, values * bytes_per_value / new
+
+
 def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:
     """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
     logits and their gradient."""
