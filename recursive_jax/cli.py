@@ -1,4 +1,4 @@
-"""recursive-jax: run | status | report | train | generate | evaluate | import | export | doctor."""
+"""recursive-jax: run | status | report | profile | train | generate | evaluate | lab | import | export | doctor."""
 
 from __future__ import annotations
 
@@ -92,9 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     p = command(
         "report",
         "write report.html again from what is stored (also while the run goes on)",
-        "recursive-jax report runs/quickstart",
+        "recursive-jax report runs/quickstart\n  recursive-jax report runs/quickstart --figures paper/figures",
     )
     p.add_argument("run", metavar="DIR")
+    p.add_argument("--figures", metavar="FOLDER", help="write the figures too (SVG, PNG) and the numbers (CSV, JSONL)")
+
+    p = command(
+        "profile",
+        "say what anyone's samples lost, round by round, against real data; no run is needed",
+        "recursive-jax profile round1.parquet round2.parquet --reference real.parquet --out profile",
+    )
+    p.add_argument("samples", nargs="+", metavar="FILE", help="one for each round: .parquet, .jsonl or .txt with texts")
+    p.add_argument("--reference", required=True, metavar="FILE", help="real texts")
+    p.add_argument("--out", metavar="FOLDER", help="write profile.html, .jsonl, .csv and figures")
+    p.add_argument("--json", action="store_true", help="print one JSON object for each round")
 
     p = command(
         "generate",
@@ -138,6 +149,23 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--base", metavar="MODEL", help="the model that judges the samples; default: the model itself")
 
     p = command(
+        "lab",
+        "run a closed-form collapse experiment: thousands of chains in seconds, beside what theory expects",
+        "recursive-jax lab gaussian samples=20 rounds=50 regime=fresh fraction=0.1 replicates=20000\n"
+        "  recursive-jax lab categorical zipf=1.2 categories=5000 samples=10000 replicates=200 --json\n"
+        "  recursive-jax lab kde samples=30 rounds=100 --sweep bandwidth=0.1,0.2,0.4",
+    )
+    p.add_argument(
+        "family",
+        metavar="FAMILY",
+        help="gaussian, categorical, mixture, poisson, kde, regression, classifier, ngram; or a YAML of configs/lab",
+    )
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options; docs/lab.md has them all")
+    p.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V", help="run every value; repeat for a grid")
+    p.add_argument("--json", action="store_true", help="print JSON: one object, with --sweep a list")
+    p.add_argument("--out", metavar="FOLDER", help="write lab.json, lab.csv and a figure (SVG, PNG)")
+
+    p = command(
         "import",
         "store a Hugging Face folder or a GGUF as a model of this project",
         "recursive-jax import ~/models/SmolLM2-135M models/smollm2",
@@ -163,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     args = _parse(argv)
-    if argv is None and args.command in ("run", "train", "generate", "evaluate", "import", "export"):
+    if argv is None and args.command in ("run", "train", "generate", "evaluate", "lab", "import", "export"):
         allocator.restart()
     try:
         return _COMMANDS[args.command](args) or 0
@@ -206,6 +234,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--dtype",
             "--in",
             "--draft",
+            "--sweep",
+            "--figures",
+            "--reference",
         )
     args = _parser().parse_args(kept)
     if overrides and not hasattr(args, "overrides"):
@@ -274,6 +305,23 @@ def _report(args: argparse.Namespace) -> int:
     from recursive_jax.rounds.report import write_report
 
     print(write_report(args.run))
+    if args.figures:
+        from recursive_jax.rounds.report.export import export_report
+
+        for path in export_report(args.run, args.figures):
+            print(path)
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from recursive_jax.collapse.profile import collapse_profile
+
+    names = [Path(s).stem for s in args.samples]
+    named = dict(zip(names, args.samples, strict=True))
+    profile = collapse_profile(named if len(named) == len(names) else args.samples, args.reference)
+    print(profile.jsonl() if args.json else profile, end="" if args.json else "\n")
+    if args.out:
+        print(profile.save(args.out), file=sys.stderr)
     return 0
 
 
@@ -324,6 +372,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _lab(args: argparse.Namespace) -> int:
+    from recursive_jax.cli_lab import lab_command
+
+    return lab_command(args, _setup)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     _setup()
     from recursive_jax.rounds.doctor import doctor
@@ -338,8 +392,10 @@ _COMMANDS = {
     "train": _run,
     "status": _status,
     "report": _report,
+    "profile": _profile,
     "generate": _generate,
     "evaluate": _evaluate,
+    "lab": _lab,
     "import": _import,
     "export": _export,
     "doctor": _doctor,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursive_jax.collapse.exact import PARTS, exact_kl, kl_parts, validity
+from recursive_jax.collapse.exact import PARTS, exact_kl, kl_parts, oracle_kl, validity
+from recursive_jax.collapse.lab import laws
 from recursive_jax.config import LanguageConfig
 from recursive_jax.data.language import EOS, FACT_ERROR, PAD, SEMANTIC_ERROR, SYNTAX_ERROR, TRUE, Language
 from recursive_jax.models.model import Model, user_model
@@ -166,6 +167,13 @@ def test_exact_kl_of_known_models(language, tokenizer, mesh, documents):
         assert abs(found[name] - value.mean()) < 2e-5, name
     assert abs(found["kl_total"] - total.mean()) < 2e-5
     assert found["kl_total"] == pytest.approx(sum(found[k] for k in PARTS))
+    assert sum(found["kl_dist_deciles"]) == pytest.approx(found["kl_dist"], abs=1e-6)
+    assert found["knowledge"] == pytest.approx((1 - e) + e / V, abs=1e-5)
+    assert all(x is None or abs(x - found["knowledge"]) < 1e-5 for x in found["knowledge_deciles"])
+    top = p.max(1)
+    assert found["calibration_error"] == pytest.approx(np.abs((1 - e) * top + e / V - top).mean(), abs=1e-5)
+    assert found["confident_wrong"] == 0
+    assert found["anchor_entropy"] == pytest.approx(-(q * np.log(q)).sum(1).mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"depth": 0}, {"types": 1}, {"attributes": 9}, {"fact_share": 0.9}])
@@ -174,3 +182,26 @@ def test_other_sizes_build_and_sample(changes):
     documents = language.sample(0, 0, 300)
     lengths = np.array([len(d) for d in documents], float)
     assert abs(lengths.mean() - language.expected_length) < 5 * lengths.std() / np.sqrt(300)
+
+
+def test_the_exact_fit_drifts_as_theory_says():
+    """L7: after k refits to N of its own documents, E KL(P_k || P_0) per document is k d / 2N, d free parameters."""
+    config = LanguageConfig(types=2, nouns=4, verbs=2, first_names=4, last_names=4, attributes=2, values=4, depth=1)
+    language, N, chains = Language(config), 4096, 12
+    found = np.zeros(3)
+    for chain in range(chains):
+        student = language
+        for k in range(3):
+            student = student.fitted(student.sample(seed=10 * chain + k, first=0, count=N))
+            found[k] += student.kl_to(language) / chains
+    np.testing.assert_allclose(found, laws.oracle_kl(language.free_parameters, N, 3)[1:], rtol=0.08)
+
+
+def test_the_fit_to_the_truth_is_near_the_truth():
+    language = Language()
+    rows = language.sample(seed=3, first=0, count=4000)
+    found = oracle_kl(language, rows)
+    assert 0 < found["kl_oracle"] < 2 * found["kl_oracle_null"]  # half a count more everywhere pulls it towards uniform
+    fewer = oracle_kl(language, rows[:400])
+    assert fewer["kl_oracle"] > 3 * found["kl_oracle"]
+    assert sum(language.entities.values()) == pytest.approx(1.0)

@@ -1,123 +1,246 @@
-"""Count statistics against brute force and closed forms."""
+"""The metric suite against closed forms, scikit-learn, SciPy and slow plain loops."""
 
 from __future__ import annotations
 
+import collections
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
+from scipy.optimize import minimize_scalar
 
-from recursive_jax.collapse.diversity import (
-    distinct,
-    entropy,
-    miller_madow,
-    ngrams,
-    repetition,
-    sample_statistics,
-    take_budget,
-)
-from recursive_jax.collapse.likelihood import cross_entropy, histogram, histogram_edges, row_perplexities, token_losses
-from recursive_jax.collapse.tails import deciles, tail_lost
-from recursive_jax.config import ModelConfig
-from recursive_jax.models.model import transformer
+from recursive_jax.collapse import divergence, embeddings
+from recursive_jax.collapse.calibration import calibration
+from recursive_jax.collapse.mauve import frontier_area, kmeans, mauve
+from recursive_jax.collapse.selfbleu import dense_ngrams, self_bleu
+from recursive_jax.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def rows():
+def rows_of(rng, count, vocab=12, low=0, high=14):
+    return [rng.integers(0, vocab, rng.integers(low, high)) for _ in range(count)]
+
+
+def slow_self_bleu(rows, longest):
+    """BLEU as Papineni et al. define it, pair by pair."""
+    grams = lambda r, n: collections.Counter(tuple(r[i : i + n].tolist()) for i in range(len(r) - n + 1))
+    scores = []
+    for i, row in enumerate(rows):
+        others = [r for j, r in enumerate(rows) if j != i]
+        logs = []
+        for n in range(1, longest + 1):
+            mine, most = grams(row, n), collections.Counter()
+            for other in others:
+                most |= grams(other, n)
+            hit = sum(min(c, most[g]) for g, c in mine.items())
+            if n == 1 and hit == 0:
+                break
+            logs.append(math.log((hit or 0.1) / max(1, sum(mine.values()))) / longest)
+        else:
+            closest = min((len(r) for r in others), key=lambda n: (abs(n - len(row)), n))
+            brevity = 1.0 if len(row) > closest else math.exp(1 - closest / len(row))
+            scores.append(brevity * math.exp(sum(logs)))
+            continue
+        scores.append(0.0)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 4])
+def test_self_bleu_is_bleu_against_all_others(longest):
+    rng = np.random.default_rng(longest)
+    rows = rows_of(rng, 40)
+    np.testing.assert_allclose(self_bleu(rows, longest), slow_self_bleu(rows, longest), rtol=0, atol=1e-14)
+    same = [np.arange(6)] * 5
+    np.testing.assert_allclose(self_bleu(same), 1.0, rtol=1e-14)
+    with pytest.raises(InputError, match="at least 2"):
+        self_bleu(same[:1])
+
+
+def test_ngrams_are_numbered_without_collisions():
     rng = np.random.default_rng(0)
-    return [rng.zipf(1.5, rng.integers(1, 40)).clip(max=49).astype(np.int32) for _ in range(60)]
+    rows = [r * 1_000_003 for r in rows_of(rng, 30, vocab=5)]  # ids whose powers pass 63 bits
+    for n, ids, row in dense_ngrams(rows, 4):
+        grams = [tuple(r[i : i + n].tolist()) for r in rows for i in range(len(r) - n + 1)]
+        assert len(ids) == len(grams) == len(row)
+        assert len(set(zip(ids.tolist(), grams, strict=True))) == len(set(grams)) == len(set(ids.tolist()))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_ngrams_agree_with_python_counters(rows, n):
-    counted = Counter(tuple(r[i : i + n].tolist()) for r in rows for i in range(len(r) - n + 1))
-    codes = ngrams(rows, n, 50)
-    total = sum(counted.values())
-    assert len(codes) == total
-    assert distinct(codes) == pytest.approx(len(counted) / total)
-    plug_in = -sum(c / total * math.log(c / total) for c in counted.values())
-    assert entropy(codes) == pytest.approx(plug_in)
-    assert miller_madow(codes) == pytest.approx(plug_in + (len(counted) - 1) / (2 * total))
-
-
-def test_miller_madow_removes_the_bias_of_the_plug_in():
-    """E[H_plugin] = H - (V - 1) / 2M to first order (collapse.md, T26)."""
+def test_distances_of_distributions_are_scipys():
     rng = np.random.default_rng(1)
-    p = rng.dirichlet(np.ones(20) * 5)
-    truth = -(p * np.log(p)).sum()
-    draws = [rng.choice(20, 400, p=p) for _ in range(400)]
-    plug_in, corrected = np.mean([entropy(d) for d in draws]), np.mean([miller_madow(d) for d in draws])
-    assert plug_in - truth == pytest.approx(-19 / 800, rel=0.15)
-    assert abs(corrected - truth) < 0.15 * 19 / 800
+    a, b = rng.integers(0, 9, 50), rng.integers(0, 9, 50)
+    p, q = (a + 0.5) / (a + 0.5).sum(), (b + 0.5) / (b + 0.5).sum()
+    assert divergence.kl(a, b) == pytest.approx(scipy.stats.entropy(p, q), rel=1e-12)
+    from scipy.spatial.distance import jensenshannon
+
+    assert divergence.jensen_shannon(a, b) == pytest.approx(jensenshannon(a / a.sum(), b / b.sum()) ** 2, rel=1e-12)
+    assert divergence.total_variation(a, b) == pytest.approx(np.abs(a / a.sum() - b / b.sum()).sum() / 2, rel=1e-12)
+    x, y = rng.normal(size=40), rng.normal(1, 2, size=70)
+    assert divergence.wasserstein(x, y) == pytest.approx(scipy.stats.wasserstein_distance(x, y), rel=1e-12)
+    with pytest.raises(InputError):
+        divergence.total_variation(np.zeros(3), a[:3])
 
 
-def test_repetition_and_edge_cases():
-    assert repetition([np.array([1, 2, 1, 2, 1, 2])], 2, 10) == pytest.approx(1 - 2 / 5)
-    assert repetition([np.array([1])], 2, 10) == 0.0
-    empty = sample_statistics([np.empty(0, np.int32)], 10, 100)
-    assert empty["distinct_1"] == 0.0 and empty["length_mean"] == 0.0
-    assert all(math.isfinite(v) for v in empty.values())
-    assert all(math.isfinite(v) for v in sample_statistics([], 10, 100).values())
+def test_sliced_wasserstein_of_a_shift():
+    """|v . d| averaged over directions of the plane is 2 / pi times the shift."""
+    x = np.random.default_rng(2).normal(size=(300, 2))
+    shift = divergence.sliced_wasserstein(x, x + np.array([3.0, 0.0]), directions=4000)
+    assert shift == pytest.approx(3 * 2 / math.pi, rel=0.03)  # 4,000 directions: a standard error of 0.5%
 
 
-def test_budget_is_exact(rows):
-    taken = take_budget(rows, 100)
-    assert sum(map(len, taken)) == 100
-    assert np.array_equal(np.concatenate(taken), np.concatenate(rows)[:100])
+def test_zipf_exponent_is_the_likelihoods_maximum():
+    rng = np.random.default_rng(3)
+    ranks = np.arange(1, 501)
+    p = ranks**-1.3 / (ranks**-1.3).sum()
+    counts = rng.multinomial(200_000, p)
+    found = divergence.zipf_exponent(counts)
+    ordered = np.sort(counts[counts > 0])[::-1]
+    logs = np.log(np.arange(1, len(ordered) + 1))
+    loss = lambda s: s * ordered @ logs + ordered.sum() * np.log(np.exp(-s * logs).sum())
+    assert found == pytest.approx(minimize_scalar(loss, bounds=(0, 5), method="bounded").x, abs=1e-4)
+    assert found == pytest.approx(1.3, abs=0.01)
+    assert math.isnan(divergence.zipf_exponent([5]))
+    assert divergence.good_turing([1, 1, 3, 5]) == pytest.approx(0.2)
 
 
-def test_tail_null_is_the_expectation_of_independent_draws():
-    p = np.arange(1, 201, dtype=float) ** -1.2
-    p /= p.sum()
-    rng = np.random.default_rng(0)
-    found = [tail_lost([rng.choice(200, 300, p=p)], p, 300) for _ in range(300)]
-    masses = np.array([f["tail_mass_lost"] for f in found])
-    null = found[0]["tail_mass_lost_null"]
-    assert abs(masses.mean() - null) < 4 * masses.std() / math.sqrt(300)
-    deciles_mean = np.mean([f["tail_lost_deciles"] for f in found], axis=0)
-    np.testing.assert_allclose(deciles_mean, found[0]["tail_lost_deciles_null"], atol=0.03)
+def test_frechet_distance_and_its_bias():
+    """T23: of a cloud against its like, 2d/N + d(d+1)/2N; and the exact value of shifted, scaled Gaussians."""
+    rng, d, N = np.random.default_rng(4), 16, 800
+    found = [embeddings.frechet(rng.normal(size=(N, d)), rng.normal(size=(N, d))) for _ in range(30)]
+    law = 2 * d / N + d * (d + 1) / (2 * N)
+    assert np.mean(found) == pytest.approx(law, rel=0.05)
+    x = rng.normal(size=(4000, 3))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    scale = np.array([1.0, 2.0, 3.0])
+    exact = 4.0 + ((scale - 1) ** 2).sum()
+    assert embeddings.frechet(x * scale + np.array([2.0, 0, 0]), x) == pytest.approx(exact, rel=1e-9)
+    root = scipy.linalg.sqrtm(np.cov((x @ scale[:, None] * x).T) @ np.cov(x.T))
+    moved = x @ scale[:, None] * x
+    direct = ((moved.mean(0) - x.mean(0)) ** 2).sum() + np.trace(np.cov(moved.T) + np.cov(x.T) - 2 * root.real)
+    assert embeddings.frechet(moved, x) == pytest.approx(direct, rel=1e-6)
+    assert (
+        abs(
+            np.mean(
+                [
+                    embeddings.frechet_unbiased(rng.normal(size=(N, d)), rng.normal(size=(N, d)), seed=i)
+                    for i in range(8)
+                ]
+            )
+        )
+        < law / 3
+    )
 
 
-def test_tail_counts_by_hand():
-    truth = np.array([0, 50, 30, 15, 5], float)
-    lost = tail_lost([np.array([1, 1, 2])], truth, 10)
-    assert lost["tail_mass_lost"] == pytest.approx(0.2)
-    assert [g.tolist() for g in deciles(truth, 2)] == [[1, 2], [3, 4]]
+def test_kernel_distance_is_unbiased():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(40, 4)), rng.normal(0.5, 1, size=(30, 4))
+    k = lambda a, b: (a @ b / 4 + 1) ** 3
+    inner = lambda z: np.mean([k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
+    slow = inner(x) + inner(y) - 2 * np.mean([k(a, b) for a in x for b in y])
+    assert embeddings.kernel_distance(x, y) == pytest.approx(slow, rel=1e-10)
+    null = [embeddings.kernel_distance(rng.normal(size=(50, 4)), rng.normal(size=(50, 4))) for _ in range(100)]
+    assert abs(np.mean(null)) <= 4 * np.std(null) / 10
 
 
-def test_token_losses_are_the_model_s_own(tiny, tokenizer, language, mesh):
-    model = transformer(tiny, tokenizer, mesh).initialized(0)
-    rows = language.sample(0, 0, 5)
-    losses = token_losses(model, rows)
-    for row, loss in zip(rows, losses, strict=True):
-        row = row[: tiny.context]
-        logits = np.asarray(model.logits(np.concatenate([[tokenizer.bos], row[:-1]])[None]))[0].astype(np.float64)
-        logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        np.testing.assert_allclose(loss, -logp[np.arange(len(row)), row], atol=1e-5)
+def test_coverage_of_equal_clouds():
+    """T22: E coverage = 1 - prod (N - 1 - i) / (2N - 1 - i), E density = 1."""
+    rng = np.random.default_rng(6)
+    found = [embeddings.coverage(rng.normal(size=(600, 8)), rng.normal(size=(600, 8))) for _ in range(15)]
+    law = embeddings.coverage_of_equals(600, 600)
+    assert law == pytest.approx(0.9691, abs=2e-4)
+    for key, value in (("coverage", law), ("density", 1.0)):
+        values = [f[key] for f in found]
+        assert abs(np.mean(values) - value) <= 4 * np.std(values) / np.sqrt(15)
 
 
-def test_cross_entropy_error_shrinks_as_it_should():
-    rng = np.random.default_rng(0)
-    means, errors = [], []
-    for _ in range(300):
-        losses = [rng.exponential(1.0, rng.integers(5, 20)) for _ in range(50)]
-        mean, error = cross_entropy(losses)
-        means.append(mean)
-        errors.append(error)
-    assert np.std(means) == pytest.approx(np.mean(errors), rel=0.15)
+def test_balls_are_sklearns():
+    """Precision, recall, density and coverage from scikit-learn's neighbours."""
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    rng = np.random.default_rng(7)
+    real, fake = rng.normal(size=(1500, 6)), rng.normal(0.3, 0.8, size=(1300, 6))
+    radius = lambda z: neighbors.NearestNeighbors(n_neighbors=6).fit(z).kneighbors(z)[0][:, -1]
+    away = np.sqrt(((fake[:, None] - real[None]) ** 2).sum(-1))
+    inside = away < radius(real)[None]
+    slow = {
+        "precision": inside.any(1).mean(),
+        "recall": (away < radius(fake)[:, None]).any(0).mean(),
+        "density": inside.sum() / 5 / len(fake),
+        "coverage": inside.any(0).mean(),
+    }
+    found = embeddings.coverage(fake, real)
+    for key, value in slow.items():
+        assert found[key] == pytest.approx(value, rel=1e-9), key
+    shrunk = embeddings.coverage(real * 0.2, real)
+    assert shrunk["recall"] < 0.2 < shrunk["coverage"]
 
 
-def test_histogram_shares_sum_to_one_and_keep_the_outside(rows):
-    reference = np.exp(np.random.default_rng(0).normal(1.0, 0.3, 500))
-    edges = histogram_edges(reference)
-    shares = histogram(np.concatenate([reference, [1e9, 1.0]]), edges)
-    assert sum(shares) == pytest.approx(1.0, abs=1e-4)
-    assert shares[-1] > 0 and len(shares) == len(edges) - 1
-    assert len(row_perplexities([np.array([1.0, 3.0]), np.array([])])) == 1
+def test_vendi_counts_what_is_different():
+    """T24."""
+    eye = np.eye(7)
+    for q in (0.5, 1, 2, np.inf):
+        assert embeddings.vendi(np.repeat(eye, 3, axis=0), q) == pytest.approx(7, rel=1e-10)
+        assert embeddings.vendi(np.ones((9, 4)), q) == pytest.approx(1, rel=1e-10)
+    x = np.random.default_rng(8).normal(size=(4000, 32))
+    assert embeddings.vendi(x) == pytest.approx(32, rel=0.01)
+    wide = x[:20]
+    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(unit @ unit.T / 20)
+    assert embeddings.vendi(wide, 2) == pytest.approx(1 / (values**2).sum(), rel=1e-9)
+    with pytest.raises(InputError, match="zero"):
+        embeddings.vendi(np.zeros((3, 2)))
 
 
-def test_context_is_respected(tokenizer, mesh):
-    model = transformer(ModelConfig(layers=1, width=16, heads=2, context=8), tokenizer, mesh).initialized(0)
-    losses = token_losses(model, [np.full(20, 5, np.int32), np.empty(0, np.int32)])
-    assert [len(x) for x in losses] == [8, 0]
+def test_spread_and_entropy_of_a_gaussian():
+    x = np.random.default_rng(9).normal(size=(5000, 3))
+    assert embeddings.variance_ratio(0.5 * x, x) == pytest.approx(0.25, rel=1e-12)
+    assert embeddings.log_det_difference(0.5 * x, x) == pytest.approx(math.log(0.25), rel=1e-4)
+    assert embeddings.log_det_difference(0 * x, x) == pytest.approx(math.log(1e-6), abs=0.1)
+    assert embeddings.neighbour_entropy(x) == pytest.approx(1.5 * math.log(2 * math.pi * math.e), abs=0.05)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    slow = (unit[:200] @ unit[:200].T)[~np.eye(200, dtype=bool)].mean()
+    assert embeddings.mean_cosine(x[:200]) == pytest.approx(slow, abs=1e-12)
+    with pytest.raises(InputError, match="all the same"):
+        embeddings.variance_ratio(x, np.ones((4, 3)))
+
+
+def test_mauve_tells_clouds_apart():
+    rng = np.random.default_rng(10)
+    x, y = rng.normal(size=(400, 8)), rng.normal(size=(400, 8))
+    assert mauve(y, x, smooth=True) > 0.9 > mauve(y, x) > 0.5 > mauve(x + 3 * np.eye(8)[0] * 3, x)
+    p = np.array([0.5, 0.5, 0.0])
+    assert frontier_area(p, p) == pytest.approx(1.0, abs=1e-6)
+    assert frontier_area(p, np.array([0.0, 0.0, 1.0])) < 0.01
+
+
+def test_kmeans_finds_separate_clusters():
+    centres = np.array([[0, 0], [10, 0], [0, 10]])
+    rng = np.random.default_rng(11)
+    truth = rng.integers(0, 3, 300)
+    label = kmeans(centres[truth] + rng.normal(size=(300, 2)), 3)
+    assert len(set(zip(truth.tolist(), label.tolist(), strict=True))) == 3
+
+
+def test_calibration_of_the_calibrated_is_its_null():
+    rng = np.random.default_rng(12)
+    sure = rng.uniform(size=(300, 2000))
+    found = [calibration(c, rng.uniform(size=2000) < c) for c in sure]
+    ratio = np.mean([f["ece"] for f in found]) / np.mean([f["ece_null"] for f in found])
+    assert ratio == pytest.approx(1, abs=0.03)  # 3,000 bins: a standard error of 1.4%
+    wrong = calibration([0.95, 0.95, 0.5], [0, 1, 1])
+    assert wrong["confident_wrong"] == pytest.approx(1 / 3)
+    assert wrong["brier"] == pytest.approx((0.95**2 + 0.05**2 + 0.25) / 3)
+    with pytest.raises(InputError):
+        calibration([1.2], [1])
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((0, 3)), "at least 2 rows"),
+        (np.array([[1.0, np.nan], [0, 1]]), "NaN or infinity, the first is row 0"),
+        (np.zeros(4), "rows of features"),
+        (np.zeros((3, 2)), "2 features, real ones 3"),
+    ],
+)
+def test_degenerate_clouds_are_named(x, said):
+    with pytest.raises(InputError, match=said):
+        embeddings.frechet(x, np.random.default_rng(0).normal(size=(5, 3)))

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recursive_jax.collapse.divergence import good_turing, zipf_exponent
+from recursive_jax.collapse.selfbleu import bleu, dense_ngrams, precisions
+
 
 def take_budget(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
     """Whole rows from the front, the last one cut, so that exactly `tokens` tokens are taken (or all there are)."""
@@ -60,16 +63,23 @@ def repetition(rows: Sequence[np.ndarray], n: int, vocab: int) -> float:
 
 
 def sample_statistics(rows: Sequence[np.ndarray], vocab: int, budget: int) -> dict[str, float]:
-    """Entropies, distinct-n, repetition and lengths of rows (token ids), at `budget` tokens."""
+    """Entropies, distinct-n, exact self-BLEU, Zipf exponent, repetition and lengths of rows (token ids), at `budget` tokens."""
     taken = take_budget(rows, budget)
     lengths = np.array([len(r) for r in rows], np.float64)
     stats: dict[str, float] = {"tokens_counted": float(sum(map(len, taken)))}
-    for n in (1, 2, 3):
-        codes = ngrams(taken, n, vocab)
+    for n, codes, _ in dense_ngrams(taken, 4):
         stats[f"distinct_{n}"] = distinct(codes)
         if n < 3:
             stats[f"entropy_{n}gram"] = entropy(codes)
             stats[f"entropy_{n}gram_mm"] = miller_madow(codes)
+    if len(taken) > 1:
+        found = precisions(taken, 4)
+        stats |= {f"self_bleu_{n}": float(bleu(*found, n).mean()) for n in (2, 3, 4)}
+    if taken:
+        counts = np.unique(np.concatenate(taken), return_counts=True)[1]
+        stats["good_turing"] = good_turing(counts)
+        if len(counts) > 1:
+            stats["zipf_mle"] = zipf_exponent(counts)
     stats["types_alive"] = float(len(np.unique(np.concatenate(taken)))) if taken else 0.0
     stats["repetition_2"] = repetition(rows, 2, vocab)
     stats["length_mean"] = float(lengths.mean()) if len(rows) else 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.likelihood import rows_per_batch, rows_to_batch
+from recursive_jax.collapse.tails import deciles
 from recursive_jax.data.language import FACT_ERROR, SEMANTIC_ERROR, SYNTAX_ERROR, UNJUDGED, Language
 from recursive_jax.models.model import Architecture, Model
 
@@ -38,30 +40,60 @@ def kl_parts(logits: jax.Array, p: jax.Array, syn: jax.Array, sem: jax.Array) ->
     return jnp.stack([every - in_syn, in_syn - in_sem, in_sem - in_true, restricted], axis=-1)
 
 
+SURE = 0.9
+
+
 @functools.cache
 def _program(architecture: Architecture):
+    """-> `[B, T, 4 + 10 + 3]`: the parts, the last of them by decile of the truth, then the gap between the model's
+    confidence and the truth's probability of what it would say, whether it is sure of what cannot come, and the model's
+    entropy."""
+
     def parts(params, tables, tokens, segments, states):
         meshes.TRACES["exact_kl"] += 1
         logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])
         logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))[..., : architecture.vocab]
-        known = states >= 0
+        known_BT = states >= 0
         row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", None, None))
-        parts_BT4 = kl_parts(logits_BTV.astype(jnp.float32), row(tables["p"]), row(tables["syn"]), row(tables["sem"]))
-        return jnp.where(known[..., None], parts_BT4, 0.0)
+        p_BTV, logits_BTV = row(tables["p"]), logits_BTV.astype(jnp.float32)
+        parts_BT4 = kl_parts(logits_BTV, p_BTV, row(tables["syn"]), row(tables["sem"]))
+        true_BTV = p_BTV > 0
+        inside_BT1 = jax.nn.logsumexp(jnp.where(true_BTV, logits_BTV, -jnp.inf), axis=-1, keepdims=True)
+        ratio_BTV = jnp.log(jnp.where(true_BTV, p_BTV, 1.0)) - (logits_BTV - inside_BT1)
+        terms_BTV = jnp.where(true_BTV, p_BTV * ratio_BTV, 0.0)
+        deciles_BTN = jnp.einsum("btv,vn->btn", terms_BTV, tables["decile"], precision=jax.lax.Precision.HIGHEST)
+        logq_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
+        says_BTV = jnp.arange(logits_BTV.shape[-1]) == jnp.argmax(logits_BTV, axis=-1)[..., None]
+        sure_BT, true_BT = jnp.exp(jnp.max(logq_BTV, axis=-1)), jnp.sum(jnp.where(says_BTV, p_BTV, 0.0), axis=-1)
+        entropy_BT = -jnp.sum(jnp.exp(logq_BTV) * logq_BTV, axis=-1)
+        rest_BT3 = jnp.stack([jnp.abs(sure_BT - true_BT), (sure_BT > SURE) & (true_BT == 0), entropy_BT], axis=-1)
+        return jnp.where(known_BT[..., None], jnp.concatenate([parts_BT4, deciles_BTN, rest_BT3], axis=-1), 0.0)
 
     return jax.jit(parts)
 
 
-def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """Mean KL per token over the prefixes of true rows (nats): `kl_total` and its four parts, with the standard error
-    of the total over rows. Rows are cut at the model's context."""
+def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Means per token over the prefixes of true rows (nats): `kl_total` and its four parts, with the standard error of the total
+    over rows. Rows are cut at the model's context.
+
+    `kl_dist_deciles`: the distributional part by frequency decile of the truth's tokens (their sum is `kl_dist`; one may
+    be negative). `calibration_error`: mean gap between the model's largest probability and the truth's probability of the
+    same token: no binning. `confident_wrong`: share of prefixes where the model gives more than 0.9 to a token that cannot
+    come. `knowledge`: mean probability of the right value of a fact, and `knowledge_deciles` by how often its entity is
+    spoken of (None where no row has one). `anchor_entropy`: of the model's next token.
+    """
     tokens, segments = rows_to_batch(rows, model)
     states, _ = language.parse(tokens[:, 1:] * (segments[:, 1:] > 0))
     states = np.where(segments[:, 1:] > 0, states, -1).astype(np.int32)
+    groups = deciles(language.marginals_V)
+    decile_VN = np.zeros((language.vocab, len(groups)), np.float32)
+    for n, ids in enumerate(groups):
+        decile_VN[ids, n] = 1.0
     tables = {"p": language.P_AV.astype(np.float32), "syn": language.syn_AV, "sem": language.sem_AV}
     pad = architecture_pad(model, language)
     tables = {k: np.pad(v, ((0, 0), (0, pad))) for k, v in tables.items()}
-    program, sums = _program(model.architecture), []
+    tables["decile"] = np.pad(decile_VN, ((0, pad), (0, 0)))
+    program, found = _program(model.architecture), []
     B = rows_per_batch(model, len(rows), tokens.shape[1] - 1)
     with jax.set_mesh(model.mesh):
         tables = meshes.replicate(model.mesh, tables)
@@ -71,18 +103,54 @@ def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> di
                 np.pad(x[begin : begin + B], ((0, fill), (0, 0)), constant_values=c)
                 for x, c in ((tokens, 0), (segments, 0), (states, -1))
             ]
-            parts_BT4 = meshes.fetch(program(model.params, tables, *meshes.put_batch(model.mesh, tuple(chunk))))
-            sums.append(np.asarray(parts_BT4, np.float64).sum(1)[: len(rows) - begin])
-    sums_N4 = np.concatenate(sums)
+            out = meshes.fetch(program(model.params, tables, *meshes.put_batch(model.mesh, tuple(chunk))))
+            found.append(np.asarray(out, np.float64)[: len(rows) - begin])
+    found_NTX = np.concatenate(found)
     counts_N = (states >= 0).sum(1)
     total = counts_N.sum()
-    means = sums_N4.sum(0) / total
-    residual = sums_N4.sum(1) - means.sum() * counts_N
+    means_X = found_NTX.sum((0, 1)) / total
+    sums_N = found_NTX[..., :4].sum((1, 2))
+    kl = float(means_X[:4].sum())
+    residual = sums_N - kl * counts_N
     return {
-        "kl_total": float(means.sum()),
-        **dict(zip(PARTS, map(float, means), strict=True)),
+        "kl_total": kl,
+        **dict(zip(PARTS, map(float, means_X[:4]), strict=True)),
         "kl_total_stderr": float(np.sqrt((residual**2).sum()) / total),
+        "kl_dist_deciles": means_X[4:-3].round(9).tolist(),
+        "calibration_error": float(means_X[-3]),
+        "confident_wrong": float(means_X[-2]),
+        "anchor_entropy": float(means_X[-1]),
+        **_knowledge(language, tokens, states, found_NTX[..., :4].sum(-1)),
     }
+
+
+def _knowledge(language: Language, tokens: np.ndarray, states: np.ndarray, kl_NT: np.ndarray) -> dict[str, Any]:
+    """Before a fact's value the truth is certain, so KL there is -log q(value). The entity are the two tokens before `is`."""
+    values = [a for a, state in enumerate(language.states) if state[0] == "VALUE"]
+    n, t = np.nonzero(np.isin(states, values))
+    n, t = n[t >= 2], t[t >= 2]
+    if not len(n):
+        return {}
+    ranked = sorted(language.entities, key=lambda e: -language.entities[e])
+    rank = {entity: i for i, entity in enumerate(ranked)}
+    place = np.array([rank[e] for e in zip(tokens[n, t - 2].tolist(), tokens[n, t - 1].tolist(), strict=True)])
+    group = place * 10 // len(ranked)
+    q = np.exp(-kl_NT[n, t])
+    by_decile = [q[group == d] for d in range(10)]
+    return {
+        "knowledge": float(q.mean()),
+        "knowledge_deciles": [round(float(x.mean()), 6) if len(x) else None for x in by_decile],
+    }
+
+
+def oracle_kl(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]:
+    """What sampling alone loses: `kl_oracle`, the KL per token from the truth to the exact fit of the grammar to the rows, half
+    a count added to every token the truth allows (else one lost word would make it infinite); `kl_oracle_null`, the first
+    order of what rows of the truth itself give, d / 2N for d free parameters (each state's, at its own count)."""
+    fit = language.fitted(rows, smoothing=0.5)
+    tokens = sum(map(len, rows))
+    null = language.free_parameters / (2 * tokens)
+    return {"kl_oracle": language.kl_to(fit) / language.expected_length, "kl_oracle_null": null}
 
 
 def architecture_pad(model: Model, language: Language) -> int:

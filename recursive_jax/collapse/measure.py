@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.collapse.diversity import sample_statistics
-from recursive_jax.collapse.exact import exact_kl, validity
+from recursive_jax.collapse.exact import exact_kl, oracle_kl, validity
 from recursive_jax.collapse.likelihood import (
     QUANTILES,
     cross_entropy,
@@ -21,6 +21,7 @@ from recursive_jax.collapse.tails import tail_lost, token_frequencies
 from recursive_jax.config import EvaluateConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World
+from recursive_jax.generate.score import token_entropies
 from recursive_jax.models.model import Model
 
 
@@ -43,8 +44,10 @@ class Yardstick:
         return cls(held_out, truth, base, edges, world)
 
 
-def measure(model: Model, samples: Dataset, yardstick: Yardstick, config: EvaluateConfig) -> dict[str, Any]:
-    """Metrics of `model` and of `samples` drawn from it. Nats unless the name says otherwise; floats, or lists for the
+def measure(
+    model: Model, samples: Dataset, yardstick: Yardstick, config: EvaluateConfig, training: Dataset | None = None
+) -> dict[str, Any]:
+    """Metrics of `model` and of `samples` drawn from it; training: what it was trained on, for what sampling alone loses. Nats unless the name says otherwise; floats, or lists for the
     histogram (`ppl_hist_under_gen0`, bins in `ppl_hist_edges`, log-perplexity) and the deciles."""
     ce, ce_stderr = cross_entropy(token_losses(model, yardstick.held_out))
     metrics: dict[str, Any] = {"ce_real": ce, "ce_real_stderr": ce_stderr, "ppl_real": float(np.exp(ce))}
@@ -59,8 +62,13 @@ def measure(model: Model, samples: Dataset, yardstick: Yardstick, config: Evalua
     metrics.update(sample_statistics(rows, model.vocab, config.tokens))
     metrics.update(tail_lost(rows, yardstick.truth_V, config.tokens))
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
-    if yardstick.world.language is not None:
+    if yardstick.world.language is None:
+        entropies = np.concatenate(list(token_entropies(model, yardstick.held_out)))
+        metrics["anchor_entropy"] = float(entropies.mean())
+    else:
         metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out))
         if not any(samples.column("prompt_tokens")):  # a continuation begins in the middle of a sentence
             metrics.update(validity(yardstick.world.language, rows, (len(samples), model.context)))
+        if training is not None:
+            metrics.update(oracle_kl(yardstick.world.language, [r for r in training.tokens() if len(r)]))
     return metrics

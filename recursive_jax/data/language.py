@@ -14,9 +14,10 @@ Syn (the automaton with the features erased). Letters in shapes: A nonterminals,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +227,47 @@ class Language:
     def marginals_V(self) -> np.ndarray:
         """Expected share of each token."""
         return self.visits_A @ self.P_AV / self.expected_length
+
+    @functools.cached_property
+    def entities(self) -> dict[tuple[int, int], float]:
+        """(first name, last name) as ids -> how often a fact is about them; sums to 1."""
+        index = {state: a for a, state in enumerate(self.states)}
+        first = index["FIRST", 0]
+        found = {}
+        for f in np.flatnonzero(self.P_AV[first]):
+            last = self.push_AVR[first, f, 0]
+            for l in np.flatnonzero(self.P_AV[last]):
+                found[int(f), int(l)] = float(self.P_AV[first, f] * self.P_AV[last, l])
+        return found
+
+    def fitted(self, rows: Sequence[np.ndarray], smoothing: float = 0.0) -> Language:
+        """The exact fit of the grammar to rows of tokens (each from the start of a document): the same states and tokens,
+        the probabilities as the rows have them. It is the student that only sampling can hurt.
+
+        smoothing: added to the count of every token the truth allows. A state that no row visits keeps the truth's
+        probabilities; tokens that the grammar does not allow are not counted.
+        """
+        counts_AV, B = np.zeros_like(self.P_AV), 1024  # one shape for all but the last rows
+        for begin in range(0, len(rows), B):
+            some = rows[begin : begin + B]
+            tokens = np.zeros((B, max(64, 1 << (max(map(len, some)) - 1).bit_length())), np.int32)
+            for n, row in enumerate(some):
+                tokens[n, : len(row)] = np.where(np.asarray(row) < self.vocab, row, self.dot)
+            states, levels = self.parse(tokens)
+            true = levels == TRUE
+            np.add.at(counts_AV, (states[true], tokens[true]), 1)
+        counts_AV += smoothing * (self.P_AV > 0)
+        total_A1 = counts_AV.sum(1, keepdims=True)
+        other = copy.copy(self)
+        for cached in ("visits_A", "entities", "tables"):
+            other.__dict__.pop(cached, None)
+        other.P_AV = np.where(total_A1 > 0, counts_AV / np.maximum(total_A1, 1e-300), self.P_AV)
+        return other
+
+    @property
+    def free_parameters(self) -> int:
+        """Of the grammar's probabilities: entries less one for each state."""
+        return int(((self.P_AV > 0).sum(1) - 1).sum())
 
     def kl_to(self, other: Language) -> float:
         """KL per document to a grammar over the same states (an exact fit, or other weights)."""

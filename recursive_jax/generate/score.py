@@ -36,9 +36,19 @@ def token_logprobs(
     rows: token ids, without start token; opened: they begin as they stand, and the first token has no log-probability.
     Rows are cut at the context. Raises InputError for ids the model does not have.
     """
+    yield from _per_token(model, rows, opened, _logprob_program(model.architecture, resolve_dtype(dtype)))
+
+
+def token_entropies(
+    model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
+) -> Iterator[np.ndarray]:
+    """The entropy (nats) of what the model expects at every token of a row. Arguments, shapes and errors as `token_logprobs`."""
+    yield from _per_token(model, rows, opened, _entropy_program(model.architecture, resolve_dtype(dtype)))
+
+
+def _per_token(model: Model, rows: Iterable[np.ndarray], opened: bool, program: Callable) -> Iterator[np.ndarray]:
     bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
     pieces = (np.concatenate([bos, _checked(row, model)])[: model.context + 1].astype(np.int32) for row in rows)
-    program = _logprob_program(model.architecture, resolve_dtype(dtype))
     for packed, places in _batches(model, pieces, shift=1):
         table = _run(model, program, packed)
         yield from (table[n, at + 1 : at + size] for n, at, size in places)
@@ -161,6 +171,19 @@ def _logprob_program(architecture: Architecture, dtype: str) -> Callable:
         return jnp.pad(jnp.where(segments[:, 1:] > 0, -nll_BT, 0.0), ((0, 0), (1, 0)))
 
     return jax.jit(logprobs)
+
+
+@functools.cache
+def _entropy_program(architecture: Architecture, dtype: str) -> Callable:
+    apply = bound(architecture, dtype)
+
+    def entropies(params, tokens, segments):
+        TRACES["entropies"] += 1
+        logp_BTV = jax.nn.log_softmax(apply(params, tokens[:, :-1], segments[:, :-1]).astype(jnp.float32), axis=-1)
+        entropy_BT = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
+        return jnp.pad(jnp.where(segments[:, 1:] > 0, entropy_BT, 0.0), ((0, 0), (1, 0)))
+
+    return jax.jit(entropies)
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def collapse(
         first = run.round(0)
         teacher = first.train("teacher", blank, real.view(lambda w: w.train), config.train)
         yardstick = Yardstick.of(world, teacher, config.evaluate)
-        assess(first, teacher, config, config.sampling, yardstick, real)
+        assess(first, teacher, config, config.sampling, yardstick, real, real.view(lambda w: w.train))
         for name, arm in config.arms.items():
             for replicate in range(config.replicates):
                 chain = run.chain(name, replicate, config.replicates)
@@ -112,7 +112,7 @@ def run_arm(
                 update={"steps": max(1, int(config.student.steps * growth + 0.5))}
             )
         student = round.train("student", start, data, student_config)
-        assess(round, student, config, sampling, yardstick, real)
+        assess(round, student, config, sampling, yardstick, real, data)
         return student
 
     init = arm.init or config.rounds.init
@@ -131,15 +131,18 @@ def prompts(sampling, pool: Pool):
     return requests
 
 
-def assess(round: Round, model: Model, config: Config, sampling, yardstick: Yardstick, real: Stored) -> dict[str, Any]:
-    """Samples from the model and measures it."""
+def assess(
+    round: Round, model: Model, config: Config, sampling, yardstick: Yardstick, real: Stored, training: Stored
+) -> dict[str, Any]:
+    """Samples from the model and measures it. training: what it was trained on."""
     pool = Pool(real.view(lambda w: w.train), config.rounds.tokens)
     samples = round.generate("samples", model, prompts(sampling, pool), sampling, count=config.evaluate.samples)
     inputs = {"samples": samples.fingerprint, "real": real.fingerprint, "base": yardstick.base.fingerprint}
+    inputs["training"] = training.fingerprint
     return round.evaluate(
         "evaluation",
         model,
-        lambda: measure(model, samples.value, yardstick, config.evaluate),
+        lambda: measure(model, samples.value, yardstick, config.evaluate, training.value),
         inputs,
         config.evaluate.model_dump(),
     )

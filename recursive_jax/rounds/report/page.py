@@ -16,6 +16,7 @@ from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of, change
 from recursive_jax.rounds.report.task import task_section
+from recursive_jax.rounds.report.verdicts import attribution_section, verdict_section
 
 PARTS = (("kl_syn", "syntax"), ("kl_sem", "semantics"), ("kl_fact", "facts"), ("kl_dist", "distribution"))
 PANELS = (
@@ -35,14 +36,14 @@ def write_report(run: Any) -> epath.Path:
     run = epath.Path(run)
     stored = manifests(run)
     record = storage.read_json(run / "run.json", "the run record")
-    page = render(
-        record, evaluations(run), stored, _samples(run, stored, record["config"].get("evaluate", {}).get("show", 4))
-    )
+    samples = _samples(run, stored, record["config"].get("evaluate", {}).get("show", 4))
+    verdicts = "" if record["config"].get("recipe") == "finetune" else verdict_section(run)
+    page = render(record, evaluations(run), stored, samples, verdicts)
     storage.write_atomic(run / "report.html", page.encode())
     return run / "report.html"
 
 
-def render(record: dict, records: list[dict], stored: list[dict], samples: dict) -> str:
+def render(record: dict, records: list[dict], stored: list[dict], samples: dict, verdicts: str = "") -> str:
     config = record["config"]
     arms = arms_of(records, list(config.get("arms", {})))
     base = next((r["metrics"] for r in records if r["round"] == 0), {})
@@ -53,7 +54,8 @@ def render(record: dict, records: list[dict], stored: list[dict], samples: dict)
         headline = "kl_total" if "kl_total" in base else "ce_real"
         body += [_cards(arms, headline), _curves(arms, base, headline)]
         if "kl_total" in base:
-            body.append(_split(arms))
+            body += [_split(arms), attribution_section(arms)]
+        body.append(verdicts)
         body += [_tails(arms), _histograms(arms, base), _samples_table(arms, samples)]
     body += [_ledger(stored), _lineage(stored), _settings(record)]
     css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")

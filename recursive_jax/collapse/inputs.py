@@ -1,0 +1,181 @@
+"""What `collapse_profile` takes: texts, token ids, vectors, images, files, as one of two kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recursive_jax.collapse.diversity import take_budget
+from recursive_jax.collapse.embeddings import vectors
+from recursive_jax.collapse.suite import TEXT, VECTORS, Counts, Metric
+from recursive_jax.errors import InputError
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Words:
+    """Words and punctuation marks as ids, in the order they are met."""
+
+    def __init__(self):
+        self.ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids.setdefault(w, len(self.ids)) for w in _WORD.findall(text.lower())]
+
+
+@dataclasses.dataclass
+class Texts:
+    """Rows of token ids, with their texts where they came as such."""
+
+    tokens: list[np.ndarray]
+    name: str
+    tokenizer: Any = None
+    texts: list[str] | None = None
+    unit = "tokens"
+    least = 2
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        return TEXT
+
+    def group_size(self, groups: int) -> int:
+        """Tokens that each of so many groups of rows can hold."""
+        return min(sum(map(len, part)) for part in self._parts(groups, 0))
+
+    def _parts(self, groups: int, seed: int) -> list[list[np.ndarray]]:
+        """Rows dealt out: every group has nearly as many tokens."""
+        order = np.random.default_rng(seed).permutation(len(self.tokens))
+        return [[self.tokens[i] for i in order[g::groups]] for g in range(groups)]
+
+    @functools.lru_cache(2)  # noqa: B019 (a sample lives as long as the profile that is made of it)
+    def groups(self, groups: int, size: int, seed: int) -> list[Counts]:
+        vocab = self.vocab
+        return [Counts(take_budget(part, size), vocab) for part in self._parts(groups, 0)]
+
+    @functools.lru_cache(2)  # noqa: B019
+    def rests(self, groups: int, size: int, seed: int) -> list[Counts]:
+        """The reference without one group, for each group."""
+        parts = [take_budget(part, size) for part in self._parts(groups, 0)]
+        return [
+            Counts([row for j, part in enumerate(parts) if j != g for row in part], self.vocab) for g in range(groups)
+        ]
+
+    @property
+    def vocab(self) -> int:
+        if isinstance(self.tokenizer, Words):
+            return len(self.tokenizer.ids)
+        return self.largest + 1
+
+    largest: int = 0
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    __eq__ = object.__eq__
+
+
+@dataclasses.dataclass
+class Cloud:
+    """Rows of features."""
+
+    x_ND: np.ndarray
+    name: str
+    tokenizer: Any = None
+    unit = "rows"
+    least = 10
+
+    def __post_init__(self):
+        self.x_ND = vectors(self.x_ND, self.name)
+
+    @property
+    def rows(self) -> int:
+        return len(self.x_ND)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        return VECTORS
+
+    def group_size(self, groups: int) -> int:
+        return self.rows // groups
+
+    def groups(self, groups: int, size: int, seed: int) -> list[np.ndarray]:
+        order = np.random.default_rng(seed).permutation(self.rows)
+        return [self.x_ND[order[g * size : (g + 1) * size]] for g in range(groups)]
+
+    def rests(self, groups: int, size: int, seed: int) -> list[np.ndarray]:
+        """One other group of the reference: clouds are compared at equal sizes."""
+        parts = self.groups(groups, size, seed)
+        return [parts[(g + 1) % groups] for g in range(groups)]
+
+
+def as_samples(x: Any, name: str, tokenizer: Any = None, like: Texts | Cloud | None = None) -> Texts | Cloud:
+    """One of the two kinds. Raises InputError for nothing at all, NaN, or another kind than `like`."""
+    found = _read(x, name, tokenizer)
+    if like is not None and type(found) is not type(like):
+        kinds = {Texts: "texts or token ids", Cloud: "vectors"}
+        raise InputError(f"{name} holds {kinds[type(found)]}, {like.name} {kinds[type(like)]}: give one kind")
+    if isinstance(found, Texts):
+        empty = sum(len(t) == 0 for t in found.tokens)
+        if empty == found.rows:
+            raise InputError(f"{name}: there is no token in {found.rows} rows")
+        found.largest = max(int(t.max()) for t in found.tokens if len(t))
+        if like is not None:
+            found.largest = like.largest = max(found.largest, like.largest)
+            if isinstance(like, Texts) and like.vocab > found.vocab:
+                found.largest = like.vocab - 1
+    return found
+
+
+def _read(x: Any, name: str, tokenizer: Any) -> Texts | Cloud:
+    if hasattr(x, "table") and hasattr(x, "tokens"):  # a Dataset
+        return Texts([np.asarray(t, np.int64) for t in x.tokens()], name, tokenizer, list(x.column("text")))
+    if isinstance(x, str | Path):
+        x = _texts_of_file(Path(x), name)
+    if hasattr(x, "shape") and getattr(x, "ndim", 0) >= 2:
+        return Cloud(np.asarray(x), name)
+    rows = list(x)
+    if not rows:
+        raise InputError(f"{name}: there are no rows")
+    if all(isinstance(r, str) for r in rows):
+        tokenizer = tokenizer or Words()
+        return Texts([_ids(tokenizer.encode(r)) for r in rows], name, tokenizer, rows)
+    arrays = [np.asarray(r) for r in rows]
+    if all(a.ndim == 1 and (a.dtype.kind in "iu" or a.size == 0) for a in arrays):
+        if any((a < 0).any() for a in arrays):
+            raise InputError(f"{name}: token ids are not negative")
+        return Texts([a.astype(np.int64) for a in arrays], name, tokenizer)
+    if len({a.shape for a in arrays}) == 1 and arrays[0].dtype.kind == "f":
+        return Cloud(np.stack(arrays), name)
+    raise InputError(f"{name}: rows are neither texts, nor arrays of token ids, nor vectors of one length")
+
+
+def _ids(encoded: Any) -> np.ndarray:
+    return np.asarray(getattr(encoded, "ids", encoded), np.int64)
+
+
+def _texts_of_file(path: Path, name: str) -> list[Any]:
+    if not path.exists():
+        raise InputError(f"{name}: {path} does not exist")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        columns = parquet.read_schema(path).names
+        if "text" not in columns:
+            raise InputError(f"{name}: {path} has no column `text`; there are: {', '.join(columns)}")
+        return parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix != ".jsonl":
+        return [line for line in lines if line.strip()]
+    rows: Sequence[dict] = [json.loads(line) for line in lines if line.strip()]
+    if any("text" not in r for r in rows):
+        raise InputError(f"{name}: a line of {path} has no key `text`")
+    return [r["text"] for r in rows]

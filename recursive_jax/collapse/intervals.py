@@ -1,0 +1,76 @@
+"""Error bars and verdicts. A metric is computed on G disjoint groups of equal size, so that its value does not depend on how
+much there was to count, and so that the groups tell how far chance alone moves it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t as student
+
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """value: mean over `n` groups; ci_lo, ci_hi: its 95% bootstrap interval; null_lo, null_hi: where it would lie, with the
+    chosen confidence, if the samples came from the reference (None: no null). verdict: `same`, `higher`, `lower`, or
+    `untested`. value None: it is not defined, and `why` says what for."""
+
+    value: float | None
+    n: int = 0
+    ci_lo: float | None = None
+    ci_hi: float | None = None
+    null_lo: float | None = None
+    null_hi: float | None = None
+    verdict: str = "untested"
+    why: str = ""
+
+    @property
+    def outside(self) -> bool:
+        return self.verdict in ("higher", "lower")
+
+    def to_dict(self) -> dict:
+        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, "") or k == "value"}
+
+
+def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of independent values; widened by sqrt(n / (n - 1)), since few values resample too
+    narrowly."""
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return math.nan, math.nan
+    index = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    spread = (values[index].mean(1) - values.mean()) * math.sqrt(len(values) / (len(values) - 1))
+    low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(values.mean() + low), float(values.mean() + high)
+
+
+def measured(
+    values: Sequence[float], null: Sequence[float] = (), confidence: float = 0.99, seed: int = 0
+) -> Measurement:
+    """A metric's values on the groups of a sample, beside those on the groups of the reference itself. The band of the null
+    is Welch's: the reference's mean, plus and minus the t quantile times the error of a difference of the two means."""
+    values, null = np.asarray(values, np.float64), np.asarray(null, np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        return Measurement(None, len(values), why="not a finite number on every group")
+    low, high = bootstrap(values, seed=seed)
+    found = (
+        Measurement(float(values.mean()), len(values), low, high)
+        if len(values) > 1
+        else Measurement(float(values[0]), 1)
+    )
+    if len(null) < 2 or len(values) < 2 or not np.isfinite(null).all():
+        return found
+    a, b = values.var(ddof=1) / len(values), null.var(ddof=1) / len(null)
+    if a + b == 0:
+        band = 0.0
+    else:
+        freedom = (a + b) ** 2 / (a**2 / (len(values) - 1) + b**2 / (len(null) - 1))
+        band = float(student.ppf((1 + confidence) / 2, freedom) * math.sqrt(a + b))
+    low, high = null.mean() - band, null.mean() + band
+    slack = 1e-9 * max(1.0, abs(null.mean()))
+    verdict = "lower" if values.mean() < low - slack else "higher" if values.mean() > high + slack else "same"
+    return dataclasses.replace(found, null_lo=float(low), null_hi=float(high), verdict=verdict)

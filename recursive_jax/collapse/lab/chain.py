@@ -1,0 +1,172 @@
+"""`chain`: rounds of (sample from the model, mix by the regime, fit again) as one `lax.scan`, for any family.
+
+A family is a frozen dataclass whose methods can be traced:
+
+    truth() -> params                                      what real rows are drawn from
+    start(truth) -> params                                 round 0; the truth unless the first model is already off
+    prepare(key) -> context                                what one replicate keeps: fixed covariates, say
+    sample(params, key, most, count, context) -> (data, weight_N)    `most` rows, those from `count` on with weight 0
+    right(data) -> bool_N                                  what a verifier holds to be right
+    fit(data, weight_N, previous, context) -> params
+    log_prob(params, data) -> float_N
+    measure(params, context) -> {statistic: number}
+
+An additive family has sufficient statistics: `statistics(data, weight_N, context)`, `merge(a, b)` and
+`estimate(statistics, previous, context)`, of which `fit` is the composition. Its pool of all rounds then has the size of
+one statistic; any other family keeps the rows.
+
+Shapes: N rows of a round, M of them at most, K rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REGIMES = ("replace", "accumulate", "accumulate_subsample", "fresh", "anchor", "weighted", "filtered")
+
+
+class Family:
+    """Defaults of a family; see the module."""
+
+    name = ""
+    additive = False
+
+    def start(self, truth: Any) -> Any:
+        return truth
+
+    def prepare(self, key: jax.Array) -> Any:
+        return ()
+
+    def fit(self, data: Any, weight_N: jax.Array, previous: Any, context: Any) -> Any:
+        return self.estimate(self.statistics(data, weight_N, context), previous, context)
+
+    def right(self, data: Any) -> jax.Array:
+        raise NotImplementedError(f"{self.name} has no verifier")
+
+    def thin(self, key: jax.Array, weight_N: jax.Array, rate_N: jax.Array) -> jax.Array:
+        """Weights after each row was kept with its rate."""
+        return weight_N * jax.random.bernoulli(key, rate_N)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+    """What a round is trained on.
+
+    `replace`: the last model's rows. `accumulate`: those of all rounds. `accumulate_subsample`: as many of those as a
+    round has, without replacement. `fresh`: a share `fraction` of new rows of the truth. `anchor`: the same share, the
+    same rows in every round. `weighted`: as many rows of the truth again, with weight `weight` against 1 - weight.
+    `filtered`: a verifier keeps right rows with probability keep_right, wrong ones with keep_wrong.
+    """
+
+    name: str = "replace"
+    fraction: float = 0.0
+    weight: Any = 0.5
+    keep_right: Any = 1.0
+    keep_wrong: Any = 1.0
+
+    def real_rows(self, samples: int) -> int:
+        return round(self.fraction * samples) if self.name in ("fresh", "anchor") else 0
+
+
+def chain(family: Family, regime: Regime, sizes: tuple[int, ...], key: jax.Array) -> dict[str, jax.Array]:
+    """The statistics of rounds 0 .. K of one replicate, each `[K + 1]`. sizes: rows of each of the K rounds."""
+    M, K = max(sizes), len(sizes)
+    context_key, anchor_key, key = jax.random.split(key, 3)
+    context, first = family.prepare(context_key), family.start(family.truth())
+    mix = _Mix(family, regime, M, K, context, anchor_key)
+
+    def one_round(carry, inputs):
+        params, pool = carry
+        key, k, size = inputs
+        params, pool = mix.fit(params, pool, key, k, size)
+        return (params, pool), family.measure(params, context)
+
+    inputs = (jax.random.split(key, K), jnp.arange(K), jnp.asarray(sizes))
+    _, found = jax.lax.scan(one_round, (first, mix.empty()), inputs)
+    before = family.measure(first, context)
+    return {name: jnp.concatenate([jnp.asarray(before[name], x.dtype)[None], x]) for name, x in found.items()}
+
+
+class _Mix:
+    """The regime of one replicate: what is kept from round to round, and what each round fits."""
+
+    def __init__(self, family: Family, regime: Regime, M: int, K: int, context: Any, anchor_key: jax.Array):
+        self.family, self.regime, self.M, self.K, self.context = family, regime, M, K, context
+        self.real = regime.real_rows(M)
+        self.truth = family.truth()
+        self.keeps_rows = regime.name == "accumulate_subsample" or (regime.name == "accumulate" and not family.additive)
+        if regime.name == "anchor":
+            self.anchor = family.sample(self.truth, anchor_key, self.real, self.real, context)
+
+    def empty(self) -> Any:
+        """The pool before the first round."""
+        if self.keeps_rows:
+            rows = jax.eval_shape(self._draw, self.truth, jax.random.key(0), self.M)
+            return jax.tree.map(lambda x: jnp.zeros((self.M * self.K, *x.shape[1:]), x.dtype), rows)
+        if self.regime.name == "accumulate":
+            data, weight_N = self._draw(self.truth, jax.random.key(0), self.M)
+            return self.family.statistics(data, jnp.zeros_like(weight_N), self.context)
+        return ()
+
+    def _draw(self, params: Any, key: jax.Array, size: Any) -> tuple[Any, jax.Array]:
+        return self.family.sample(params, key, self.M, size, self.context)
+
+    def fit(self, params: Any, pool: Any, key: jax.Array, k: jax.Array, size: jax.Array) -> tuple[Any, Any]:
+        family, name = self.family, self.regime.name
+        draw_key, real_key, keep_key = jax.random.split(key, 3)
+        if name in ("fresh", "anchor"):
+            rows = family.sample(params, draw_key, self.M - self.real, size - self.real, self.context)
+            new = lambda: family.sample(self.truth, real_key, self.real, self.real, self.context)
+            real = self.anchor if name == "anchor" else new()
+            return family.fit(*_join(real, rows), params, self.context), pool
+        data, weight_N = self._draw(params, draw_key, size)
+        if name == "weighted":
+            real, real_N = self._draw(self.truth, real_key, size)
+            w = self.regime.weight
+            rows = _join((real, real_N * w), (data, weight_N * (1 - w)))
+            return family.fit(*rows, params, self.context), pool
+        if name == "filtered":
+            rate_N = jnp.where(family.right(data), self.regime.keep_right, self.regime.keep_wrong)
+            weight_N = family.thin(keep_key, weight_N, rate_N)
+        if self.keeps_rows:
+            put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), k * self.M, 0)
+            pool = jax.tree.map(put, pool, (data, weight_N))
+            rows = pool
+            if name == "accumulate_subsample":
+                index_M = without_replacement(keep_key, (k + 1) * self.M, self.M, self.M * self.K)
+                rows = jax.tree.map(lambda x: x[index_M], pool)
+            return family.fit(*rows, params, self.context), pool
+        if name == "accumulate":
+            pool = family.merge(pool, family.statistics(data, weight_N, self.context))
+            return family.estimate(pool, params, self.context), pool
+        return family.fit(data, weight_N, params, self.context), pool
+
+
+def _join(first: tuple[Any, jax.Array], second: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def without_replacement(key: jax.Array, population: jax.Array, count: int, most: int) -> jax.Array:
+    """`count` different indices below `population` <= `most`, uniform (the first steps of a Fisher-Yates shuffle)."""
+    u_N = jax.random.uniform(key, (count,))
+
+    def swap(i, index):
+        j = i + jnp.minimum((u_N[i] * (population - i)).astype(jnp.int32), population - i - 1)
+        return index.at[i].set(index[j]).at[j].set(index[i])
+
+    return jax.lax.fori_loop(0, count, swap, jnp.arange(most, dtype=jnp.int32))[:count]
+
+
+def mask(most: int, count: Any) -> jax.Array:
+    """Weights of `most` rows of which the first `count` are wanted."""
+    return (jnp.arange(most) < count).astype(jnp.result_type(float))
+
+
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal values. Drawn in float32 and then widened: what precision is for is the sums over many rounds."""
+    return jax.random.normal(key, shape, np.float32).astype(jnp.result_type(float))
