@@ -45,8 +45,8 @@ _HOMES = {
     "generate.request": ("Draft", "Guide", "Request", "from_rows", "unconditional"),
     "curate.select": ("Rule", "select"),
     "collapse.measure": ("Yardstick", "measure"),
-    "collapse.lab.lab": ("LabResult", "lab"),
-    "collapse.profile": ("Profile", "collapse_profile"),
+    "collapse.lab.lab": ("lab",),
+    "collapse.profile": ("collapse_profile",),
     "rounds.run": ("Run",),
     "rounds.iterate": ("Pool", "generate_and_mix", "iterate"),
     "rounds.exchange": ("save_huggingface",),
@@ -84,9 +84,9 @@ sys.modules[__name__].__class__ = _Package
 
 
 if TYPE_CHECKING:
-    from recursive_jax.collapse.lab.lab import LabResult, lab
+    from recursive_jax.collapse.lab.lab import lab
     from recursive_jax.collapse.measure import Yardstick, measure
-    from recursive_jax.collapse.profile import Profile, collapse_profile
+    from recursive_jax.collapse.profile import collapse_profile
     from recursive_jax.config import (
         ArmConfig,
         Config,

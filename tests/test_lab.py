@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from scipy.special import polygamma
+from scipy.stats import ks_2samp
 
 from recursive_jax import lab
 from recursive_jax.cli import main
@@ -399,6 +400,15 @@ def test_every_family_runs_under_every_regime_it_has(families):
             result = lab(family, regime=regime, samples=40, rounds=2, fraction=0.25, replicates=3)
             for name, values in result.values.items():
                 assert values.shape == (3, 3) and not np.isnan(values).any(), (family, regime, name)
+
+
+@pytest.mark.parametrize("regime", ["replace", "fresh", "anchor", "accumulate"])
+def test_drawn_statistics_are_those_of_rows(regime):
+    """Bartlett's decomposition against rows: the same distribution after three rounds (Kolmogorov-Smirnov)."""
+    options = dict(dimensions=3, samples=24, rounds=3, regime=regime, fraction=0.25, replicates=1500)
+    rows, direct = (lab("gaussian", draw=d, seed=i, **options) for i, d in enumerate(("rows", "statistics")))
+    for name in ("log_determinant", "mean_squared_error", "wasserstein2"):
+        assert ks_2samp(rows.values[name][:, 3], direct.values[name][:, 3]).pvalue > 1e-3, name
 
 
 def test_growing_rounds_keep_the_risk_finite():

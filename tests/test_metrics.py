@@ -169,8 +169,8 @@ def test_balls_are_sklearns():
     found = embeddings.coverage(fake, real)
     for key, value in slow.items():
         assert found[key] == pytest.approx(value, rel=1e-9), key
-    shrunk = embeddings.coverage(real * 0.2, real)
-    assert shrunk["recall"] < 0.2 < shrunk["coverage"]
+    shrunk = embeddings.coverage(real * 0.6, real)
+    assert shrunk["recall"] < 0.7 < 0.98 < shrunk["coverage"]
 
 
 def test_vendi_counts_what_is_different():
@@ -205,7 +205,9 @@ def test_spread_and_entropy_of_a_gaussian():
 def test_mauve_tells_clouds_apart():
     rng = np.random.default_rng(10)
     x, y = rng.normal(size=(400, 8)), rng.normal(size=(400, 8))
-    assert mauve(y, x, smooth=True) > 0.9 > mauve(y, x) > 0.5 > mauve(x + 3 * np.eye(8)[0] * 3, x)
+    assert (
+        1 > mauve(y, x, smooth=True) > mauve(y, x) > 0.96 > mauve(x + np.eye(8)[0], x) > mauve(x + 9 * np.eye(8)[0], x)
+    )
     p = np.array([0.5, 0.5, 0.0])
     assert frontier_area(p, p) == pytest.approx(1.0, abs=1e-6)
     assert frontier_area(p, np.array([0.0, 0.0, 1.0])) < 0.01

@@ -40,9 +40,9 @@ def _pair(generated: Any, real: Any, least: int = 2) -> tuple[np.ndarray, np.nda
     return generated, real
 
 
-def _on_device(function):
+def _on_device(function, static: tuple[str, ...] = ()):
     """Jitted in float64."""
-    program = jax.jit(function, static_argnames=("k",))
+    program = jax.jit(function, static_argnames=static)
 
     @functools.wraps(function)
     def call(*arguments, **static):
@@ -175,8 +175,8 @@ def neighbour_entropy(x: Any, k: int = 3) -> float:
 def coverage(generated: Any, real: Any, k: int = 5) -> dict[str, float]:
     """Precision, recall (arXiv:1904.06991), density, coverage (arXiv:2002.09797) with balls to the k-th neighbour.
 
-    For equal clouds density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1 - i). Recall falls to 0 while
-    coverage stays 1 when the generated cloud is a shrunk copy.
+    For equal clouds density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1 - i). When the generated
+    cloud is a shrunk copy, recall falls long before coverage does.
     """
     generated, real = _pair(generated, real, least=k + 1)
     radius_R, radius_G = _radii(real, k), _radii(generated, k)
@@ -214,7 +214,7 @@ def _squares(x_ND, y_MD):
     return jnp.maximum((x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1)[None] - 2 * x_ND @ y_MD.T, 0.0)
 
 
-@_on_device
+@functools.partial(_on_device, static=("k",))
 def _kth(x_BD, index_B, y_ND, k):
     """k passes of a masked minimum: on a CPU several times as fast as top_k."""
     rows = jnp.arange(len(index_B))

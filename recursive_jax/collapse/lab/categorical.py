@@ -78,7 +78,7 @@ class Categorical(Family):
             return jax.random.binomial(key, weight_N, rate_N)
         return super().thin(key, weight_N, rate_N)
 
-    def statistics(self, data, weight_N, context) -> jax.Array:
+    def statistics(self, data, weight_N, context, previous=None) -> jax.Array:
         """Counts `[V]`."""
         return jnp.zeros(self.categories, weight_N.dtype).at[data].add(weight_N)
 
@@ -147,7 +147,7 @@ class Poisson(Family):
     def sample(self, params, key, most: int, count, context):
         return jax.random.poisson(key, params, (most,)).astype(jnp.result_type(float)), mask(most, count)
 
-    def statistics(self, data, weight_N, context):
+    def statistics(self, data, weight_N, context, previous=None):
         return jnp.stack([weight_N.sum(), (weight_N * data).sum()])
 
     def merge(self, a, b):

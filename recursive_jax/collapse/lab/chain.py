@@ -11,7 +11,7 @@ A family is a frozen dataclass whose methods can be traced:
     log_prob(params, data) -> float_N
     measure(params, context) -> {statistic: number}
 
-An additive family has sufficient statistics: `statistics(data, weight_N, context)`, `merge(a, b)` and
+An additive family has sufficient statistics: `statistics(data, weight_N, context, previous)`, `merge(a, b)` and
 `estimate(statistics, previous, context)`, of which `fit` is the composition. Its pool of all rounds then has the size of
 one statistic; any other family keeps the rows.
 
@@ -43,7 +43,7 @@ class Family:
         return ()
 
     def fit(self, data: Any, weight_N: jax.Array, previous: Any, context: Any) -> Any:
-        return self.estimate(self.statistics(data, weight_N, context), previous, context)
+        return self.estimate(self.statistics(data, weight_N, context, previous), previous, context)
 
     def right(self, data: Any) -> jax.Array:
         raise NotImplementedError(f"{self.name} has no verifier")
@@ -99,9 +99,10 @@ class _Mix:
         self.family, self.regime, self.M, self.K, self.context = family, regime, M, K, context
         self.real = regime.real_rows(M)
         self.truth = family.truth()
+        self.direct = getattr(family, "draw", "rows") == "statistics"
         self.keeps_rows = regime.name == "accumulate_subsample" or (regime.name == "accumulate" and not family.additive)
         if regime.name == "anchor":
-            self.anchor = family.sample(self.truth, anchor_key, self.real, self.real, context)
+            self.anchor = self._real(anchor_key)
 
     def empty(self) -> Any:
         """The pool before the first round."""
@@ -109,9 +110,18 @@ class _Mix:
             rows = jax.eval_shape(self._draw, self.truth, jax.random.key(0), self.M)
             return jax.tree.map(lambda x: jnp.zeros((self.M * self.K, *x.shape[1:]), x.dtype), rows)
         if self.regime.name == "accumulate":
+            if self.direct:
+                total, *rest = self.family.draw_statistics(self.truth, jax.random.key(0), self.M, self.context)
+                return jax.tree.map(jnp.zeros_like, (total, *rest))
             data, weight_N = self._draw(self.truth, jax.random.key(0), self.M)
             return self.family.statistics(data, jnp.zeros_like(weight_N), self.context)
         return ()
+
+    def _real(self, key: jax.Array) -> Any:
+        """The real rows of a round, or their statistics."""
+        if self.direct:
+            return self.family.draw_statistics(self.truth, key, self.real, self.context)
+        return self.family.sample(self.truth, key, self.real, self.real, self.context)
 
     def _draw(self, params: Any, key: jax.Array, size: Any) -> tuple[Any, jax.Array]:
         return self.family.sample(params, key, self.M, size, self.context)
@@ -119,10 +129,16 @@ class _Mix:
     def fit(self, params: Any, pool: Any, key: jax.Array, k: jax.Array, size: jax.Array) -> tuple[Any, Any]:
         family, name = self.family, self.regime.name
         draw_key, real_key, keep_key = jax.random.split(key, 3)
-        if name in ("fresh", "anchor"):
+        real = self.anchor if name == "anchor" else self._real(real_key) if name == "fresh" else None
+        if self.direct:
+            found = family.draw_statistics(params, draw_key, size - self.real, self.context)
+            if real is not None:
+                found = family.merge(real, found)
+            if name == "accumulate":
+                found = pool = family.merge(pool, found)
+            return family.estimate(found, params, self.context), pool
+        if real is not None:
             rows = family.sample(params, draw_key, self.M - self.real, size - self.real, self.context)
-            new = lambda: family.sample(self.truth, real_key, self.real, self.real, self.context)
-            real = self.anchor if name == "anchor" else new()
             return family.fit(*_join(real, rows), params, self.context), pool
         data, weight_N = self._draw(params, draw_key, size)
         if name == "weighted":

@@ -45,7 +45,7 @@ class Regression(Family):
         y_N = x_ND @ params[0] + self.noise * normal(noise_key, (most,))
         return (x_ND, y_N), mask(most, count)
 
-    def statistics(self, data, weight_N, context):
+    def statistics(self, data, weight_N, context, previous=None):
         x_ND, y_N = data
         weighted_ND = x_ND * weight_N[:, None]
         return weighted_ND.T @ x_ND, weighted_ND.T @ y_N
@@ -91,7 +91,7 @@ class Classifier(Family):
     def right(self, data):
         return data[1] == jnp.sign(data[0][:, 0])
 
-    def statistics(self, data, weight_N, context):
+    def statistics(self, data, weight_N, context, previous=None):
         return (data[0] * (weight_N * data[1])[:, None]).sum(0)
 
     def merge(self, a, b):

@@ -65,7 +65,7 @@ class Ngram(Family):
         _, before_LN = jax.lax.scan(step, first_N, types_NL.T)
         return before_LN.T, types_NL
 
-    def statistics(self, data, weight_N, context):
+    def statistics(self, data, weight_N, context, previous=None):
         before_NL, types_NL = self._walk(data)
         counts_CV = jnp.zeros((self.contexts, self.categories), weight_N.dtype)
         return counts_CV.at[before_NL, types_NL].add(jnp.broadcast_to(weight_N[:, None], types_NL.shape))

@@ -29,11 +29,12 @@ FAMILIES: dict[str, type[Family]] = {
     "ngram": Ngram,
 }
 SAMPLES = {"kde": 100, "mixture": 1000, "regression": 111, "classifier": 1000, "ngram": 200}
-_SET_BY_US = ("samples", "pooled", "population", "counted")
+_SET_BY_US = ("samples", "pooled", "population", "counted", "root")
 _CHOICES = {
     "regime": REGIMES,
     "estimator": ESTIMATORS,
     "covariates": ("same", "fresh"),
+    "draw": ("auto", "rows", "statistics"),
     "precision": ("float64", "float32"),
 }
 _RANGES = {
@@ -126,6 +127,11 @@ class Point:
         if kind is Categorical:
             few = max(sizes) > 30 * config["categories"] and regime.name != "accumulate_subsample"
             fields |= {"population": M == math.inf, "counted": few}
+        elif kind is Gaussian:
+            plain = regime.name in ("replace", "fresh", "anchor")
+            few, many = plain and max(sizes) <= config["dimensions"], plain and min(sizes) >= 4 * config["dimensions"]
+            many = many or config["draw"] == "statistics"
+            fields["root"] = "rows" if few else "whitened" if many else "triangular"
         elif kind is Kernel:
             pooled = sum(sizes) if regime.name == "accumulate" else max(sizes) * (1 + (regime.name == "weighted"))
             fields |= {"samples": max(sizes), "pooled": pooled}
@@ -212,6 +218,8 @@ def _contradictions(name: str, config: dict[str, Any], given: Mapping[str, Any])
         config["dimensions"] = len(config["spectrum"])
         if min(config["spectrum"]) <= 0:
             wrong.append("spectrum: variances are positive")
+    if name == "gaussian":
+        wrong += _how_to_draw(config)
     if name == "regression" and "covariates" not in given and regime not in ("replace", "accumulate"):
         config["covariates"] = "fresh"
     if name == "regression" and config["samples"] <= config["dimensions"]:
@@ -221,3 +229,19 @@ def _contradictions(name: str, config: dict[str, Any], given: Mapping[str, Any])
             f"order={config['order']}: a table of {config['categories']}^{config['order']} entries is too large"
         )
     return wrong
+
+
+def _how_to_draw(config: dict[str, Any]) -> list[str]:
+    """Settles draw=auto: statistics where there are many rows of several dimensions."""
+    regime, d = config["regime"], config["dimensions"]
+    needs_rows = regime not in ("replace", "fresh", "anchor", "accumulate") or config["truncation"]
+    fewest = min(config["schedule"], default=config["samples"])
+    share = round(config["fraction"] * fewest) if regime in ("fresh", "anchor") else fewest
+    fewest = min(share, (fewest - share) or fewest)
+    if config["draw"] == "auto":
+        config["draw"] = "statistics" if d > 1 and fewest >= 4 * d and not needs_rows else "rows"
+    elif config["draw"] == "statistics" and needs_rows:
+        return [f"draw=statistics: regime={regime} or truncation needs the rows themselves; use draw=rows"]
+    elif config["draw"] == "statistics" and fewest <= d:
+        return [f"draw=statistics: more rows of each kind than dimensions={d} are wanted, there are {fewest}"]
+    return []

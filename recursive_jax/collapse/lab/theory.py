@@ -52,7 +52,7 @@ def _bilinear(regime: Regime, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _gaussian(f: Gaussian, regime: Regime, sizes: np.ndarray) -> dict[str, np.ndarray]:
     spectrum = np.asarray(f.spectrum or (1.0,) * f.dimensions)
     total, d, K = spectrum.sum(), f.dimensions, len(sizes)
-    bias = f.temperature * f.shrink / (1 + f.guidance)
+    bias = f.bias
     found: dict[str, np.ndarray] = {}
     if f.truncation:
         return found
