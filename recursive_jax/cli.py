@@ -12,7 +12,7 @@ from recursive_jax import allocator
 from recursive_jax.errors import EXIT_BAD_INPUT, InputError, RecursiveJaxError
 
 EPILOG = """\
-a first run (about two minutes on two CPU cores, no data and no network needed):
+a first run (a few minutes on two CPU cores, no data and no network needed):
   recursive-jax run configs/quickstart.yaml --workdir runs/quickstart
   open runs/quickstart/report.html
 

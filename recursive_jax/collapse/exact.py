@@ -9,6 +9,7 @@ because p lives on F. Averaged over true prefixes this is exact up to the choice
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -72,16 +73,31 @@ def _program(architecture: Architecture):
     return jax.jit(parts)
 
 
-def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Means per token over the prefixes of true rows (nats): `kl_total` and its four parts, with the standard error of the total
-    over rows. Rows are cut at the model's context.
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A model's answers at the prefixes of N true rows: `[N, T, 4 + 10 + 3]` as `_program` gives them (float64), 0 where a row
+    has ended; the rows' tokens (start token first) and the states of the grammar, -1 there."""
 
-    `kl_dist_deciles`: the distributional part by frequency decile of the truth's tokens (their sum is `kl_dist`; one may
-    be negative). `calibration_error`: mean gap between the model's largest probability and the truth's probability of the
-    same token: no binning. `confident_wrong`: share of prefixes where the model gives more than 0.9 to a token that cannot
-    come. `knowledge`: mean probability of the right value of a fact, and `knowledge_deciles` by how often its entity is
-    spoken of (None where no row has one). `anchor_entropy`: of the model's next token.
-    """
+    found_NTX: np.ndarray
+    tokens: np.ndarray
+    states: np.ndarray
+
+    @functools.cached_property
+    def counts_N(self) -> np.ndarray:
+        return (self.states >= 0).sum(1)
+
+    @functools.cached_property
+    def sums_NX(self) -> np.ndarray:
+        return self.found_NTX.sum(1)
+
+    def stderr(self, sums_N: np.ndarray) -> float:
+        """Of a mean per token, rows independent (delta method)."""
+        residual = sums_N - sums_N.sum() / self.counts_N.sum() * self.counts_N
+        return float(np.sqrt((residual**2).sum()) / self.counts_N.sum())
+
+
+def judge(model: Model, language: Language, rows: Sequence[np.ndarray]) -> Judged:
+    """One pass of the model over true rows, cut at its context."""
     tokens, segments = rows_to_batch(rows, model)
     states, _ = language.parse(tokens[:, 1:] * (segments[:, 1:] > 0))
     states = np.where(segments[:, 1:] > 0, states, -1).astype(np.int32)
@@ -105,22 +121,39 @@ def exact_kl(model: Model, language: Language, rows: Sequence[np.ndarray]) -> di
             ]
             out = meshes.fetch(program(model.params, tables, *meshes.put_batch(model.mesh, tuple(chunk))))
             found.append(np.asarray(out, np.float64)[: len(rows) - begin])
-    found_NTX = np.concatenate(found)
-    counts_N = (states >= 0).sum(1)
-    total = counts_N.sum()
-    means_X = found_NTX.sum((0, 1)) / total
-    sums_N = found_NTX[..., :4].sum((1, 2))
-    kl = float(means_X[:4].sum())
-    residual = sums_N - kl * counts_N
+    return Judged(np.concatenate(found), tokens, states)
+
+
+def exact_kl(
+    model: Model, language: Language, rows: Sequence[np.ndarray], base: Judged | None = None
+) -> dict[str, Any]:
+    """Means per token over the prefixes of true rows (nats): `kl_total` and its four parts, each with its standard error over
+    rows (`*_stderr`). base: another model's answers to the same rows; then `*_change_stderr` is the error of the
+    difference to it, row by row, which is much smaller.
+
+    `kl_dist_deciles`: the distributional part by frequency decile of the truth's tokens (their sum is `kl_dist`; one may
+    be negative). `calibration_error`: mean gap between the model's largest probability and the truth's probability of the
+    same token: no binning. `confident_wrong`: share of prefixes where the model gives more than 0.9 to a token that cannot
+    come. `knowledge`: mean probability of the right value of a fact, and `knowledge_deciles` by how often its entity is
+    spoken of (None where no row has one). `anchor_entropy`: of the model's next token.
+    """
+    judged = judge(model, language, rows)
+    means_X = judged.sums_NX.sum(0) / judged.counts_N.sum()
+    columns = {"kl_total": slice(0, 4), **{part: slice(i, i + 1) for i, part in enumerate(PARTS)}}
+    columns["anchor_entropy"] = slice(-1, None)
+    found: dict[str, Any] = {}
+    for name, column in columns.items():
+        sums_N = judged.sums_NX[:, column].sum(1)
+        found[name] = float(means_X[column].sum())
+        found[f"{name}_stderr"] = judged.stderr(sums_N)
+        if base is not None:
+            found[f"{name}_change_stderr"] = judged.stderr(sums_N - base.sums_NX[:, column].sum(1))
     return {
-        "kl_total": kl,
-        **dict(zip(PARTS, map(float, means_X[:4]), strict=True)),
-        "kl_total_stderr": float(np.sqrt((residual**2).sum()) / total),
+        **found,
         "kl_dist_deciles": means_X[4:-3].round(9).tolist(),
         "calibration_error": float(means_X[-3]),
         "confident_wrong": float(means_X[-2]),
-        "anchor_entropy": float(means_X[-1]),
-        **_knowledge(language, tokens, states, found_NTX[..., :4].sum(-1)),
+        **_knowledge(language, judged.tokens, judged.states, judged.found_NTX[..., :4].sum(-1)),
     }
 
 
@@ -139,6 +172,7 @@ def _knowledge(language: Language, tokens: np.ndarray, states: np.ndarray, kl_NT
     by_decile = [q[group == d] for d in range(10)]
     return {
         "knowledge": float(q.mean()),
+        "knowledge_stderr": float(q.std() / np.sqrt(len(q))),
         "knowledge_deciles": [round(float(x.mean()), 6) if len(x) else None for x in by_decile],
     }
 
@@ -193,5 +227,6 @@ def validity(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, i
         "valid_sem_given_syn": share(sem, syn),
         "true_given_sem": share(true, sem),
         "valid": share(true, np.ones_like(syn)),
+        "valid_stderr": float(np.sqrt(true.mean() * (1 - true.mean()) / len(true))) if len(true) else 0.0,
         "sentences": float(len(judged)),
     }

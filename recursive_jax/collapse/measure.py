@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.collapse.diversity import sample_statistics
-from recursive_jax.collapse.exact import exact_kl, oracle_kl, validity
+from recursive_jax.collapse.exact import Judged, exact_kl, judge, oracle_kl, validity
 from recursive_jax.collapse.likelihood import (
     QUANTILES,
     cross_entropy,
@@ -28,20 +28,24 @@ from recursive_jax.models.model import Model
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
     """What every round is measured with, fixed once: held-out real rows, the truth's token frequencies, the round-0
-    model and the bins of the perplexity histogram."""
+    model with what it said of those rows, and the bins of the perplexity histogram."""
 
     held_out: list[np.ndarray]
     truth_V: np.ndarray
     base: Model
     edges: np.ndarray
     world: World
+    base_losses: list[np.ndarray]
+    base_judged: Judged | None
 
     @classmethod
     def of(cls, world: World, base: Model, config: EvaluateConfig) -> Yardstick:
         held_out = world.held_out.tokens()[: config.rows]
         truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), base.vocab)
-        edges = histogram_edges(row_perplexities(token_losses(base, held_out)))
-        return cls(held_out, truth, base, edges, world)
+        losses = token_losses(base, held_out)
+        edges = histogram_edges(row_perplexities(losses))
+        judged = judge(base, world.language, held_out) if world.language else None
+        return cls(held_out, truth, base, edges, world, losses, judged)
 
 
 def measure(
@@ -49,8 +53,12 @@ def measure(
 ) -> dict[str, Any]:
     """Metrics of `model` and of `samples` drawn from it; training: what it was trained on, for what sampling alone loses. Nats unless the name says otherwise; floats, or lists for the
     histogram (`ppl_hist_under_gen0`, bins in `ppl_hist_edges`, log-perplexity) and the deciles."""
-    ce, ce_stderr = cross_entropy(token_losses(model, yardstick.held_out))
+    losses = token_losses(model, yardstick.held_out)
+    ce, ce_stderr = cross_entropy(losses)
     metrics: dict[str, Any] = {"ce_real": ce, "ce_real_stderr": ce_stderr, "ppl_real": float(np.exp(ce))}
+    # The same rows under the round-0 model: the error of the difference, row by row, is much smaller.
+    paired = [a - b for a, b in zip(losses, yardstick.base_losses, strict=True)]
+    metrics["ce_real_change_stderr"] = cross_entropy(paired)[1]
     rows = [r for r in samples.tokens() if len(r)]
     under_base = token_losses(yardstick.base, rows)
     ppl = row_perplexities(under_base)
@@ -66,7 +74,7 @@ def measure(
         entropies = np.concatenate(list(token_entropies(model, yardstick.held_out)))
         metrics["anchor_entropy"] = float(entropies.mean())
     else:
-        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out))
+        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out, yardstick.base_judged))
         if not any(samples.column("prompt_tokens")):  # a continuation begins in the middle of a sentence
             metrics.update(validity(yardstick.world.language, rows, (len(samples), model.context)))
         if training is not None:

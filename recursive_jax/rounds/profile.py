@@ -67,11 +67,10 @@ def _exact(records, base, rounds: list[str], confidence: float) -> dict[str, dic
                 found[name][metric] = _against(x, null[0], spread, len(values), confidence)
             elif error[0] is not None:
                 x = Measurement(values[0], 1, values[0] - 1.96 * error[0], values[0] + 1.96 * error[0])
-                # Round 0 was measured on the same rows: the errors of the two are strongly correlated, and the larger of
-                # them bounds that of the difference from above.
-                found[name][metric] = _against(
-                    x, null[0], max(error[0], base[0].get(f"{metric}_stderr", 0.0)), 0, confidence
-                )
+                # Of a difference: row by row where both were asked the same rows, else of two independent samples.
+                paired, before = here[0].get(f"{metric}_change_stderr"), base[0].get(f"{metric}_stderr", 0.0)
+                error_of_change = np.hypot(error[0], before) if paired is None else paired
+                found[name][metric] = _against(x, null[0], error_of_change, 0, confidence)
             else:
                 found[name][metric] = Measurement(values[0], 1)
     return found
