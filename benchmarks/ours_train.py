@@ -34,7 +34,7 @@ with jax.set_mesh(mesh):
 
     def step(i):
         global state, loss
-        state, metrics = step_fn(state, put_batch(mesh, next(stream)))
+        state, metrics = step_fn(state, put_batch(mesh, next(stream)), {})
         loss = float(metrics["loss"])
 
     first, times = step_times(step, args.warmup, args.steps)
