@@ -78,6 +78,12 @@ class TrainConfig(Section):
     decay: float = Field(0.2, gt=0.0, le=1.0, description="wsd: share of the steps that decay")
     weight_decay: float = Field(0.1, ge=0.0)
     clip: float = Field(1.0, gt=0.0, description="global gradient norm")
+    truncate: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="tokens that the model gives more than this are left out of the loss (arXiv:2509.08972); 1: none",
+    )
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -183,6 +189,7 @@ class ArmConfig(Section):
     fresh: float = Field(0.0, ge=0.0, le=1.0, description="share of real rows, new ones every round")
     init: Literal["base", "previous", "scratch"] | None = Field(None, description="default: rounds.init")
     sampling: dict[str, Any] = Field({}, description="overrides of `sampling` for this arm")
+    student: dict[str, Any] = Field({}, description="overrides of `student` for this arm")
 
     @model_validator(mode="after")
     def _check(self) -> ArmConfig:
@@ -296,12 +303,19 @@ class Config(Section):
                     )
             except pydantic.ValidationError as error:
                 errors.extend(f"arms.{name}.sampling: {line}" for line in _explain(error, SamplingConfig))
+            try:
+                self.arm_student(arm)
+            except pydantic.ValidationError as error:
+                errors.extend(f"arms.{name}.student: {line}" for line in _explain(error, TrainConfig))
         if errors:
             raise ValueError("\n".join(errors))
         return self
 
     def arm_sampling(self, arm: ArmConfig) -> SamplingConfig:
         return SamplingConfig(**{**self.sampling.model_dump(), **arm.sampling})
+
+    def arm_student(self, arm: ArmConfig) -> TrainConfig:
+        return TrainConfig(**{**self.student.model_dump(), **arm.student})
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

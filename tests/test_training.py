@@ -17,7 +17,7 @@ from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
 from recursive_jax.mesh import TRACES
 from recursive_jax.models.model import transformer
-from recursive_jax.objectives.causal import causal, targets, token_nll
+from recursive_jax.objectives.causal import causal, targets, token_nll, truncated
 from recursive_jax.train import signals
 from recursive_jax.train.loop import train
 from recursive_jax.train.optimizer import Hyper, learning_rate, transformation
@@ -175,3 +175,21 @@ def test_the_input_model_stays_as_it_was(tiny, tokenizer, rows, mesh):
 def test_indivisible_batch_is_refused(tiny, tokenizer, rows, mesh):
     with pytest.raises(InputError, match="batch=7 is not divisible by 2"):
         train(transformer(tiny, tokenizer, mesh), rows, config=TrainConfig(steps=1, batch=7, accumulate=2), quiet=True)
+
+
+def test_truncated_loss_leaves_out_what_the_model_is_sure_of():
+    """arXiv:2509.08972: cross-entropy over the tokens with p at most the threshold, and no gradient from the others."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 3, (2, 5, 7)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 7, (2, 6)))
+    batch = {"tokens": tokens, "segments": jnp.ones((2, 6), jnp.int32)}
+    apply = lambda params, inputs, segments: params
+    p = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), np.asarray(tokens)[:, 1:, None], 2)[..., 0]
+    kept = p < 0.5
+    assert 0 < kept.sum() < kept.size
+    loss, count = truncated(0.5)(apply, logits, batch)
+    assert float(count) == kept.sum() and float(loss) == pytest.approx(-np.log(p[kept]).sum(), rel=1e-5)
+    gradient = np.asarray(jax.grad(lambda x: truncated(0.5)(apply, x, batch)[0])(logits))
+    assert (np.abs(gradient[~kept]).max() == 0) and (np.abs(gradient[kept]).max(axis=-1) > 0).all()
+    whole = causal(apply, logits, batch)
+    assert float(truncated(1.0 - 1e-9)(apply, logits, batch)[0]) == pytest.approx(float(whole[0]), rel=1e-5)

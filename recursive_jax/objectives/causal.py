@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,3 +41,18 @@ def causal(apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Ar
     inputs, segments, labels, mask = targets(batch)
     nll_BT = token_nll(apply(params, inputs, segments), labels)
     return jnp.sum(jnp.where(mask, nll_BT, 0.0)), jnp.sum(mask, dtype=jnp.float32)
+
+
+@functools.cache
+def truncated(confidence: float) -> Objective:
+    """`causal` without the tokens that the model already gives more than `confidence`: what a model writes is what it is
+    sure of, and learning that again is what narrows it (truncated cross-entropy, arXiv:2509.08972). The number of targets
+    counts the kept tokens only. Cached, so that equal thresholds share one compiled step."""
+
+    def objective(apply, params, batch):
+        inputs, segments, labels, mask = targets(batch)
+        nll_BT = token_nll(apply(params, inputs, segments), labels)
+        kept_BT = mask & (jax.lax.stop_gradient(nll_BT) > -math.log(confidence))
+        return jnp.sum(jnp.where(kept_BT, nll_BT, 0.0)), jnp.sum(kept_BT, dtype=jnp.float32)
+
+    return objective

@@ -105,11 +105,11 @@ def run_arm(
 
     def one_round(round: Round, last: Model, start: Model, pool: Pool) -> Model:
         data = generate_and_mix(round, last, pool, prompts(sampling, pool), sampling)
-        student_config = config.student
+        student_config = config.arm_student(arm)
         if pool.grow:  # equal epochs on a growing pool
             growth = data.value.token_count / config.rounds.tokens
             student_config = student_config.model_copy(
-                update={"steps": max(1, int(config.student.steps * growth + 0.5))}
+                update={"steps": max(1, int(student_config.steps * growth + 0.5))}
             )
         student = round.train("student", start, data, student_config)
         assess(round, student, config, sampling, yardstick, real, data)

@@ -72,7 +72,8 @@ def dry_run(config: Config) -> str:
     per_token = flops.train_flops_per_token(model, length)
     chains = len(config.arms) * config.replicates * config.rounds.count
     teacher = config.train.steps * config.train.batch * length
-    students = chains * config.student.steps * config.student.batch * (config.student.length or length)
+    each = [config.arm_student(arm) for arm in config.arms.values()]
+    students = sum(s.steps * s.batch * (s.length or length) for s in each) * config.replicates * config.rounds.count
     generated = chains * config.rounds.tokens + (chains + 1) * config.evaluate.samples * length // 2
     if config.recipe == "finetune":
         chains, students, generated = 1, 0, 0

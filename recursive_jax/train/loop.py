@@ -17,7 +17,7 @@ from recursive_jax.data.packing import PackedRows, batches, pack_dataset
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged
 from recursive_jax.models.flops import peak_flops, train_flops_per_token
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.causal import Objective, causal
+from recursive_jax.objectives.causal import Objective, causal, truncated
 from recursive_jax.train import signals
 from recursive_jax.train.checkpoint import Resume
 from recursive_jax.train.log import TrainLog, console
@@ -59,6 +59,10 @@ def train(
     directory = Path(directory) if directory is not None else None
     resume = Resume(directory / "resume") if directory is not None else None
     dtype = resolve_dtype(config.dtype)
+    if config.truncate < 1.0:
+        if objective is not causal:
+            raise InputError(f"train.truncate={config.truncate} is for the causal objective; leave it at 1")
+        objective = truncated(config.truncate)
     step_fn = step_program(model.architecture, objective, config.accumulate, dtype)
     try:
         with jax.set_mesh(mesh):
