@@ -181,7 +181,9 @@ def test_truncated_loss_leaves_out_what_the_model_is_sure_of():
     """arXiv:2509.08972: cross-entropy over the tokens with p at most the threshold, and no gradient from the others."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(0, 3, (2, 5, 7)), jnp.float32)
-    tokens = jnp.asarray(rng.integers(0, 7, (2, 6)))
+    drawn = rng.integers(0, 7, (2, 6))
+    drawn[0, 1:] = np.asarray(logits[0]).argmax(-1)  # tokens the model is sure of, beside random ones it is not
+    tokens = jnp.asarray(drawn)
     batch = {"tokens": tokens, "segments": jnp.ones((2, 6), jnp.int32)}
     apply = lambda params, inputs, segments: params
     p = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), np.asarray(tokens)[:, 1:, None], 2)[..., 0]
