@@ -180,22 +180,56 @@ class RoundsConfig(Section):
     )
 
 
-class ArmConfig(Section):
-    """One regime: what a round's student is trained on (arXiv:2404.01413, arXiv:2410.16713)."""
+class FilterConfig(Section):
+    """A verifier that sees every generated row and keeps right ones at one rate, wrong ones at another (arXiv:2406.07515)."""
 
-    data: Literal["replace", "accumulate", "window"] = "replace"
+    verifier: Literal["syntax", "semantics", "facts"] = Field(
+        "facts",
+        description="what makes a row of the embedded language right; facts: form, agreement and facts all right",
+    )
+    keep_right: float = Field(1.0, ge=0.0, le=1.0)
+    keep_wrong: float = Field(0.0, ge=0.0, le=1.0)
+
+
+class ArmConfig(Section):
+    """One regime: what a round's student is trained on, by the names of the laboratory (arXiv:2404.01413, arXiv:2410.16713)."""
+
+    data: Literal["replace", "accumulate", "accumulate_subsample", "window"] = "replace"
     window: PositiveInt = Field(2, description="rounds kept when data is `window`")
     anchor: float = Field(0.0, ge=0.0, le=1.0, description="share of real rows, the same every round")
     fresh: float = Field(0.0, ge=0.0, le=1.0, description="share of real rows, new ones every round")
+    carry: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of the last round's training rows, passed on unchanged"
+    )
+    weighted: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="as many new real tokens again, their loss weighted w against 1 - w (arXiv:2502.18049)",
+    )
+    filtered: FilterConfig | None = Field(None, description="a verifier of generated rows")
     init: Literal["base", "previous", "scratch"] | None = Field(None, description="default: rounds.init")
     sampling: dict[str, Any] = Field({}, description="overrides of `sampling` for this arm")
     student: dict[str, Any] = Field({}, description="overrides of `student` for this arm")
 
     @model_validator(mode="after")
     def _check(self) -> ArmConfig:
-        if self.anchor + self.fresh > 1.0:
-            raise ValueError(f"anchor={self.anchor} + fresh={self.fresh} is more than the whole round")
+        if self.real + self.carry > 1.0:
+            raise ValueError(
+                f"anchor={self.anchor} + fresh={self.fresh} + carry={self.carry} is more than the whole round"
+            )
+        if self.weighted is not None and self.real + self.carry > 0:
+            raise ValueError(f"weighted={self.weighted} brings its own real rows: without anchor, fresh and carry")
         return self
+
+    @property
+    def real(self) -> float:
+        """Share of real rows in a round."""
+        return self.anchor + self.fresh
+
+    def real_rounds(self, rounds: int) -> float:
+        """Real tokens that `rounds` rounds use, in rounds' budgets."""
+        return self.anchor + (self.fresh + (self.weighted is not None)) * rounds
 
 
 class EvaluateConfig(Section):

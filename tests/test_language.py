@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursive_jax.collapse.exact import PARTS, exact_kl, kl_parts, oracle_kl, validity
+from recursive_jax.collapse.exact import PARTS, exact_kl, kl_parts, oracle_kl, right_rows, validity
 from recursive_jax.collapse.lab import laws
 from recursive_jax.config import LanguageConfig
 from recursive_jax.data.language import EOS, FACT_ERROR, PAD, SEMANTIC_ERROR, SYNTAX_ERROR, TRUE, Language
@@ -205,3 +205,23 @@ def test_the_fit_to_the_truth_is_near_the_truth():
     fewer = oracle_kl(language, rows[:400])
     assert fewer["kl_oracle"] > 3 * found["kl_oracle"]
     assert sum(language.entities.values()) == pytest.approx(1.0)
+
+
+def test_right_rows_are_those_without_an_error_of_the_level(language):
+    rows = [r for r in language.sample(7, 0, 200) if "is" in language.text(r).split()][:20]
+    assert right_rows(language, rows, "facts").all()
+    states, _ = language.parse(padded(rows))
+    values = [a for a, state in enumerate(language.states) if state[0] == "VALUE"]
+    for level, broken in (("facts", 0), ("semantics", 1), ("syntax", 2)):
+        changed = []
+        for n, row in enumerate(rows):
+            t = int(np.flatnonzero(np.isin(states[n, : len(row)], values))[0])
+            a = states[n, t]
+            value = language.P_AV[a] > 0
+            wrong = [language.sem_AV[a] & ~value, language.syn_AV[a] & ~language.sem_AV[a], ~language.syn_AV[a]][broken]
+            new = row.copy()
+            new[t] = np.flatnonzero(wrong)[-1]
+            changed.append(new)
+        assert not right_rows(language, changed, level).any()
+        for weaker in ("facts", "semantics", "syntax")[broken + 1 :]:
+            assert right_rows(language, changed, weaker).all()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recursive_jax.config import SamplingConfig, TrainConfig, load_config
-from recursive_jax.curate.select import Rule, at_least, status, tokens_between, unique
+from recursive_jax.curate.select import Rule, at_least, select, status, tokens_between, unique
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.errors import InputError
 from recursive_jax.generate.request import unconditional
@@ -114,6 +114,42 @@ def test_grow_uses_the_whole_pool():
     assert sum(origins(pool_after(3, data="accumulate", grow=True).mix(3, 0)).values()) == 4000 + 6000
 
 
+def test_accumulate_subsample_keeps_to_the_budget_where_accumulate_grows():
+    found = origins(pool_after(3, data="accumulate_subsample", grow=True).mix(3, 0))
+    assert sum(found.values()) == 1000 and set(found) == {"real", "s1", "s2", "s3"}
+
+
+def test_carry_passes_rows_of_the_last_training_set_on():
+    """The official code of arXiv:2305.17493 keeps a tenth of the current training set, not of the original one."""
+    pool = pool_after(1, carry=0.1)
+    assert origins(pool.mix(1, 0)) == {"real": 100, "s1": 900} and pool.synthetic_tokens == 900
+    pool = pool_after(2, carry=0.1)
+    pool.training = stored(pool_after(1, carry=0.1).mix(1, 0), "t1")
+    found = origins(pool.mix(2, 0))
+    assert sum(found.values()) == 1000 and found["s2"] == 900 and found.get("real", 0) < 60  # a tenth of a tenth, about
+    assert "t1" in [s.fingerprint for s in pool.sources()]
+
+
+def test_weighted_brings_as_much_new_truth_and_its_weight():
+    pool = pool_after(2, weighted=0.7)
+    first, second = pool.mix(1, 0), pool.mix(2, 0)
+    assert origins(second) == {"real": 1000, "s2": 1000}
+    assert not {i for i in first.column("id") if i.startswith("real")} & set(second.column("id"))
+    weights = dict(zip([i.split("/")[0] for i in second.column("id")], second.column("weight"), strict=True))
+    assert weights == pytest.approx({"real": 0.7, "s2": 0.3})
+
+
+def test_a_verifier_keeps_right_and_wrong_rows_at_their_rates():
+    data = synthetic("s", 4000).value
+    right = np.arange(4000) % 2 == 0
+    pool = pool_after(1, filtered=(Rule("even", lambda d: right), 0.9, 0.25))
+    kept, dropped = select(data, [pool.verified(seed=3)])
+    found = np.isin(data.column("id"), kept.column("id"))
+    assert found[right].mean() == pytest.approx(0.9, abs=4 * np.sqrt(0.9 * 0.1 / 2000))
+    assert found[~right].mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 2000))
+    assert list(dropped) == ["even: right at 0.9, wrong at 0.25, seed 3"]
+
+
 def test_all_real_needs_no_generation():
     pool = Pool(REAL, tokens=1000, fresh=1.0)
     assert pool.synthetic_tokens == 0 and origins(pool.mix(1, 0)) == {"real": 1000}
@@ -208,6 +244,32 @@ def test_metrics_are_finite_and_consistent(finished):
         assert all(np.isfinite(v).all() for v in lists.values())
         assert m["kl_total"] == pytest.approx(m["kl_syn"] + m["kl_sem"] + m["kl_fact"] + m["kl_dist"], abs=1e-6)
         assert sum(m["ppl_hist_under_gen0"]) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_every_regime_of_the_laboratory_runs_on_models(tmp_path):
+    arms = (
+        "arms={sub: {data: accumulate_subsample}, carry: {carry: 0.2}, weighted: {weighted: 0.6}, "
+        "filtered: {filtered: {verifier: syntax, keep_right: 1.0, keep_wrong: 0.2}}}"
+    )
+    config = load_config(None, [*SMALL, arms])
+    collapse(config, tmp_path / "run", quiet=True)
+    counts = {(m["arm"], m["round"], m["name"]): m["counts"] for m in manifests(tmp_path / "run")}
+    assert counts["carry", 1, "training"]["real_tokens"] >= 0.17 * 1500
+    assert 0 < counts["carry", 2, "training"]["real_tokens"] < counts["carry", 1, "training"]["real_tokens"]
+    for k in (1, 2):
+        weighted = counts["weighted", k, "training"]
+        assert 0.97 * 1500 < weighted["real_tokens"] <= 1500 and weighted["tokens"] > 1.9 * 1500
+        kept = counts["filtered", k, "kept"]
+        assert 0 < kept["rows"] < kept["proposed"] and kept["rows"] == counts["filtered", k, "training"]["rows"]
+
+
+def test_a_verifier_by_name_needs_the_embedded_language(tmp_path):
+    (tmp_path / "text.txt").write_text("some words about nothing\n\n" * 400)
+    over = ["arms.main.filtered.keep_wrong=0.5", f"data.path={tmp_path}/text.txt", "data.tokenizer=byte"]
+    small = [x for x in SMALL if "language" not in x and "data.tokens" not in x]
+    with pytest.raises(InputError, match=r"arms.main.filtered: .* give one in Python"):
+        collapse(load_config(None, [*small, *over]), tmp_path / "run", quiet=True)
 
 
 def test_replicates_differ_and_arms_share_their_random_numbers(finished):

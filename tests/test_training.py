@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import optax
 import pytest
 
 from recursive_jax.config import SamplingConfig, TrainConfig
-from recursive_jax.data.packing import pack
+from recursive_jax.data.dataset import real_rows
+from recursive_jax.data.packing import pack, pack_dataset
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
@@ -195,3 +197,23 @@ def test_truncated_loss_leaves_out_what_the_model_is_sure_of():
     assert (np.abs(gradient[~kept]).max() == 0) and (np.abs(gradient[kept]).max(axis=-1) > 0).all()
     whole = causal(apply, logits, batch)
     assert float(truncated(1.0 - 1e-9)(apply, logits, batch)[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+
+
+def test_a_weight_of_rows_is_their_weight_in_the_loss():
+    """w times the loss of one set plus 1 - w times that of the other, over the weighted count (arXiv:2502.18049)."""
+    rng = np.random.default_rng(0)
+    real, written = (real_rows([rng.integers(3, 7, 5) for _ in range(4)], ["x"] * 4, prefix=p) for p in "rs")
+    logits_V = jnp.asarray(rng.normal(0, 1, 7), jnp.float32)
+    apply = lambda params, inputs, segments: jnp.broadcast_to(params, (*inputs.shape, 7))
+    tokenizer = SimpleNamespace(bos=1, pad=0)
+
+    def loss(data):
+        rows = pack_dataset(data, 11, tokenizer)
+        batch = {"tokens": rows.tokens_NT, "segments": rows.segments_NT}
+        batch |= {} if rows.loss_NT is None else {"loss": rows.loss_NT}
+        return np.array(causal(apply, logits_V, jax.tree.map(jnp.asarray, batch)))
+
+    weigh = lambda data, w: data.with_column("weight", [w] * len(data))
+    both = loss(weigh(real, 0.7) + weigh(written, 0.3))
+    np.testing.assert_allclose(both, 0.7 * loss(real) + 0.3 * loss(written), rtol=1e-5)
+    assert both[1] == pytest.approx(20.0)

@@ -193,6 +193,27 @@ def architecture_pad(model: Model, language: Language) -> int:
     return model.vocab - language.vocab
 
 
+def right_rows(language: Language, rows: Sequence[np.ndarray], level: str = "facts") -> np.ndarray:
+    """Whether no token of a row that begins a document is wrong: bool `[N]`. level: `syntax` asks for the form alone,
+    `semantics` for agreement and selection too, `facts` for everything. A row cut in a sentence is judged as far as it goes.
+    """
+    if not rows:
+        return np.zeros(0, bool)
+    wrong = {"syntax": SYNTAX_ERROR, "semantics": SEMANTIC_ERROR, "facts": FACT_ERROR}[level]
+    levels = _levels(language, rows, tuple(1 << (n - 1).bit_length() for n in (len(rows), max(map(len, rows)))))
+    return np.array(
+        [not np.any((x[: len(r)] >= wrong) & (x[: len(r)] != UNJUDGED)) for x, r in zip(levels, rows, strict=False)]
+    )
+
+
+def _levels(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The level of every token, `[N, T]`; ids beyond the language stand for a full stop."""
+    tokens = np.zeros((max(len(rows), shape[0]), max(1, *map(len, rows), shape[1])), np.int32)
+    for n, row in enumerate(rows):
+        tokens[n, : len(row)] = np.where(row < language.vocab, row, language.dot)
+    return language.parse(tokens)[1]
+
+
 def validity(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, int] = (0, 0)) -> dict[str, float]:
     """Sentence-level validity of generated rows that begin a document, with re-synchronisation at full stops.
 
@@ -204,10 +225,7 @@ def validity(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, i
     """
     if not rows:
         return {"valid_syn": 0.0, "valid_sem_given_syn": 0.0, "true_given_sem": 0.0, "valid": 0.0, "sentences": 0.0}
-    tokens = np.zeros((max(len(rows), shape[0]), max(1, *map(len, rows), shape[1])), np.int32)
-    for n, row in enumerate(rows):
-        tokens[n, : len(row)] = np.where(row < language.vocab, row, language.dot)
-    _, levels = language.parse(tokens)
+    levels = _levels(language, rows, shape)
     worst: list[int] = []
     for n, row in enumerate(rows):
         current, length = 0, 0

@@ -13,10 +13,12 @@ from recursive_jax.data.dataset import Dataset
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """name: stands in the ledger. keep: Dataset -> boolean per row."""
+    """name: stands in the ledger. keep: Dataset -> boolean per row. source: the function that decides, where `keep` only
+    wraps it: a stored result is made again when its source changes."""
 
     name: str
     keep: Callable[[Dataset], Sequence[bool] | np.ndarray]
+    source: Callable | None = None
 
 
 def select(data: Dataset, rules: Sequence[Rule]) -> tuple[Dataset, dict[str, int]]:

@@ -3,7 +3,8 @@
 Columns every row has: `id`, `parents` (ids of the rows it was made from), `operation`, `model` (fingerprint of
 the model that wrote it, empty for real rows), `round`, `seed`, `synthetic`, `status` (`ok`, `length`: cut at the
 token limit, or the name of a failure), `prompt_tokens`, `tokens` (int32; no start token), `logprobs` (float32,
-nats, of the generated tokens; empty for real rows), `text`. Rewards add numeric columns.
+nats, of the generated tokens; empty for real rows), `text`. Rewards add numeric columns; `loss` (which tokens are learnt) and
+`weight` (of a row in the loss) are read by training.
 """
 
 from __future__ import annotations

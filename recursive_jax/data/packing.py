@@ -22,8 +22,8 @@ LOOK_BACK = 64  # open rows that first-fit tries
 class PackedRows:
     """tokens_NT and segments_NT (int32). Each segment is a start token and one dataset row; 0 is padding.
 
-    A model trained on a row predicts each token from those before it in its own segment. loss_NT (bool): which tokens
-    count in the loss, of those; all where it is None.
+    A model trained on a row predicts each token from those before it in its own segment. loss_NT (bool, or
+    float32 weights): which tokens count in the loss, of those, and how much; all the same where it is None.
     """
 
     def __init__(self, tokens_NT: np.ndarray, segments_NT: np.ndarray, loss_NT: np.ndarray | None = None):
@@ -41,7 +41,7 @@ class PackedRows:
         """Predicted tokens in one pass over all rows."""
         s = self.segments_NT
         counted = (s[:, 1:] == s[:, :-1]) & (s[:, 1:] > 0)
-        return int((counted if self.loss_NT is None else counted & self.loss_NT[:, 1:]).sum())
+        return int((counted if self.loss_NT is None else counted & (self.loss_NT[:, 1:] > 0)).sum())
 
     @property
     def fill(self) -> float:
@@ -49,22 +49,27 @@ class PackedRows:
         return float((self.segments_NT > 0).mean())
 
 
-def pack(data: Dataset | Sequence[np.ndarray], length: int, bos: int, pad: int | None) -> PackedRows:
+def pack(
+    data: Dataset | Sequence[np.ndarray], length: int, bos: int, pad: int | None, weights: Sequence[float] | None = None
+) -> PackedRows:
     """First-fit packing in the given order into rows of `length + 1` positions (inputs and shifted targets).
 
-    A dataset row longer than `length` becomes several segments. Raises InputError for an empty dataset.
+    A dataset row longer than `length` becomes several segments. weights: of each row's tokens in the loss. Raises
+    InputError for an empty dataset.
     """
     documents = data.tokens() if isinstance(data, Dataset) else list(data)
-    opened = [
-        np.concatenate([[bos], d[i : i + length]]).astype(np.int32) for d in documents for i in range(0, len(d), length)
-    ]
+    starts = [(n, i) for n, d in enumerate(documents) for i in range(0, len(d), length)]
+    opened = [np.concatenate([[bos], documents[n][i : i + length]]).astype(np.int32) for n, i in starts]
     if not opened:
         raise InputError("there is nothing to train on: the dataset has no tokens")
-    return _first_fit(opened, None, length + 1, pad)
+    losses = None
+    if weights is not None:
+        losses = [np.full(len(x), weights[n], np.float32) for x, (n, _) in zip(opened, starts, strict=True)]
+    return _first_fit(opened, losses, length + 1, pad)
 
 
 def pack_examples(examples: Sequence[Example], length: int, pad: int | None) -> PackedRows:
-    """Packs examples with loss masks, whole and as they are: nothing is put in front, and none is cut.
+    """Packs examples with loss masks (or weights), whole and as they are: nothing is put in front, and none is cut.
 
     Raises InputError for no examples, and for one longer than a row, with its number and length.
     """
@@ -82,17 +87,23 @@ def pack_examples(examples: Sequence[Example], length: int, pad: int | None) -> 
 
 
 def pack_dataset(data: Dataset, length: int, tokenizer: Tokenizer) -> PackedRows:
-    """Rows with a column `loss` are packed whole and as they are; others behind a start token each."""
-    if "loss" not in data.table.column_names:
-        return pack(data, length, tokenizer.bos, tokenizer.pad)
+    """Rows with a column `loss` are packed whole and as they are; others behind a start token each. A column `weight`
+    weights the loss of a row's tokens against the other rows'."""
+    columns = data.table.column_names
+    weights = data.column("weight") if "weight" in columns else None
+    if "loss" not in columns:
+        return pack(data, length, tokenizer.bos, tokenizer.pad, weights)
     losses = [np.asarray(x, bool) for x in data.column("loss")]
+    if weights is not None:
+        losses = [x * np.float32(w) for x, w in zip(losses, weights, strict=True)]
     examples = [Example(t, l) for t, l in zip(data.tokens(), losses, strict=True)]
     return pack_examples(examples, length, tokenizer.pad)
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation or prompt with its completion. tokens: int32 `[n]`. loss: bool `[n]`, what is to be learnt."""
+    """One conversation or prompt with its completion. tokens: int32 `[n]`. loss: bool `[n]`, what is to be learnt
+    (or float32: how much)."""
 
     tokens: np.ndarray
     loss: np.ndarray
@@ -122,7 +133,7 @@ def _first_fit(
     done = first_fit([len(piece) for piece in pieces], width)
     tokens_NT = np.full((len(done), width), 0 if pad is None else pad, np.int32)
     segments_NT = np.zeros((len(done), width), np.int32)
-    loss_NT = None if losses is None else np.zeros((len(done), width), bool)
+    loss_NT = None if losses is None else np.zeros((len(done), width), losses[0].dtype)
     for n, members in enumerate(done):
         at = 0
         for segment, number in enumerate(members, 1):

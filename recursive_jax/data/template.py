@@ -183,14 +183,14 @@ def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
     loss = segments > 0 if loss is None else loss
     text = []
     name = getattr(tokenizer, "token", None)
-    runs = np.flatnonzero(np.diff(np.r_[-1, loss.astype(int) + 2 * segments]))
+    runs = np.flatnonzero(np.diff(np.r_[-1, (loss > 0).astype(int) + 2 * segments]))
     for start, stop in zip(runs, [*runs[1:], len(tokens)], strict=True):
         if segments[start] == 0:
             text.append(f"  ({len(tokens) - start} positions of padding)")
             break
         written = _with_specials(tokens[start:stop], tokenizer, name)
-        text.append(f"«{written}»" if loss[start] else written)
-    counted = int(loss.sum())
+        text.append(f"«{written}»" if loss[start] > 0 else written)
+    counted = int((loss > 0).sum())
     return f"{''.join(text)}\n[{counted} of {int((segments > 0).sum())} tokens count in the loss, between « and »]"
 
 

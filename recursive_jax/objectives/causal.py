@@ -24,23 +24,27 @@ def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 
 
 def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(inputs, their segments, labels, mask), each `[B, T]`, from packed rows of T + 1 positions.
+    """(inputs, their segments, labels, weights), each `[B, T]`, from packed rows of T + 1 positions.
 
-    `batch["loss"]` (bool `[B, T + 1]`), where there is one, says which tokens count: supervised fine-tuning is this
-    objective on completions only.
+    `batch["loss"]` (bool or float32 `[B, T + 1]`), where there is one, says which tokens count and how much: supervised
+    fine-tuning is this objective on completions only, weighted mixing this objective with a weight for each row.
     """
     tokens, segments = batch["tokens"], batch["segments"]
-    mask = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    counted = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    weight_BT = counted.astype(jnp.float32)
     if "loss" in batch:
-        mask = mask & batch["loss"][:, 1:]
-    return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], mask
+        weight_BT *= batch["loss"][:, 1:]
+    return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], weight_BT
 
 
 def causal(apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Summed next-token loss over the packed rows of `batch` and its number of targets."""
-    inputs, segments, labels, mask = targets(batch)
-    nll_BT = token_nll(apply(params, inputs, segments), labels)
-    return jnp.sum(jnp.where(mask, nll_BT, 0.0)), jnp.sum(mask, dtype=jnp.float32)
+    """Summed next-token loss over the packed rows of `batch` and its number of targets (the sum of their weights)."""
+    inputs, segments, labels, weight_BT = targets(batch)
+    return _weighted(token_nll(apply(params, inputs, segments), labels), weight_BT)
+
+
+def _weighted(nll_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0)), jnp.sum(weight_BT)
 
 
 @functools.cache
@@ -50,9 +54,9 @@ def truncated(confidence: float) -> Objective:
     counts the kept tokens only. Cached, so that equal thresholds share one compiled step."""
 
     def objective(apply, params, batch):
-        inputs, segments, labels, mask = targets(batch)
+        inputs, segments, labels, weight_BT = targets(batch)
         nll_BT = token_nll(apply(params, inputs, segments), labels)
-        kept_BT = mask & (jax.lax.stop_gradient(nll_BT) > -math.log(confidence))
-        return jnp.sum(jnp.where(kept_BT, nll_BT, 0.0)), jnp.sum(kept_BT, dtype=jnp.float32)
+        unsure_BT = jax.lax.stop_gradient(nll_BT) > -math.log(confidence)
+        return _weighted(nll_BT, jnp.where(unsure_BT, weight_BT, 0.0))
 
     return objective

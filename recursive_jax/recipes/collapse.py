@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from recursive_jax import mesh as meshes
+from recursive_jax.collapse.exact import right_rows
 from recursive_jax.collapse.measure import Yardstick, measure
 from recursive_jax.config import ArmConfig, Config
+from recursive_jax.curate.select import Rule
 from recursive_jax.data.sources import World
 from recursive_jax.errors import InputError
 from recursive_jax.generate.request import from_rows, unconditional
 from recursive_jax.models.model import Model, transformer
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.iterate import Pool, generate_and_mix, iterate
-from recursive_jax.rounds.preflight import preflight
+from recursive_jax.rounds.preflight import check_real_tokens, preflight, settled
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -27,17 +29,24 @@ from recursive_jax.rounds.world import stored_world
 
 
 def collapse(
-    config: Config, workdir: Any, *, fork: Any = None, quiet: bool = False, model: Model | None = None
+    config: Config,
+    workdir: Any,
+    *,
+    fork: Any = None,
+    quiet: bool = False,
+    model: Model | None = None,
+    verifier: Rule | None = None,
 ) -> list[dict]:
     """Runs (or goes on with) the experiment in `workdir` and returns the metrics records, one per evaluation.
 
-    model: a user's own model without params (`user_model`), instead of the Transformer of the config.
+    model: a user's own model without params (`user_model`), instead of the Transformer of the config. verifier: what is
+    right in the arms with `filtered`; by default the grammar of the embedded language.
     """
     if model is None:
         preflight(config)
     mesh = meshes.make_mesh(config.mesh)
     with Run(workdir, config.model_dump(), seed=config.seed, fork=fork, quiet=quiet) as run:
-        per_round = 4 + sum(arm.anchor + arm.fresh < 1.0 for arm in config.arms.values()) / len(config.arms)
+        per_round = 4 + sum(arm.real + arm.carry < 1.0 for arm in config.arms.values()) / len(config.arms)
         run.progress.total = 4 + round(len(config.arms) * config.replicates * config.rounds.count * per_round)
         blank = model.on(mesh) if model is not None else None
         if blank is None and config.base is not None:
@@ -46,6 +55,7 @@ def collapse(
         real = stored_world(run, config, blank if config.base is not None else None)
         world: World = real.value
         check_real_tokens(config, world.train.token_count)
+        verifiers = {name: verifier or grammar_verifier(name, arm, world) for name, arm in config.arms.items()}
         blank = blank or transformer(config.model, world.tokenizer, mesh)
         first = run.round(0)
         teacher = first.train("teacher", blank, real.view(lambda w: w.train), config.train)
@@ -54,7 +64,7 @@ def collapse(
         for name, arm in config.arms.items():
             for replicate in range(config.replicates):
                 chain = run.chain(name, replicate, config.replicates)
-                run_arm(chain, arm, config, blank, teacher, real, yardstick)
+                run_arm(chain, arm, config, blank, teacher, real, yardstick, verifiers[name])
         records = run.refresh_metrics()
         if meshes.is_main():
             write_report(run.path)
@@ -62,46 +72,33 @@ def collapse(
         return records
 
 
-def settled(config: Config, base: Model) -> Config:
-    """The config with the lengths that an imported model's long context leaves open: rows of at most 256 tokens."""
-    length = min(base.context, config.train.length or 256)
-    fill = lambda section, **values: section.model_copy(
-        update={k: v for k, v in values.items() if getattr(section, k) is None}
-    )
-    return config.model_copy(
-        update={
-            "train": fill(config.train, length=length),
-            "student": fill(config.student, length=length),
-            "sampling": fill(config.sampling, max_tokens=length),
-        }
-    )
-
-
-def check_real_tokens(config: Config, have: int) -> None:
-    """Anchor and fresh rows must suffice for the last round before the first one is run."""
-    for name, arm in config.arms.items():
-        want = round((arm.anchor + arm.fresh * config.rounds.count) * config.rounds.tokens)
-        if want > have:
-            raise InputError(
-                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}) needs {want:,} real tokens over {config.rounds.count} rounds of "
-                f"{config.rounds.tokens:,}, there are {have:,}; raise data.tokens, give more data, or lower the shares"
-            )
+def grammar_verifier(name: str, arm: ArmConfig, world: World) -> Rule | None:
+    """What `filtered` holds to be right without a verifier of the user's."""
+    if arm.filtered is None:
+        return None
+    if world.language is None:
+        raise InputError(
+            f"arms.{name}.filtered: the grammar of the embedded language is the only verifier by name, and this text is not of "
+            "it; give one in Python: collapse(config, workdir, verifier=Rule(name, keep))"
+        )
+    level = arm.filtered.verifier
+    return Rule(f"verifier {level}", lambda data: right_rows(world.language, data.tokens(), level))
 
 
 def run_arm(
-    chain, arm: ArmConfig, config: Config, blank: Model, teacher: Model, real: Stored, yardstick: Yardstick
+    chain,
+    arm: ArmConfig,
+    config: Config,
+    blank: Model,
+    teacher: Model,
+    real: Stored,
+    yardstick: Yardstick,
+    verifier: Rule | None = None,
 ) -> Model:
     """One chain: generate, mix, train, evaluate, round after round. blank: what the teacher was trained from."""
     sampling = config.arm_sampling(arm)
-    pool = Pool(
-        real.view(lambda w: w.train),
-        config.rounds.tokens,
-        arm.data,
-        arm.window,
-        arm.anchor,
-        arm.fresh,
-        grow=config.rounds.budget == "grow",
-    )
+    grow = config.rounds.budget == "grow"
+    pool = Pool.of(real.view(lambda w: w.train), arm, config.rounds.tokens, grow, verifier)
 
     def one_round(round: Round, last: Model, start: Model, pool: Pool) -> Model:
         data = generate_and_mix(round, last, pool, prompts(sampling, pool), sampling)

@@ -34,6 +34,8 @@ def data_fingerprint(data: Dataset) -> str:
     digest.update("\n".join(data.column("id")).encode())
     if "loss" in data.table.column_names:
         digest.update(np.concatenate([np.asarray(r, bool) for r in data.column("loss")] or [np.empty(0)]).tobytes())
+    if "weight" in data.table.column_names:
+        digest.update(np.asarray(data.column("weight"), np.float32).tobytes())
     digest.update(np.fromiter(map(len, rows), np.int64, len(rows)).tobytes())
     digest.update(np.concatenate(rows).tobytes() if rows else b"")
     return digest.hexdigest()[:16]

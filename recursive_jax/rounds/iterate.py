@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from recursive_jax.config import ArmConfig
+from recursive_jax.curate.select import Rule
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
@@ -19,8 +21,12 @@ class Pool:
     """What a round's student is trained on.
 
     data: `replace` (this round's rows only), `accumulate` (all real and synthetic rows so far; arXiv:2404.01413),
-    `window` (the last `window` rounds). anchor: share of real rows, the same every round; fresh: share of real rows,
-    new ones every round. tokens: the budget of a round, equal for every regime; with grow the whole pool is used.
+    `accumulate_subsample` (a round's budget of them, whatever grow says; arXiv:2410.16713), `window` (the last `window`
+    rounds). anchor: share of real rows, the same every round; fresh: share of real rows, new ones every round; carry:
+    share of the last round's training rows, passed on unchanged. weighted: as many new real tokens again, their loss
+    weighted w against 1 - w (arXiv:2502.18049). filtered: (verifier, keep_right, keep_wrong), of generated rows; the
+    verifier says of each row of a Dataset whether it is right (arXiv:2406.07515). tokens: the budget of a round, equal
+    for every regime; with grow the whole pool is used.
     """
 
     real: Stored
@@ -29,57 +35,98 @@ class Pool:
     window: int = 2
     anchor: float = 0.0
     fresh: float = 0.0
+    carry: float = 0.0
+    weighted: float | None = None
+    filtered: tuple[Rule, float, float] | None = None
     grow: bool = False
     rows: list[Stored] = dataclasses.field(default_factory=list)
+    training: Stored | None = None  # the last round's
+
+    @classmethod
+    def of(cls, real: Stored, arm: ArmConfig, tokens: int, grow: bool, verifier: Rule | None = None) -> Pool:
+        shares = {k: getattr(arm, k) for k in ("data", "window", "anchor", "fresh", "carry", "weighted")}
+        filtered = arm.filtered and (verifier, arm.filtered.keep_right, arm.filtered.keep_wrong)
+        return cls(real, tokens, **shares, filtered=filtered, grow=grow)
 
     @property
-    def real_tokens(self) -> int:
-        return round((self.anchor + self.fresh) * self.tokens)
+    def kept_tokens(self) -> int:
+        """Of a round's budget, what is not generated."""
+        return round((self.anchor + self.fresh + self.carry) * self.tokens)
 
     @property
     def synthetic_tokens(self) -> int:
         """Tokens a round has to generate."""
-        return max(1, self.tokens - self.real_tokens) if self.anchor + self.fresh < 1.0 else 0
+        return max(1, self.tokens - self.kept_tokens) if self.anchor + self.fresh + self.carry < 1.0 else 0
 
     def settings(self) -> dict:
-        return {k: getattr(self, k) for k in ("tokens", "data", "window", "anchor", "fresh", "grow")}
+        """What decides the training rows, beside the pool. New regimes stand in it only where they are used, so that runs of
+        before keep their fingerprints."""
+        found = {k: getattr(self, k) for k in ("tokens", "data", "window", "anchor", "fresh", "grow")}
+        return found | {k: getattr(self, k) for k in ("carry", "weighted") if getattr(self, k)}
 
     def kept(self) -> list[Stored]:
         """The rounds' rows that this regime still draws on, oldest first."""
-        return {"replace": self.rows[-1:], "window": self.rows[-self.window :], "accumulate": self.rows}[self.data]
+        if self.data == "replace":
+            return self.rows[-1:]
+        return self.rows[-self.window :] if self.data == "window" else self.rows
 
     def sources(self) -> list[Stored]:
         """The stored rows this round draws on, oldest first."""
-        needs_real = self.data == "accumulate" or self.real_tokens > 0
-        return [self.real, *self.kept()] if needs_real else self.kept()
+        found = self.kept()
+        if self.carry and self.training is not None:
+            found = [self.training, *found]
+        needs_real = self.accumulates or self.weighted or self.anchor + self.fresh + self.carry > 0
+        return [self.real, *found] if needs_real else found
+
+    @property
+    def accumulates(self) -> bool:
+        return self.data.startswith("accumulate")
 
     def mix(self, number: int, seed: int) -> Dataset:
         """The training rows of round `number` (from 1)."""
         real: Dataset = self.real.value
         members = [s.value for s in self.kept()]
-        if self.data == "accumulate":
+        if self.accumulates:
             members = [real, *members]
         rng = np.random.default_rng([seed, number])
         drawn = usable(sum(members[1:], members[0])) if members else Dataset.empty()
         drawn = drawn.take(rng.permutation(len(drawn)))
-        if not self.grow:
-            drawn = drawn.first_tokens(self.tokens - self.real_tokens) if self.synthetic_tokens else Dataset.empty()
+        if not self.grow or self.data == "accumulate_subsample":
+            drawn = drawn.first_tokens(self.tokens - self.kept_tokens) if self.synthetic_tokens else Dataset.empty()
+        if self.weighted:
+            fresh, w = self._fresh(real, number, 1.0), self.weighted
+            return fresh.with_column("weight", [w] * len(fresh)) + drawn.with_column("weight", [1 - w] * len(drawn))
         parts = [drawn]
+        if self.carry:
+            before = real if self.training is None else self.training.value
+            before = before.take(rng.permutation(len(before)))
+            parts.insert(0, before.first_tokens(round(self.carry * self.tokens)))
         if self.anchor:
             parts.insert(0, real.first_tokens(round(self.anchor * self.tokens)))
         if self.fresh:
-            parts.insert(0, self._fresh(real, number))
+            parts.insert(0, self._fresh(real, number, self.fresh))
         return sum(parts[1:], parts[0])
 
-    def _fresh(self, real: Dataset, number: int) -> Dataset:
+    def verified(self, seed: int) -> Rule:
+        """The rule of `filtered`: each row is kept at its rate, random numbers of `seed` deciding."""
+        verifier, keep_right, keep_wrong = self.filtered
+
+        def keep(data: Dataset) -> np.ndarray:
+            rate_N = np.where(np.asarray(verifier.keep(data), bool), keep_right, keep_wrong)
+            return np.random.default_rng(seed).random(len(data)) < rate_N
+
+        name = f"{verifier.name}: right at {keep_right:g}, wrong at {keep_wrong:g}, seed {seed}"
+        return Rule(name, keep, verifier.source or verifier.keep)
+
+    def _fresh(self, real: Dataset, number: int, share: float) -> Dataset:
         """Real rows that neither the anchor nor an earlier round used."""
-        want = round(self.fresh * self.tokens)
+        want = round(share * self.tokens)
         ends = np.cumsum([len(t) for t in real.tokens()])
         begin = round(self.anchor * self.tokens) + (number - 1) * want
         low, high = np.searchsorted(ends, [begin, begin + want], side="right")
         if high >= len(ends):
             raise InputError(
-                f"round {number} has no new real rows left: fresh={self.fresh} of {self.tokens} tokens a round uses "
+                f"round {number} has no new real rows left: a share of {share:g} of {self.tokens} tokens a round uses "
                 f"{begin + want} real tokens by then, there are {int(ends[-1])}; raise data.tokens or give more data"
             )
         return real.take(np.arange(low, high))
@@ -126,8 +173,16 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
     """The first half of most rounds: new rows from the teacher, mixed with the pool into stored training rows."""
     if pool.synthetic_tokens:
         new = round.generate("rows", teacher, requests, sampling, tokens=pool.synthetic_tokens)
+        if pool.filtered:
+            new = round.select("kept", new, [pool.verified(round.seed("kept"))])
+            if not len(new.value):
+                raise InputError(
+                    f"{round.label}: the verifier kept none of {new.manifest['counts']['proposed']} rows; raise keep_right or keep_wrong"
+                )
         pool.rows.append(new)
         pool.rows = pool.kept()
     inputs = {str(i): s.fingerprint for i, s in enumerate(pool.sources())}
     seed = round.seed("mix")
-    return round.dataset("training", lambda: pool.mix(round.number, seed), inputs, {**pool.settings(), "seed": seed})
+    settings = {**pool.settings(), "seed": seed}
+    pool.training = round.dataset("training", lambda: pool.mix(round.number, seed), inputs, settings)
+    return pool.training

@@ -11,7 +11,7 @@ from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models import flops
-from recursive_jax.models.model import mesh_problems, parameter_count, transformer_architecture
+from recursive_jax.models.model import Model, mesh_problems, parameter_count, transformer_architecture
 from recursive_jax.rounds.stored import load_model
 from recursive_jax.rounds.world import check_data
 from recursive_jax.train.step import resolve_dtype
@@ -62,6 +62,32 @@ def preflight(config: Config) -> None:
                 )
     if lines:
         raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def settled(config: Config, base: Model) -> Config:
+    """The config with the lengths that an imported model's long context leaves open: rows of at most 256 tokens."""
+    length = min(base.context, config.train.length or 256)
+    fill = lambda section, **values: section.model_copy(
+        update={k: v for k, v in values.items() if getattr(section, k) is None}
+    )
+    return config.model_copy(
+        update={
+            "train": fill(config.train, length=length),
+            "student": fill(config.student, length=length),
+            "sampling": fill(config.sampling, max_tokens=length),
+        }
+    )
+
+
+def check_real_tokens(config: Config, have: int) -> None:
+    """Anchor and fresh rows must suffice for the last round before the first one is run."""
+    for name, arm in config.arms.items():
+        want = round(arm.real_rounds(config.rounds.count) * config.rounds.tokens)
+        if want > have:
+            raise InputError(
+                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}, weighted={arm.weighted}) needs {want:,} real tokens over {config.rounds.count} rounds of "
+                f"{config.rounds.tokens:,}, there are {have:,}; raise data.tokens, give more data, or lower the shares"
+            )
 
 
 def dry_run(config: Config) -> str:

@@ -176,7 +176,7 @@ class Round(DurableFolder):
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
             return {**_counts(chosen), "proposed": len(data.value), "dropped": dropped}
 
-        settings = {"rules": [f"{r.name} ({source_mark(r.keep)})" for r in rules]}
+        settings = {"rules": [f"{r.name} ({source_mark(r.source or r.keep)})" for r in rules]}
         return self.durable("select", name, {"data": data.fingerprint}, settings, None, produce, _read_rows)
 
     def score(
