@@ -67,13 +67,16 @@ def frechet(generated: Any, real: Any) -> float:
     return float(_frechet(*_moments(generated), *_moments(real)))
 
 
-@_on_device
-def _frechet(mean_D, cov_DD, other_D, other_DD):
+def frechet_of_moments(mean_D, cov_DD, other_D, other_DD):
+    """The distance of two Gaussians, traceable."""
     values_D, axes_DD = jnp.linalg.eigh(cov_DD)
     root_DD = (axes_DD * jnp.sqrt(jnp.maximum(values_D, 0.0))) @ axes_DD.T
     cross_D = jnp.linalg.eigvalsh(root_DD @ other_DD @ root_DD)
     overlap = jnp.sqrt(jnp.maximum(cross_D, 0.0)).sum()
     return jnp.maximum(((mean_D - other_D) ** 2).sum() + jnp.trace(cov_DD) + jnp.trace(other_DD) - 2 * overlap, 0.0)
+
+
+_frechet = _on_device(frechet_of_moments)
 
 
 def frechet_unbiased(generated: Any, real: Any, seed: int = 0, points: int = 5) -> float:

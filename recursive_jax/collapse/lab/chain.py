@@ -1,15 +1,19 @@
-"""`chain`: rounds of (sample from the model, mix by the regime, fit again) as one `lax.scan`, for any family.
+"""`chain`: rounds of (sample from the model, mix by the regime, fit again), for any family of models.
 
-A family is a frozen dataclass whose methods can be traced:
+A family is a frozen dataclass:
 
     truth() -> params                                      what real rows are drawn from
-    start(truth) -> params                                 round 0; the truth unless the first model is already off
     prepare(key) -> context                                what one replicate keeps: fixed covariates, say
+    start(truth, context) -> params                        round 0; the truth unless the first model is already off
     sample(params, key, most, count, context) -> (data, weight_N)    `most` rows, those from `count` on with weight 0
     right(data) -> bool_N                                  what a verifier holds to be right
-    fit(data, weight_N, previous, context) -> params
+    fit(data, weight_N, previous, context, key) -> params
     log_prob(params, data) -> float_N
     measure(params, context) -> {statistic: number}
+
+Where these methods can be traced (`traced`, the default), the rounds are one `lax.scan`, to be vmapped over replicates. Any
+other family, a transformer trained and sampled by this package's own verbs or a model of another library, runs the same
+rounds in a Python loop; its data is an array or a tree of arrays, its params are anything.
 
 An additive family has sufficient statistics: `statistics(data, weight_N, context, previous)`, `merge(a, b)` and
 `estimate(statistics, previous, context)`, of which `fit` is the composition. Its pool of all rounds then has the size of
@@ -35,14 +39,16 @@ class Family:
 
     name = ""
     additive = False
+    traced = True
+    apart = False  # replicates one after another instead of side by side
 
-    def start(self, truth: Any) -> Any:
+    def start(self, truth: Any, context: Any) -> Any:
         return truth
 
     def prepare(self, key: jax.Array) -> Any:
         return ()
 
-    def fit(self, data: Any, weight_N: jax.Array, previous: Any, context: Any) -> Any:
+    def fit(self, data: Any, weight_N: jax.Array, previous: Any, context: Any, key: jax.Array) -> Any:
         return self.estimate(self.statistics(data, weight_N, context, previous), previous, context)
 
     def right(self, data: Any) -> jax.Array:
@@ -77,8 +83,16 @@ def chain(family: Family, regime: Regime, sizes: tuple[int, ...], key: jax.Array
     """The statistics of rounds 0 .. K of one replicate, each `[K + 1]`. sizes: rows of each of the K rounds."""
     M, K = max(sizes), len(sizes)
     context_key, anchor_key, key = jax.random.split(key, 3)
-    context, first = family.prepare(context_key), family.start(family.truth())
+    context = family.prepare(context_key)
+    first = family.start(family.truth(), context)
     mix = _Mix(family, regime, M, K, context, anchor_key)
+    keys_K = jax.random.split(key, K)
+    if not family.traced:
+        params, pool, found = first, None, [family.measure(first, context)]
+        for k, size in enumerate(sizes):
+            params, pool = mix.fit(params, pool, keys_K[k], k, size)
+            found.append(family.measure(params, context))
+        return {name: np.array([x[name] for x in found]) for name in found[0]}
 
     def one_round(carry, inputs):
         params, pool = carry
@@ -86,7 +100,7 @@ def chain(family: Family, regime: Regime, sizes: tuple[int, ...], key: jax.Array
         params, pool = mix.fit(params, pool, key, k, size)
         return (params, pool), family.measure(params, context)
 
-    inputs = (jax.random.split(key, K), jnp.arange(K), jnp.asarray(sizes))
+    inputs = (keys_K, jnp.arange(K), jnp.asarray(sizes))
     _, found = jax.lax.scan(one_round, (first, mix.empty()), inputs)
     before = family.measure(first, context)
     return {name: jnp.concatenate([jnp.asarray(before[name], x.dtype)[None], x]) for name, x in found.items()}
@@ -129,6 +143,8 @@ class _Mix:
     def fit(self, params: Any, pool: Any, key: jax.Array, k: jax.Array, size: jax.Array) -> tuple[Any, Any]:
         family, name = self.family, self.regime.name
         draw_key, real_key, keep_key = jax.random.split(key, 3)
+        fit_key = jax.random.fold_in(key, 3)
+        fitted = lambda data, weight_N: family.fit(data, weight_N, params, self.context, fit_key)
         real = self.anchor if name == "anchor" else self._real(real_key) if name == "fresh" else None
         if self.direct:
             found = family.draw_statistics(params, draw_key, size - self.real, self.context)
@@ -139,28 +155,32 @@ class _Mix:
             return family.estimate(found, params, self.context), pool
         if real is not None:
             rows = family.sample(params, draw_key, self.M - self.real, size - self.real, self.context)
-            return family.fit(*_join(real, rows), params, self.context), pool
+            return fitted(*_join(real, rows)), pool
         data, weight_N = self._draw(params, draw_key, size)
         if name == "weighted":
             real, real_N = self._draw(self.truth, real_key, size)
             w = self.regime.weight
-            rows = _join((real, real_N * w), (data, weight_N * (1 - w)))
-            return family.fit(*rows, params, self.context), pool
+            return fitted(*_join((real, real_N * w), (data, weight_N * (1 - w)))), pool
         if name == "filtered":
             rate_N = jnp.where(family.right(data), self.regime.keep_right, self.regime.keep_wrong)
             weight_N = family.thin(keep_key, weight_N, rate_N)
         if self.keeps_rows:
-            put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), k * self.M, 0)
-            pool = jax.tree.map(put, pool, (data, weight_N))
-            rows = pool
+            rows = pool = self._put(pool, (data, weight_N), k)
             if name == "accumulate_subsample":
-                index_M = without_replacement(keep_key, (k + 1) * self.M, self.M, self.M * self.K)
+                index_M = without_replacement(keep_key, (k + 1) * self.M, self.M, len(pool[1]))
                 rows = jax.tree.map(lambda x: x[index_M], pool)
-            return family.fit(*rows, params, self.context), pool
+            return fitted(*rows), pool
         if name == "accumulate":
             pool = family.merge(pool, family.statistics(data, weight_N, self.context))
             return family.estimate(pool, params, self.context), pool
-        return family.fit(data, weight_N, params, self.context), pool
+        return fitted(data, weight_N), pool
+
+    def _put(self, pool: Any, rows: Any, k: Any) -> Any:
+        """The pool with the rows of round k: in their place where shapes are fixed, else at its end."""
+        if not self.family.traced:
+            return rows if pool is None else _join(pool, rows)
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), k * self.M, 0)
+        return jax.tree.map(put, pool, rows)
 
 
 def _join(first: tuple[Any, jax.Array], second: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:

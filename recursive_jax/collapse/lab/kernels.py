@@ -41,7 +41,7 @@ class Kernel(Family):
         noise_MD = normal(noise_key, (most, self.dimensions)) * width_D
         return points_ND[index_M] + noise_MD, mask(most, count)
 
-    def fit(self, data, weight_N, previous, context):
+    def fit(self, data, weight_N, previous, context, key):
         missing = len(previous[1]) - len(weight_N)
         width_D = jnp.broadcast_to(jnp.asarray(self.bandwidth, data.dtype), (self.dimensions,))
         if isinstance(self.bandwidth, int | float) and self.bandwidth == 0:
@@ -116,7 +116,7 @@ class Mixture(Family):
     def log_prob(self, params, data):
         return jax.nn.logsumexp(self._component_log_prob(params, data), axis=-1)
 
-    def fit(self, data, weight_N, previous, context):
+    def fit(self, data, weight_N, previous, context, key):
         def step(_, params):
             share_NC = jax.nn.softmax(self._component_log_prob(params, data), axis=-1) * weight_N[:, None]
             total_C = share_NC.sum(0) + 1e-12

@@ -64,7 +64,7 @@ def _number(x: float) -> float | None:
 def lab(family: str, *, sweep: Mapping[str, Sequence[Any]] | None = None, **options: Any) -> Any:
     """Runs `replicates` chains of `rounds` rounds and returns a `LabResult`.
 
-    family: gaussian, categorical, mixture, poisson, kde, regression, classifier or ngram.
+    family: gaussian, categorical, mixture, poisson, kde, regression, classifier, ngram, vae or transformer.
     Options of every family: samples (rows of a round; `inf` for categorical: no sampling noise), rounds, regime (see
     `Regime`) with its fraction, weight, keep_right and keep_wrong, replicates, seed, growth (round k has
     samples * k^growth rows) or schedule (the rows of each round), precision (float64 or float32), statistics (only
@@ -83,8 +83,11 @@ def lab(family: str, *, sweep: Mapping[str, Sequence[Any]] | None = None, **opti
         )
     ((replicates, seed, precision, statistics),) = seen
     with jax.enable_x64(precision == "float64"):
-        layout = tuple((p.family, p.regime, p.sizes) for p in points)
-        found = jax.device_get(_program(layout, replicates, statistics)(jax.random.key(seed)))
+        if points[0].family.traced:
+            layout = tuple((p.family, p.regime, p.sizes) for p in points)
+            found = jax.device_get(_program(layout, replicates, statistics)(jax.random.key(seed)))
+        else:
+            found = [_in_turn(p, replicates, statistics, jax.random.key(seed)) for p in points]
     results = []
     for point, values in zip(points, found, strict=True):
         law = expected(point.family, point.regime, point.sizes)
@@ -102,11 +105,7 @@ def _program(layout: tuple[tuple[Family, Regime, tuple[int, ...]], ...], replica
         of_family = {k: v for k, v in knobs.items() if hasattr(family, k)}
         of_regime = {k: v for k, v in knobs.items() if k not in of_family}
         family, regime = dataclasses.replace(family, **of_family), dataclasses.replace(regime, **of_regime)
-        found = chain(family, regime, sizes, key)
-        unknown = [s for s in statistics if s not in found]
-        if unknown:
-            raise InputError(f"lab {family.name}: no statistic {', '.join(unknown)}; there are: {', '.join(found)}")
-        return {k: v for k, v in found.items() if not statistics or k in statistics}
+        return _wanted(family, chain(family, regime, sizes, key), statistics)
 
     def run(key):
         TRACES["lab"] += 1
@@ -114,7 +113,7 @@ def _program(layout: tuple[tuple[Family, Regime, tuple[int, ...]], ...], replica
         for (family, regime, sizes), members in _groups(layout):
             knobs = {k: jnp.asarray([m[k] for _, m in members]) for k in members[0][1]}
             width = max(1, _row_values(family)) * max(sizes) * len(members)
-            batch = max(1, min(replicates, VALUES // width))
+            batch = None if family.apart else max(1, min(replicates, VALUES // width))
             over = _over(functools.partial(one, family, regime, sizes), knobs)
             found = jax.lax.map(over, keys_R, batch_size=batch)
             for i, (index, _) in enumerate(members):
@@ -122,6 +121,20 @@ def _program(layout: tuple[tuple[Family, Regime, tuple[int, ...]], ...], replica
         return results
 
     return jax.jit(run)
+
+
+def _wanted(family: Family, found: dict[str, Any], statistics: tuple[str, ...]) -> dict[str, Any]:
+    unknown = [s for s in statistics if s not in found]
+    if unknown:
+        raise InputError(f"lab {family.name}: no statistic {', '.join(unknown)}; there are: {', '.join(found)}")
+    return {k: v for k, v in found.items() if not statistics or k in statistics}
+
+
+def _in_turn(point: Point, replicates: int, statistics: tuple[str, ...], key: jax.Array) -> dict[str, np.ndarray]:
+    """The chains of a family that cannot be traced: `{statistic: [R, K + 1]}`."""
+    chains = [chain(point.family, point.regime, point.sizes, k) for k in jax.random.split(key, replicates)]
+    found = {name: np.stack([x[name] for x in chains]) for name in chains[0]}
+    return _wanted(point.family, found, statistics)
 
 
 def _over(chains, knobs):

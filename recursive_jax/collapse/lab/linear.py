@@ -35,7 +35,7 @@ class Regression(Family):
     def truth(self):
         return jnp.zeros(self.dimensions), jnp.zeros(self.dimensions)
 
-    def start(self, truth):
+    def start(self, truth, context):
         """The first labeller."""
         return truth[0].at[0].add(self.shift), truth[1]
 
@@ -78,7 +78,7 @@ class Classifier(Family):
     def truth(self):
         return jnp.zeros(self.dimensions).at[0].set(1.0), jnp.asarray(0.0)
 
-    def start(self, truth):
+    def start(self, truth, context):
         return truth[0], jnp.asarray(self.error) + truth[1]
 
     def sample(self, params, key, most: int, count, context):

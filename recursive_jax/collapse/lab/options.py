@@ -15,7 +15,9 @@ from recursive_jax.collapse.lab.chain import REGIMES, Family, Regime
 from recursive_jax.collapse.lab.gaussian import ESTIMATORS, Gaussian
 from recursive_jax.collapse.lab.kernels import Kernel, Mixture
 from recursive_jax.collapse.lab.linear import Classifier, Regression
+from recursive_jax.collapse.lab.network import TransformerFamily
 from recursive_jax.collapse.lab.ngram import Ngram
+from recursive_jax.collapse.lab.vae import VAE, resolve_images
 from recursive_jax.errors import InputError, problems
 
 FAMILIES: dict[str, type[Family]] = {
@@ -27,8 +29,20 @@ FAMILIES: dict[str, type[Family]] = {
     "regression": Regression,
     "classifier": Classifier,
     "ngram": Ngram,
+    "vae": VAE,
+    "transformer": TransformerFamily,
 }
-SAMPLES = {"kde": 100, "mixture": 1000, "regression": 111, "classifier": 1000, "ngram": 200}
+SAMPLES = {
+    "kde": 100,
+    "mixture": 1000,
+    "regression": 111,
+    "classifier": 1000,
+    "ngram": 200,
+    "vae": 2000,
+    "transformer": 1000,
+}
+NETWORKS = ("vae", "transformer")  # trained by gradient steps: minutes a chain, in float32
+VERIFIED = ("gaussian", "categorical", "classifier", "transformer")
 _SET_BY_US = ("samples", "pooled", "population", "counted", "root")
 _CHOICES = {
     "regime": REGIMES,
@@ -61,6 +75,15 @@ _RANGES = {
     "zipf": (0, math.inf),
     "smoothing": (0, math.inf),
     "growth": (0, math.inf),
+    "steps": (1, math.inf),
+    "batch": (1, math.inf),
+    "learning_rate": (1e-12, math.inf),
+    "layers": (1, math.inf),
+    "width": (1, math.inf),
+    "heads": (1, math.inf),
+    "context": (8, 512),
+    "channels": (1, math.inf),
+    "latent": (1, math.inf),
     "truncation": (0, math.inf),
 }
 
@@ -86,17 +109,17 @@ class Point:
         own = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in _SET_BY_US}
         common = {
             "samples": SAMPLES.get(name, 100),
-            "rounds": 10,
+            "rounds": 4 if name in NETWORKS else 10,
             "regime": "replace",
             "fraction": 0.1,
             "weight": 0.5,
             "keep_right": 1.0,
             "keep_wrong": 1.0,
-            "replicates": 1000,
+            "replicates": 1 if name in NETWORKS else 1000,
             "seed": 0,
             "growth": 0.0,
             "schedule": (),
-            "precision": "float64",
+            "precision": "float32" if name in NETWORKS else "float64",
             "statistics": (),
         }
         wrong, config = [], {**common, **own}
@@ -127,6 +150,8 @@ class Point:
         if kind is Categorical:
             few = max(sizes) > 30 * config["categories"] and regime.name != "accumulate_subsample"
             fields |= {"population": M == math.inf, "counted": few}
+        elif kind is VAE:
+            fields["population"] = M == math.inf
         elif kind is Gaussian:
             plain = regime.name in ("replace", "fresh", "anchor")
             few, many = plain and max(sizes) <= config["dimensions"], plain and min(sizes) >= 4 * config["dimensions"]
@@ -155,6 +180,8 @@ def _value(key: str, value: Any, default: Any) -> Any:
         if value not in _CHOICES[key]:
             raise ValueError(f"one of {', '.join(_CHOICES[key])} is wanted")
         return value
+    if isinstance(default, str):
+        return str(value)
     if isinstance(default, tuple):
         items = value.split(",") if isinstance(value, str) else list(np.atleast_1d(value))
         kind = {"schedule": int, "statistics": str}.get(key, float)
@@ -179,9 +206,9 @@ def _contradictions(name: str, config: dict[str, Any], given: Mapping[str, Any])
     """Values that are fine alone and not together. Fills in what follows from others."""
     wrong, regime = [], config["regime"]
     if config["samples"] == math.inf:
-        if name != "categorical":
-            wrong.append(f"samples=inf: only categorical can be drawn from infinitely often, not {name}")
-        if regime not in ("replace", "filtered"):
+        if name not in ("categorical", "vae"):
+            wrong.append(f"samples=inf: only categorical and vae can be drawn from infinitely often, not {name}")
+        if regime != "replace" and not (regime == "filtered" and name == "categorical"):
             wrong.append(f"samples=inf: with regime=replace or filtered, not {regime}")
     if regime in ("fresh", "anchor") and config["samples"] != math.inf:
         if not 1 <= round(config["fraction"] * config["samples"]) < config["samples"] and config["fraction"] > 0:
@@ -195,10 +222,17 @@ def _contradictions(name: str, config: dict[str, Any], given: Mapping[str, Any])
             wrong.append(f"schedule has {len(config['schedule'])} sizes, rounds={config['rounds']}; give as many")
         config["rounds"] = len(config["schedule"])
         config["samples"] = config["schedule"][0]
+    if name in NETWORKS and config["precision"] != "float32":
+        wrong.append(f"precision={config['precision']}: {name} is trained in float32")
+    if name == "vae":
+        try:
+            config["images"] = resolve_images(config["images"])
+        except ValueError as error:
+            wrong.append(f"images={config['images']}: {error}")
     if regime in ("fresh", "anchor") and (config["growth"] or len(set(config["schedule"])) > 1):
         wrong.append(f"regime={regime} has rounds of one size; leave growth and schedule away")
-    if regime == "filtered" and name not in ("gaussian", "categorical", "classifier"):
-        wrong.append(f"regime=filtered: {name} has no verifier; gaussian, categorical and classifier have one")
+    if regime == "filtered" and name not in VERIFIED:
+        wrong.append(f"regime=filtered: {name} has no verifier; {', '.join(VERIFIED)} have one")
     if regime == "weighted" and config.get("estimator") == "unbiased":
         wrong.append("estimator=unbiased: weighted rows have no n - 1; use estimator=mle or known_variance")
     if name == "categorical":
