@@ -104,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("samples", nargs="+", metavar="FILE", help="one for each round: .parquet, .jsonl or .txt with texts")
     p.add_argument("--reference", required=True, metavar="FILE", help="real texts")
+    p.add_argument(
+        "--encoder",
+        metavar="MODEL",
+        help="embed the texts with this model, minilm for one: adds the metrics of vectors",
+    )
     p.add_argument("--out", metavar="FOLDER", help="write profile.html, .jsonl, .csv and figures")
     p.add_argument("--json", action="store_true", help="print one JSON object for each round")
 
@@ -318,7 +323,13 @@ def _profile(args: argparse.Namespace) -> int:
 
     names = [Path(s).stem for s in args.samples]
     named = dict(zip(names, args.samples, strict=True))
-    profile = collapse_profile(named if len(named) == len(names) else args.samples, args.reference)
+    encoder = None
+    if args.encoder:
+        from recursive_jax.rounds.stored import load_model
+
+        _setup()
+        encoder = load_model(args.encoder)
+    profile = collapse_profile(named if len(named) == len(names) else args.samples, args.reference, encoder=encoder)
     print(profile.jsonl() if args.json else profile, end="" if args.json else "\n")
     if args.out:
         print(profile.save(args.out), file=sys.stderr)

@@ -146,3 +146,22 @@ def test_constant_samples_have_documented_values():
     flat = collapse_profile([np.ones((100, 3))], rng.normal(size=(100, 3)))
     assert flat["variance_ratio"][0].value == 0 and flat["vendi_1"][0].value == pytest.approx(1)
     assert json.loads(flat.jsonl().splitlines()[0])  # no NaN in it
+
+
+def test_a_scaling_law_that_recursion_flattened():
+    """risk = c size^-a, exactly, then with noise: the exponent comes back, and only a flatter one is a change."""
+    sizes = np.array([1e3, 3e3, 1e4, 3e4])
+    found = scaling_exponents(sizes, np.stack([2 * sizes**-0.5, 2 * sizes**-0.3]))
+    assert found[0].value == pytest.approx(0.3, abs=1e-12)
+    noise = np.exp(0.02 * np.random.default_rng(0).normal(size=(3, 4, 5)))
+    risks = np.stack([sizes**-0.5, sizes**-0.5, sizes**-0.3])[..., None] * noise
+    same, flat = scaling_exponents(sizes, risks)
+    assert (same.verdict, flat.verdict) == ("same", "lower") and flat.ci_lo < 0.3 < flat.ci_hi
+    rng = np.random.default_rng(1)
+    profile = collapse_profile([zipf_rows(rng), zipf_rows(rng)], zipf_rows(rng), scaling=(sizes, risks))
+    finding = next(x for x in profile.definitions if x.name == "scaling law changes")
+    assert finding.answer == "yes" and finding.first == 2
+    with pytest.raises(InputError, match="risks are positive numbers"):
+        scaling_exponents(sizes, risks - 1)
+    with pytest.raises(InputError, match="at least three different sizes"):
+        scaling_exponents([1, 2], risks)

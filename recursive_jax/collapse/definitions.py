@@ -76,11 +76,11 @@ def definitions(series: Series) -> tuple[Finding, ...]:
             series,
             [("variance_ratio", ("lower",)), ("logdet_diff", ("lower",)), ("entropy_1gram_mm", ("lower",))],
         ),
-        Finding(
+        _any(
             "scaling law changes",
             "Does more data help less than it did?",
-            "not measured",
-            "needs runs at several data sizes",
+            series,
+            [("scaling_exponent", ("lower",))],
         ),
         _any(
             "tail is lost",

@@ -17,6 +17,7 @@ import numpy as np
 from recursive_jax.collapse.definitions import Finding, definitions, warnings
 from recursive_jax.collapse.inputs import Cloud, Texts, as_samples
 from recursive_jax.collapse.intervals import Measurement, measured
+from recursive_jax.collapse.scaling import scaling_exponents
 from recursive_jax.collapse.suite import TEXT, VECTORS, Metric
 from recursive_jax.errors import InputError
 
@@ -82,7 +83,8 @@ def collapse_profile(
     logprobs: Sequence[Any] | None = None,
     reference_logprobs: Any = None,
     models: Sequence[Any] | None = None,
-    encoder: Callable[[Sequence[Any]], Any] | str | None = None,
+    encoder: Callable[[Sequence[Any]], Any] | Any = None,
+    scaling: tuple[Any, Any] | None = None,
     tokenizer: Any = None,
     metrics: Sequence[str] | None = None,
     groups: int = 10,
@@ -99,8 +101,9 @@ def collapse_profile(
     logprobs: for each round, log p (nats) of the reference's rows under that round's model: an array or a list of
     per-token arrays; adds `ce_real`. reference_logprobs: the same under the round-0 model, its null. models: the rounds'
     models, instead of logprobs, for token ids or texts of their tokenizer; the first is round 0.
-    encoder: texts -> `[rows, features]`, or "minilm" where it is installed, or a `Model` whose states are averaged: adds the
-    metrics of vectors for texts. tokenizer: `encode(text) -> ids`; default: words and punctuation marks.
+    encoder: texts -> `[rows, features]`, or a `Model` whose states are averaged, `load_model("minilm")` for one: adds the
+    metrics of vectors for texts. scaling: (sizes `[S]`, risks `[rounds + 1, S]`) of models trained on S amounts of data, round 0
+    first: adds `scaling_exponent` (see `scaling.scaling_exponents`). tokenizer: `encode(text) -> ids`; default: words and punctuation marks.
 
     Every metric is the mean over `groups` disjoint groups of `budget` tokens (vectors: rows) each, of the same size for all
     samples and the reference; default: what the smallest of them allows. The null of a metric is the reference's own groups,
@@ -136,8 +139,16 @@ def collapse_profile(
         logprobs, reference_logprobs = _scored(named_models, real)
     if logprobs is not None:
         _likelihoods(found, logprobs, reference_logprobs, confidence)
+    if scaling is not None:
+        exponents = scaling_exponents(*scaling, confidence)
+        if len(exponents) != len(found):
+            raise InputError(
+                f"scaling: risks of round 0 and {len(found)} rounds are wanted, there are {len(exponents) + 1}"
+            )
+        for values, exponent in zip(found.values(), exponents, strict=True):
+            values["scaling_exponent"] = exponent
     if metrics is not None and (missing := set(metrics) - set(next(iter(found.values())))):
-        known = [m.name for m in (*TEXT, *VECTORS)] + ["ce_real"]
+        known = [m.name for m in (*TEXT, *VECTORS)] + ["ce_real", "scaling_exponent"]
         raise InputError(
             f"metrics: {', '.join(sorted(missing))} cannot be measured here; there are: {', '.join(known)}"
         )
@@ -217,15 +228,13 @@ def _encoded(samples: Mapping[str, Texts], encoder: Any) -> dict[str, Cloud]:
 
 
 def _encoder(encoder: Any) -> Callable[[Texts], np.ndarray]:
-    """A Model (or the name of one) averages its states over a text's tokens."""
-    if isinstance(encoder, str) or hasattr(encoder, "architecture"):
+    """A Model averages its states over a text's tokens."""
+    if isinstance(encoder, str):
+        raise InputError(f"encoder={encoder!r}: give a Model, for example load_model({encoder!r}), or a function")
+    if hasattr(encoder, "architecture"):
         from recursive_jax.generate.score import embed
-        from recursive_jax.models.model import Model
 
-        if isinstance(encoder, str):
-            raise InputError(f"encoder={encoder!r}: give a Model, for example load_model({encoder!r}), or a function")
-        model: Model = encoder
-        return lambda s: np.asarray(embed(model, s.texts if s.texts is not None else s.tokens))
+        return lambda s: np.asarray(embed(encoder, s.texts if s.texts is not None else s.tokens))
     return lambda s: np.asarray(encoder(s.texts if s.texts is not None else s.tokens))
 
 
