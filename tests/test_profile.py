@@ -11,6 +11,7 @@ import pytest
 
 from recursive_jax import InputError, collapse_profile
 from recursive_jax.collapse.intervals import bootstrap, measured
+from recursive_jax.collapse.scaling import scaling_exponents
 
 
 def zipf_rows(rng, count=300, vocab=400, exponent=1.0, length=20):
