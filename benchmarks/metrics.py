@@ -1,9 +1,11 @@
 """Collapse metrics beside their public implementations, in turn in one process: seconds, and whether the values agree.
 
 python benchmarks/metrics.py [--blocks 36000]      # needs nltk and scikit-learn, the extra `parity`
+pip install --no-deps mauve-text faiss-cpu vendi-score prdc powerlaw mpmath      # for the other rows; left out without them
 """
 
 import argparse
+import importlib
 import time
 
 import numpy as np
@@ -12,6 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from recursive_jax import lab
 from recursive_jax.collapse import embeddings
+from recursive_jax.collapse.divergence import zipf_exponent
+from recursive_jax.collapse.mauve import mauve
 from recursive_jax.collapse.selfbleu import self_bleu
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,6 +39,15 @@ def beside(name, ours, theirs, scale=1.0):
     off = float(np.abs(np.asarray(mine) - np.asarray(other)).max())
     ratio = np.median([y / x for x, y in times])
     print(f"{name:<46}{a:>10.3f} s{b:>14.3f} s{ratio:>12.1f}x   largest difference {off:.1e}", flush=True)
+
+
+def package(name):
+    """A public implementation, or None."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        print(f"{name} is not installed: left out", flush=True)
+        return None
 
 
 rng = np.random.default_rng(0)
@@ -76,6 +89,14 @@ beside(
 )
 
 
+if prdc := package("prdc"):
+    beside(
+        "the same by the package prdc",
+        lambda: list(embeddings.coverage(fake, real).values()),
+        lambda: [prdc.compute_prdc(real, fake, nearest_k=5)[k] for k in ("precision", "recall", "density", "coverage")],
+    )
+
+
 def plain_vendi():
     unit = real / np.linalg.norm(real, axis=1, keepdims=True)
     values = np.linalg.eigvalsh(unit @ unit.T / len(unit))
@@ -84,6 +105,29 @@ def plain_vendi():
 
 
 beside("Vendi score, 4,000 x 64 (theirs: the N x N matrix)", lambda: embeddings.vendi(real), plain_vendi)
+if vendi_score := package("vendi_score"):
+    from vendi_score import vendi as theirs
+
+    beside("the same by the package vendi-score", lambda: embeddings.vendi(real), lambda: theirs.score_dual(real))
+if package("mauve"):
+    from mauve import compute_mauve
+
+    spread = rng.normal(size=(2000, 64)) * np.arange(1, 65) ** -0.5
+    narrow = rng.normal(0.05, 0.8, size=(2000, 64)) * np.arange(1, 65) ** -0.5
+    beside(
+        "MAUVE, 2,000 x 64 (k-means differ by their draws)",
+        lambda: mauve(narrow, spread),
+        lambda: compute_mauve(p_features=spread, q_features=narrow, verbose=False).mauve,
+    )
+if powerlaw := package("powerlaw"):
+    ranks = rng.choice(2_000, 40_000, p=(w := np.arange(1, 2_001) ** -1.2) / w.sum()) + 1
+    counts = np.sort(np.bincount(ranks, minlength=2_001)[1:])[::-1]
+    by_rank = np.repeat(np.arange(1, len(counts) + 1), counts)
+    beside(
+        "Zipf exponent by maximum likelihood, 40,000 tokens",
+        lambda: zipf_exponent(counts),
+        lambda: powerlaw.Fit(by_rank, discrete=True, xmin=1, xmax=int((counts > 0).sum()), verbose=False).alpha,
+    )
 
 
 def published_loop(d=1, n=100, rounds=100, seeds=100):

@@ -366,6 +366,7 @@ def test_scoring_and_embedding_are_the_unpacked_forward(model):
         rewards(model, ["a"], np.zeros(3))
 
 
+@pytest.mark.slow
 def test_beams_of_user_functions_are_those_of_the_cache(model, requests):
     """Without its config the model is functions like a user's: every step is a whole forward pass."""
     functions = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, config=None))

@@ -266,6 +266,7 @@ mesh: {{data: 1}}
     return tmp_path
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_config_learns_is_resumed_and_goes_back(task, capsys, mesh):
     run = task / "run"
     assert main(["run", str(task / "task.yaml"), "--workdir", str(run)]) == 0

@@ -124,6 +124,7 @@ def test_killed_at_many_random_moments(tmp_path, reference, mesh, seed):
     assert_same_bits(reference, folder / "run", mesh)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(tmp_path, reference, mesh):
     folder = fresh(tmp_path)
     process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -402,7 +402,9 @@ def test_every_family_runs_under_every_regime_it_has(families):
                 assert values.shape == (3, 3) and not np.isnan(values).any(), (family, regime, name)
 
 
-@pytest.mark.parametrize("regime", ["replace", "fresh", "anchor", "accumulate"])
+@pytest.mark.parametrize(
+    "regime", ["fresh", "accumulate", *(pytest.param(x, marks=pytest.mark.slow) for x in ("replace", "anchor"))]
+)
 def test_drawn_statistics_are_those_of_rows(regime):
     """Bartlett's decomposition against rows: the same distribution after three rounds (Kolmogorov-Smirnov)."""
     options = dict(dimensions=3, samples=24, rounds=3, regime=regime, fraction=0.25, replicates=1500)

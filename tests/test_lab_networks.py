@@ -50,6 +50,7 @@ def test_the_elbo_of_a_code_that_says_nothing_is_the_likelihood_of_the_pixels(im
     np.testing.assert_allclose(family.log_prob(params, rows), -64 * np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_vae_learns_and_loses_round_after_round_less_with_real_images(images):
     options = dict(images=images, channels=4, steps=150, batch=64, samples=300, rounds=2, replicates=2)
     result = lab("vae", **options)

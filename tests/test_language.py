@@ -184,6 +184,7 @@ def test_other_sizes_build_and_sample(changes):
     assert abs(lengths.mean() - language.expected_length) < 5 * lengths.std() / np.sqrt(300)
 
 
+@pytest.mark.slow
 def test_the_exact_fit_drifts_as_theory_says():
     """L7: after k refits to N of its own documents, E KL(P_k || P_0) per document is k d / 2N, d free parameters."""
     config = LanguageConfig(types=2, nouns=4, verbs=2, first_names=4, last_names=4, attributes=2, values=4, depth=1)

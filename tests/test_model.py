@@ -13,7 +13,8 @@ from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request, from_rows, unconditional
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models.attention import BLOCK, Mask, attention
-from recursive_jax.models.model import transformer, user_model
+from recursive_jax.models.flops import decode_cost_per_token, matmul_parameters
+from recursive_jax.models.model import transformer, transformer_architecture, user_model
 
 CONFIGS = {
     "llama": {},
@@ -304,3 +305,22 @@ def test_bfloat16_compute_keeps_float32_masters(tiny, tokenizer, mesh, language)
         results[dtype] = trained.summary["loss"]
     assert results["float32"] != results["bfloat16"]
     assert results["bfloat16"] == pytest.approx(results["float32"], rel=0.02)
+
+
+def test_flops_are_those_xla_counts(mesh):
+    """A forward pass of T tokens is 2 FLOPs a weight and token, and 4 T^2 a head dimension of attention over the whole square;
+    decoding the same tokens attends to half of it. XLA also counts element-wise work: a few percent."""
+    T, config = 128, ModelConfig(layers=2, width=128, heads=4, context=128, vocab=512)
+    architecture = transformer_architecture(config)
+    with jax.set_mesh(mesh):
+        params = jax.jit(architecture.init)(jax.random.key(0))
+        counted = jax.jit(architecture.apply).lower(params, jnp.zeros((1, T), jnp.int32)).cost_analysis()["flops"]
+    attention = T * T * config.layers * config.heads * config.K
+    assert counted == pytest.approx(2 * matmul_parameters(config) * T + 4 * attention, rel=0.08)
+    per_token, read = decode_cost_per_token(config, rows=1, prompt=1, new=T - 1, bytes_per_value=4)
+    assert per_token * (T - 1) == pytest.approx(2 * matmul_parameters(config) * T + 2 * attention, rel=0.02)
+    # At batch 1 every step reads all weights; a batch of 64 shares them.
+    assert read > 4 * matmul_parameters(config)
+    shared = decode_cost_per_token(config, rows=64, prompt=1, new=T - 1, bytes_per_value=4)[1]
+    cache = 4 * 2 * (1 + (T - 1) / 2) * config.layers * config.G * config.K
+    assert shared == pytest.approx(4 * matmul_parameters(config) * T / (T - 1) / 64 + cache, rel=1e-6)
