@@ -178,6 +178,21 @@ class RoundsConfig(Section):
     budget: Literal["fixed", "grow"] = Field(
         "fixed", description="fixed: every round trains on as many tokens; grow: on the whole pool, equal epochs"
     )
+    growth: float = Field(0.0, ge=0.0, description="round k has tokens * k^growth, and its steps grow with them")
+    schedule: tuple[PositiveInt, ...] = Field((), description="tokens of each round, in place of growth")
+
+    @model_validator(mode="after")
+    def _check(self) -> RoundsConfig:
+        if self.schedule and len(self.schedule) != self.count:
+            raise ValueError(f"schedule has {len(self.schedule)} sizes, count={self.count}; give as many")
+        if self.schedule and self.growth:
+            raise ValueError(f"schedule and growth={self.growth}: one of the two")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of rounds 1 .. count."""
+        return self.schedule or tuple(round(self.tokens * k**self.growth) for k in range(1, self.count + 1))
 
 
 class FilterConfig(Section):
@@ -227,9 +242,10 @@ class ArmConfig(Section):
         """Share of real rows in a round."""
         return self.anchor + self.fresh
 
-    def real_rounds(self, rounds: int) -> float:
-        """Real tokens that `rounds` rounds use, in rounds' budgets."""
-        return self.anchor + (self.fresh + (self.weighted is not None)) * rounds
+    def real_tokens(self, sizes: Sequence[int]) -> int:
+        """Real tokens that rounds of these sizes use."""
+        new = self.fresh + (self.weighted is not None)
+        return round(self.anchor * max(sizes, default=0) + new * sum(sizes))
 
 
 class EvaluateConfig(Section):

@@ -150,6 +150,22 @@ def test_a_verifier_keeps_right_and_wrong_rows_at_their_rates():
     assert list(dropped) == ["even: right at 0.9, wrong at 0.25, seed 3"]
 
 
+def test_rounds_may_grow_or_follow_a_schedule():
+    assert load_config(None, ["rounds.count=3", "rounds.tokens=100", "rounds.growth=2"]).rounds.sizes == (100, 400, 900)
+    config = load_config(None, ["rounds.count=3", "rounds.schedule=[300, 200, 700]", "arms.main.fresh=0.5"])
+    pool = Pool.of(REAL, config.arms["main"], config.rounds)
+    used: list[str] = []
+    for k, size in enumerate((300, 200, 700), start=1):
+        pool.rows = [synthetic(f"s{k}", 200)]
+        pool.begin(k)
+        mixed = pool.mix(k, 0)
+        assert origins(mixed) == {"real": size // 2, f"s{k}": size // 2}
+        used += [i for i in mixed.column("id") if i.startswith("real/")]
+    assert len(used) == len(set(used)) == 60 and config.arms["main"].real_tokens(config.rounds.sizes) == 600
+    with pytest.raises(InputError, match="schedule has 2 sizes, count=3; give as many"):
+        load_config(None, ["rounds.count=3", "rounds.schedule=[1, 2]"])
+
+
 def test_all_real_needs_no_generation():
     pool = Pool(REAL, tokens=1000, fresh=1.0)
     assert pool.synthetic_tokens == 0 and origins(pool.mix(1, 0)) == {"real": 1000}

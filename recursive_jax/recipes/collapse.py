@@ -97,17 +97,15 @@ def run_arm(
 ) -> Model:
     """One chain: generate, mix, train, evaluate, round after round. blank: what the teacher was trained from."""
     sampling = config.arm_sampling(arm)
-    grow = config.rounds.budget == "grow"
-    pool = Pool.of(real.view(lambda w: w.train), arm, config.rounds.tokens, grow, verifier)
+    pool = Pool.of(real.view(lambda w: w.train), arm, config.rounds, verifier)
 
     def one_round(round: Round, last: Model, start: Model, pool: Pool) -> Model:
         data = generate_and_mix(round, last, pool, prompts(sampling, pool), sampling)
         student_config = config.arm_student(arm)
-        if pool.grow:  # equal epochs on a growing pool
-            growth = data.value.token_count / config.rounds.tokens
-            student_config = student_config.model_copy(
-                update={"steps": max(1, int(student_config.steps * growth + 0.5))}
-            )
+        size = data.value.token_count if pool.grow else pool.tokens
+        if size != config.rounds.tokens:  # equal epochs
+            steps = max(1, int(student_config.steps * size / config.rounds.tokens + 0.5))
+            student_config = student_config.model_copy(update={"steps": steps})
         student = round.train("student", start, data, student_config)
         assess(round, student, config, sampling, yardstick, real, data)
         return student

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recursive_jax.config import ArmConfig
+from recursive_jax.config import ArmConfig, RoundsConfig
 from recursive_jax.curate.select import Rule
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
@@ -26,7 +26,7 @@ class Pool:
     share of the last round's training rows, passed on unchanged. weighted: as many new real tokens again, their loss
     weighted w against 1 - w (arXiv:2502.18049). filtered: (verifier, keep_right, keep_wrong), of generated rows; the
     verifier says of each row of a Dataset whether it is right (arXiv:2406.07515). tokens: the budget of a round, equal
-    for every regime; with grow the whole pool is used.
+    for every regime; with grow the whole pool is used. sizes: the budgets of all rounds, where they differ.
     """
 
     real: Stored
@@ -39,14 +39,21 @@ class Pool:
     weighted: float | None = None
     filtered: tuple[Rule, float, float] | None = None
     grow: bool = False
+    sizes: tuple[int, ...] = ()
     rows: list[Stored] = dataclasses.field(default_factory=list)
     training: Stored | None = None  # the last round's
 
     @classmethod
-    def of(cls, real: Stored, arm: ArmConfig, tokens: int, grow: bool, verifier: Rule | None = None) -> Pool:
+    def of(cls, real: Stored, arm: ArmConfig, rounds: RoundsConfig, verifier: Rule | None = None) -> Pool:
         shares = {k: getattr(arm, k) for k in ("data", "window", "anchor", "fresh", "carry", "weighted")}
         filtered = arm.filtered and (verifier, arm.filtered.keep_right, arm.filtered.keep_wrong)
-        return cls(real, tokens, **shares, filtered=filtered, grow=grow)
+        grow = rounds.budget == "grow"
+        return cls(real, rounds.tokens, **shares, filtered=filtered, grow=grow, sizes=rounds.sizes)
+
+    def begin(self, number: int) -> None:
+        """The budget of round `number` (from 1)."""
+        if self.sizes:
+            self.tokens = self.sizes[number - 1]
 
     @property
     def kept_tokens(self) -> int:
@@ -122,7 +129,8 @@ class Pool:
         """Real rows that neither the anchor nor an earlier round used."""
         want = round(share * self.tokens)
         ends = np.cumsum([len(t) for t in real.tokens()])
-        begin = round(self.anchor * self.tokens) + (number - 1) * want
+        sizes = self.sizes or (self.tokens,) * number
+        begin = round(self.anchor * max(sizes)) + sum(round(share * n) for n in sizes[: number - 1])
         low, high = np.searchsorted(ends, [begin, begin + want], side="right")
         if high >= len(ends):
             raise InputError(
@@ -171,6 +179,7 @@ def iterate(
 
 def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, sampling) -> Stored:
     """The first half of most rounds: new rows from the teacher, mixed with the pool into stored training rows."""
+    pool.begin(round.number)
     if pool.synthetic_tokens:
         new = round.generate("rows", teacher, requests, sampling, tokens=pool.synthetic_tokens)
         if pool.filtered:

@@ -82,11 +82,11 @@ def settled(config: Config, base: Model) -> Config:
 def check_real_tokens(config: Config, have: int) -> None:
     """Anchor and fresh rows must suffice for the last round before the first one is run."""
     for name, arm in config.arms.items():
-        want = round(arm.real_rounds(config.rounds.count) * config.rounds.tokens)
+        want = arm.real_tokens(config.rounds.sizes)
         if want > have:
             raise InputError(
                 f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}, weighted={arm.weighted}) needs {want:,} real tokens over {config.rounds.count} rounds of "
-                f"{config.rounds.tokens:,}, there are {have:,}; raise data.tokens, give more data, or lower the shares"
+                f"{', '.join(f'{n:,}' for n in dict.fromkeys(config.rounds.sizes))} tokens, there are {have:,}; raise data.tokens, give more data, or lower the shares"
             )
 
 
@@ -99,8 +99,9 @@ def dry_run(config: Config) -> str:
     chains = len(config.arms) * config.replicates * config.rounds.count
     teacher = config.train.steps * config.train.batch * length
     each = [config.arm_student(arm) for arm in config.arms.values()]
-    students = sum(s.steps * s.batch * (s.length or length) for s in each) * config.replicates * config.rounds.count
-    generated = chains * config.rounds.tokens + (chains + 1) * config.evaluate.samples * length // 2
+    written = sum(config.rounds.sizes) * config.replicates
+    students = round(sum(s.steps * s.batch * (s.length or length) for s in each) * written / config.rounds.tokens)
+    generated = written * len(config.arms) + (chains + 1) * config.evaluate.samples * length // 2
     if config.recipe == "finetune":
         chains, students, generated = 1, 0, 0
     memory = flops.train_memory_bytes(model, config.train, mesh.size, 2 if dtype == "bfloat16" else 4)
