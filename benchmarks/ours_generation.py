@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common import flags, report
 
-args = flags(batch=64, prompt=64, new=192, beams=1, repeat=2, what="generate", model="")
+args = flags(batch=64, prompt=64, new=192, beams=1, repeat=2, what="generate", model="", data=1, tensor=1)
 
 import jax
 import numpy as np
 
-from recursive_jax.config import ModelConfig, SamplingConfig
+from recursive_jax.config import MeshConfig, ModelConfig, SamplingConfig
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.score import embed, token_logprobs
+from recursive_jax.mesh import make_mesh
 from recursive_jax.models.flops import decode_cost_per_token
 from recursive_jax.models.model import bound, transformer
 from recursive_jax.objectives.causal import token_nll
@@ -55,11 +56,13 @@ rng = np.random.default_rng(0)
 if args.what == "machine":
     report("machine", **machine())
     raise SystemExit
+jax.config.update("jax_num_cpu_devices", args.data * args.tensor)
+mesh = make_mesh(MeshConfig(data=args.data, tensor=args.tensor))
 if args.model:
-    model = load_model(args.model)
+    model = load_model(args.model, mesh)
 else:
     config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=1024)
-    model = transformer(config, Ids()).initialized(0)
+    model = transformer(config, Ids(), mesh).initialized(0)
 
 
 def generation(seed):
