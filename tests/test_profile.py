@@ -65,6 +65,14 @@ def test_numbers_do_not_depend_on_how_much_there_is():
         assert b.ci_lo <= a.value <= b.ci_hi or a.ci_lo <= b.value <= a.ci_hi, metric
 
 
+def test_types_are_counted_over_all_samples():
+    """Each sample has types that the others lack, the largest ids among them."""
+    rng = np.random.default_rng(5)
+    rows = lambda high: [np.append(rng.integers(0, 20, 30), high) for _ in range(50)]
+    profile = collapse_profile([rows(21), rows(500), rows(40)], rows(90))
+    assert [m.value for m in profile["tail_mass_lost"]] == pytest.approx([1 / 31] * 3)
+
+
 def test_vectors_and_images():
     rng = np.random.default_rng(2)
     real = rng.normal(size=(600, 4, 4))

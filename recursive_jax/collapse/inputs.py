@@ -38,6 +38,7 @@ class Texts:
     name: str
     tokenizer: Any = None
     texts: list[str] | None = None
+    vocab: int = 0  # ids below this are counted: see `one_vocabulary`
     unit = "tokens"
     least = 2
 
@@ -59,8 +60,7 @@ class Texts:
 
     @functools.lru_cache(2)  # noqa: B019 (a sample lives as long as the profile that is made of it)
     def groups(self, groups: int, size: int, seed: int) -> list[Counts]:
-        vocab = self.vocab
-        return [Counts(take_budget(part, size), vocab) for part in self._parts(groups, 0)]
+        return [Counts(take_budget(part, size), self.vocab) for part in self._parts(groups, 0)]
 
     @functools.lru_cache(2)  # noqa: B019
     def rests(self, groups: int, size: int, seed: int) -> list[Counts]:
@@ -69,14 +69,6 @@ class Texts:
         return [
             Counts([row for j, part in enumerate(parts) if j != g for row in part], self.vocab) for g in range(groups)
         ]
-
-    @property
-    def vocab(self) -> int:
-        if isinstance(self.tokenizer, Words):
-            return len(self.tokenizer.ids)
-        return self.largest + 1
-
-    largest: int = 0
 
     def __hash__(self) -> int:
         return id(self)
@@ -127,12 +119,15 @@ def as_samples(x: Any, name: str, tokenizer: Any = None, like: Texts | Cloud | N
         empty = sum(len(t) == 0 for t in found.tokens)
         if empty == found.rows:
             raise InputError(f"{name}: there is no token in {found.rows} rows")
-        found.largest = max(int(t.max()) for t in found.tokens if len(t))
-        if like is not None:
-            found.largest = like.largest = max(found.largest, like.largest)
-            if isinstance(like, Texts) and like.vocab > found.vocab:
-                found.largest = like.vocab - 1
     return found
+
+
+def one_vocabulary(samples: Sequence[Texts | Cloud]) -> None:
+    """Types are counted over the ids of all samples together."""
+    texts = [s for s in samples if isinstance(s, Texts)]
+    vocab = max((int(t.max()) + 1 for s in texts for t in s.tokens if len(t)), default=0)
+    for s in texts:
+        s.vocab = vocab
 
 
 def _read(x: Any, name: str, tokenizer: Any) -> Texts | Cloud:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.collapse.definitions import Finding, definitions, warnings
-from recursive_jax.collapse.inputs import Cloud, Texts, as_samples
+from recursive_jax.collapse.inputs import Cloud, Texts, as_samples, one_vocabulary
 from recursive_jax.collapse.intervals import Measurement, measured
 from recursive_jax.collapse.scaling import scaling_exponents
 from recursive_jax.collapse.suite import TEXT, VECTORS, Metric
@@ -123,6 +123,7 @@ def collapse_profile(
             )
     real = as_samples(reference, "reference", tokenizer)
     samples = {name: as_samples(x, name, tokenizer or real.tokenizer, like=real) for name, x in named.items()}
+    one_vocabulary([real, *samples.values()])
     plan = _Plan.of([real, *samples.values()], groups, budget, seed)
     chosen = [m for m in real.metrics() if metrics is None or m.name in metrics]
     null, found = plan.null(real, chosen), {}
