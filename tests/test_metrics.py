@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from recursive_jax.collapse import divergence, embeddings
 from recursive_jax.collapse.calibration import calibration
+from recursive_jax.collapse.likelihood import HISTOGRAM_EDGES, histogram, merged_bins
 from recursive_jax.collapse.mauve import frontier_area, kmeans, mauve
 from recursive_jax.collapse.selfbleu import dense_ngrams, self_bleu
 from recursive_jax.errors import InputError
@@ -85,6 +86,19 @@ def test_sliced_wasserstein_of_a_shift():
     x = np.random.default_rng(2).normal(size=(300, 2))
     shift = divergence.sliced_wasserstein(x, x + np.array([3.0, 0.0]), directions=4000)
     assert shift == pytest.approx(3 * 2 / math.pi, rel=0.03)  # 4,000 directions: a standard error of 0.5%
+
+
+def test_a_histogram_shows_what_is_there():
+    """However ordinary or strange the rows are: nothing is lost, and what is shown begins and ends with them."""
+    rng = np.random.default_rng(0)
+    for low, high in ((1.0, 1.0), (1.5, 4.0), (2.0, 3000.0), (1e5, 1e8)):
+        rows = [np.exp(rng.uniform(np.log(low), np.log(high), 400)) for _ in range(2)]
+        shares, edges = merged_bins([histogram(r) for r in rows], HISTOGRAM_EDGES)
+        assert shares.shape[1] == len(edges) - 1 <= 40
+        np.testing.assert_allclose(shares.sum(1), 1.0, atol=1e-3)
+        width = edges[1] - edges[0]
+        seen = np.clip(np.log([low, high]), 0, HISTOGRAM_EDGES[-1])
+        assert edges[0] >= seen[0] - 2 * width and edges[-1] <= seen[1] + 2 * width
 
 
 def test_zipf_exponent_is_the_likelihoods_maximum():

@@ -54,11 +54,11 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
 
 def curves(panels: Sequence[tuple[str, Mapping[str, Mapping[str, Sequence[float]]]]], columns: int = 3) -> Any:
     """One panel for each (title, {line: {"x", "y", "low", "high", "null_lo", "null_hi", "expected"}}): the line, its interval
-    as a band, its null as a grey one, what theory expects dashed."""
+    as a band, its null as a grey one, what theory expects dashed. A title's second line says the unit."""
     rows = -(-len(panels) // columns)
-    figure, axes = _canvas(rows, columns, (3.1 * columns, 2.3 * rows))
+    figure, axes = _canvas(rows, columns, (3.1 * columns, 2.4 * rows))
     for axis, (title, lines) in zip(axes.flat, panels, strict=False):
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(title, fontsize=8 if "\n" in title else 9, loc="left")
         for i, (name, line) in enumerate(lines.items()):
             x, y = np.asarray(line["x"]), np.asarray(line["y"], float)
             colour = COLOURS[i % len(COLOURS)]
@@ -73,11 +73,12 @@ def curves(panels: Sequence[tuple[str, Mapping[str, Mapping[str, Sequence[float]
             if line.get("expected") is not None:
                 axis.plot(x, np.asarray(line["expected"], float), "--", color="black", linewidth=0.9, alpha=0.8)
         axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("round", fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     if panels and len(panels[0][1]) > 1:
-        axes.flat[0].legend(fontsize=8)
-    figure.supxlabel("round", fontsize=9)
+        lines = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=min(5, len(panels[0][1])), fontsize=8)
     return figure
 
 
@@ -113,6 +114,8 @@ def heatmap(panels: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]
 
 def histograms(panels: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]], edges: Sequence[float]) -> Any:
     """One panel for each regime: the histogram of every round, on a logarithmic axis of perplexity."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _canvas(1, max(1, len(panels)), (2.8 * max(1, len(panels)), 2.6))
     middle = np.exp((np.asarray(edges[1:]) + np.asarray(edges[:-1])) / 2)
     for axis, (name, (rounds, rows)) in zip(axes.flat, panels.items(), strict=False):
@@ -120,6 +123,9 @@ def histograms(panels: Mapping[str, tuple[Sequence[float], Sequence[Sequence[flo
             shade = 0.25 + 0.75 * i / max(1, len(rows) - 1)
             axis.plot(middle, row, color=COLOURS[0], alpha=shade, linewidth=1.2, label=f"round {k:g}")
         axis.set(title=name, xscale="log", xlabel="perplexity under the round-0 model")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes.flat[0].set_ylabel("share of rows")
     axes.flat[0].legend(fontsize=6)
     return figure

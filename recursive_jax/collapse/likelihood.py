@@ -73,15 +73,24 @@ def row_perplexities(losses: Sequence[np.ndarray]) -> np.ndarray:
     return np.exp(np.array([x.mean(dtype=np.float64) for x in losses if len(x)]))
 
 
-def histogram(perplexities: np.ndarray, edges: np.ndarray) -> list[float]:
-    """Shares of rows per bin of log-perplexity; the outer bins take what lies beyond the edges."""
-    logs = np.clip(np.log(perplexities), edges[0], edges[-1])
-    counts, _ = np.histogram(logs, edges)
+#: Log-perplexity, from certainty to 1.2 million; the same for every model, so that histograms of all runs compare.
+HISTOGRAM_EDGES = np.linspace(0.0, 14.0, 281)
+
+
+def histogram(perplexities: np.ndarray) -> list[float]:
+    """Shares of rows per bin of `HISTOGRAM_EDGES`; the last bin takes what lies beyond."""
+    counts, _ = np.histogram(np.clip(np.log(perplexities), 0.0, HISTOGRAM_EDGES[-1]), HISTOGRAM_EDGES)
     return (counts / max(1, counts.sum())).round(6).tolist()
 
 
-def histogram_edges(reference: np.ndarray, bins: int = 40) -> np.ndarray:
-    """Bins over the log-perplexities of the reference rows, with half their span to spare on both sides."""
-    low, high = np.quantile(np.log(reference), [0.001, 0.999])
-    margin = 0.5 * max(high - low, 0.1)
-    return np.linspace(max(0.0, low - margin), high + margin, bins + 1)
+def merged_bins(
+    histograms: Sequence[Sequence[float]], edges: Sequence[float], bins: int = 40
+) -> tuple[np.ndarray, np.ndarray]:
+    """(histograms `[N, bins]`, edges) cut to the bins that any of them uses, neighbours merged until there are at most
+    `bins`: what a figure shows."""
+    shares, edges = np.asarray(histograms, np.float64), np.asarray(edges)
+    used = np.flatnonzero(shares.sum(0))
+    first, last = max(0, used[0] - 1), min(shares.shape[1], used[-1] + 2)
+    width = -(-(last - first) // bins)
+    starts = np.arange(first, last, width)
+    return np.add.reduceat(shares[:, :last], starts, axis=1), edges[np.append(starts, last)]

@@ -10,10 +10,10 @@ import numpy as np
 from recursive_jax.collapse.diversity import sample_statistics
 from recursive_jax.collapse.exact import Judged, exact_kl, judge, oracle_kl, validity
 from recursive_jax.collapse.likelihood import (
+    HISTOGRAM_EDGES,
     QUANTILES,
     cross_entropy,
     histogram,
-    histogram_edges,
     row_perplexities,
     token_losses,
 )
@@ -24,16 +24,18 @@ from recursive_jax.data.sources import World
 from recursive_jax.generate.score import token_entropies
 from recursive_jax.models.model import Model
 
+#: Goes up when what is measured changes: stored evaluations are made again.
+FORM = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
     """What every round is measured with, fixed once: held-out real rows, the truth's token frequencies, the round-0
-    model with what it said of those rows, and the bins of the perplexity histogram."""
+    model with what it said of those rows."""
 
     held_out: list[np.ndarray]
     truth_V: np.ndarray
     base: Model
-    edges: np.ndarray
     world: World
     base_losses: list[np.ndarray]
     base_judged: Judged | None
@@ -43,9 +45,8 @@ class Yardstick:
         held_out = world.held_out.tokens()[: config.rows]
         truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), base.vocab)
         losses = token_losses(base, held_out)
-        edges = histogram_edges(row_perplexities(losses))
         judged = judge(base, world.language, held_out) if world.language else None
-        return cls(held_out, truth, base, edges, world, losses, judged)
+        return cls(held_out, truth, base, world, losses, judged)
 
 
 def measure(
@@ -65,8 +66,8 @@ def measure(
     metrics["ce_gen"] = cross_entropy(under_base)[0]
     metrics["ppl_gen"] = float(np.exp(metrics["ce_gen"]))
     metrics.update({f"ppl_under_gen0_q{q:02d}": float(np.percentile(ppl, q)) for q in QUANTILES})
-    metrics["ppl_hist_under_gen0"] = histogram(ppl, yardstick.edges)
-    metrics["ppl_hist_edges"] = yardstick.edges.round(6).tolist()
+    metrics["ppl_hist_under_gen0"] = histogram(ppl)
+    metrics["ppl_hist_edges"] = HISTOGRAM_EDGES.round(6).tolist()
     metrics.update(sample_statistics(rows, model.vocab, config.tokens))
     metrics.update(tail_lost(rows, yardstick.truth_V, config.tokens))
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))

@@ -11,7 +11,7 @@ from typing import Any
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.exact import right_rows
-from recursive_jax.collapse.measure import Yardstick, measure
+from recursive_jax.collapse.measure import FORM, Yardstick, measure
 from recursive_jax.config import ArmConfig, Config
 from recursive_jax.curate.select import Rule
 from recursive_jax.data.sources import World
@@ -139,5 +139,5 @@ def assess(
         model,
         lambda: measure(model, samples.value, yardstick, config.evaluate, training.value),
         inputs,
-        config.evaluate.model_dump(),
+        config.evaluate.model_dump() | {"form": FORM},
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from recursive_jax.collapse import figures
+from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.errors import InputError
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests
@@ -80,14 +83,14 @@ def _means(arms: list[Arm], folder: Path) -> Path:
 
 def _figures(arms: list[Arm]) -> dict[str, Any]:
     panels = []
-    for metric, title, _ in (("kl_total", "Exact KL to the truth, nats per token", ""), *PANELS):
+    for metric, title, note in (("kl_total", "Exact KL to the truth", "nats per token"), *PANELS):
         lines = {}
         for arm in arms:
             s = arm.series(metric)
             if s.x:
                 lines[arm.name] = {"x": s.x, "y": s.y, "low": s.low, "high": s.high}
         if lines:
-            panels.append((title, lines))
+            panels.append((f"{title}\n{re.split('[;,] ', note)[0] if len(note) > 50 else note}", lines))
     found = {"curves": figures.curves(panels)}
     if any(a.numbers("kl_total") for a in arms):
         split = {
@@ -100,10 +103,11 @@ def _figures(arms: list[Arm]) -> dict[str, Any]:
     if any(values for _, values in tails.values()):
         found["tail-deciles"] = figures.heatmap(tails, "share of types lost")
     drift = {a.name: _lists(a, "ppl_hist_under_gen0") for a in arms}
-    edges = next(
-        (m["ppl_hist_edges"] for a in arms for r in a.rounds.values() for m in r if "ppl_hist_edges" in m), None
-    )
-    if edges is not None:
+    if all_rows := [row for _, rows in drift.values() for row in rows]:
+        edges = next(m["ppl_hist_edges"] for r in arms[0].rounds.values() for m in r if "ppl_hist_edges" in m)
+        shown, edges = merged_bins(all_rows, edges)
+        parts = np.split(shown, np.cumsum([len(rows) for _, rows in drift.values()])[:-1])
+        drift = {name: (ks, part) for (name, (ks, _)), part in zip(drift.items(), parts, strict=True)}
         found["histograms"] = figures.histograms(drift, edges)
     return found
 

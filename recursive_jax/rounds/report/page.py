@@ -8,8 +8,10 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests, resolve
@@ -180,22 +182,20 @@ def _histograms(arms: list[Arm], base: dict) -> str:
     edges = base.get("ppl_hist_edges")
     if not edges:
         return ""
+    means = {}  # of the replicates
+    for arm in arms:
+        for k in sorted(arm.rounds):
+            if found := [m["ppl_hist_under_gen0"] for m in arm.rounds[k] if "ppl_hist_under_gen0" in m]:
+                means[arm.name, k] = np.mean(found, axis=0)
+    shown, edges = merged_bins(list(means.values()), edges)
     figures = []
     for arm in arms:
-        histograms, names = [], []
-        for k in sorted(arm.rounds):
-            found = [m["ppl_hist_under_gen0"] for m in arm.rounds[k] if "ppl_hist_under_gen0" in m]
-            if found:
-                histograms.append([sum(c) / len(c) for c in zip(*found, strict=True)])
-                names.append(f"round {k}")
-        figures.append(
-            _figure(
-                arm.name, "", charts.ridges(histograms, edges, names, arm.colour, f"Perplexity histogram, {arm.name}")
-            )
-        )
+        own = [(k, h) for (name, k), h in zip(means, shown, strict=True) if name == arm.name]
+        names, label = [f"round {k}" for k, _ in own], f"Perplexity histogram, {arm.name}"
+        figures.append(_figure(arm.name, "", charts.ridges([h for _, h in own], edges, names, arm.colour, label)))
     note = (
         "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; a tail growing on the "
-        "right is text the original would never write (The Curse of Recursion, figure 1). The outermost bins hold all that lies beyond."
+        "right is text the original would never write (The Curse of Recursion, figure 1)."
     )
     return f"<h2>Perplexity of what is written</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>"
 
