@@ -1,7 +1,7 @@
 """How a model takes the next tokens: the built-in Transformer with its KV cache, a user's `apply` by running the prefix
 again. The engine knows nothing but this.
 
-    prepare(params) -> params                        once per generation: layers apart, in the compute dtype
+    prepare(params) -> params                        once per generation: layers apart, in the compute dtype; on CPU views
     empty(rows, slots) -> memory                     of no tokens
     extend(params, memory, tokens_BT, count_B, fresh=False, every=False) -> (logits_BV, memory)
 
@@ -25,7 +25,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax import NamedSharding, P
 
 from recursive_jax.mesh import TRACES, local, spec
 from recursive_jax.models.attention import Branches
@@ -45,6 +47,10 @@ class CachedStepper:
         self.module = Transformer(architecture.config, self.dtype)
 
     def prepare(self, params: Any) -> Any:
+        floats = [w for w in jax.tree.leaves(params) if jnp.issubdtype(w.dtype, jnp.floating)]
+        if jax.default_backend() == "cpu" and all(w.dtype == self.dtype for w in floats):
+            layers = [jax.tree.map(lambda w, i=i: _layer(w, i), params["blocks"]) for i in range(self.config.layers)]
+            return {**params, "blocks": tuple(layers)}
         return _prepare_program(self.config, str(self.dtype))(params)
 
     def empty(self, rows: int, slots: int) -> Cache:
@@ -92,6 +98,13 @@ class Branched:
     memory: Cache
     length_B: jax.Array
     seen_BWS: jax.Array
+
+
+def _layer(stacked: jax.Array, i: int) -> jax.Array:
+    """stacked[i] where it lies: a CPU array over the same memory (a copy, where that is not aligned)."""
+    parts = [jax.device_put(np.asarray(s.data)[i], s.device) for s in stacked.addressable_shards]
+    layout = NamedSharding(stacked.sharding.mesh, P(*stacked.sharding.spec[1:]))
+    return jax.make_array_from_single_device_arrays(stacked.shape[1:], layout, parts)
 
 
 @functools.cache

@@ -149,7 +149,7 @@ def _cudnn(q_BTHK, k_BSGK, v_BSGK, mask: Mask) -> jax.Array:
     return call(q_BTHK, k_BSGK, v_BSGK, mask=visible[:, None])
 
 
-FEW = 16  # queries that a CPU takes one by one
+FEW = 4  # queries that a CPU takes one by one
 
 
 def cached_attention(

@@ -51,12 +51,14 @@ class Cache:
 
     def resized(self, slots: int) -> Cache:
         """Room for `slots` tokens; what does not fit is lost."""
-        fit = lambda x: x[:, :, :slots] if slots <= x.shape[2] else jnp.pad(x, _after(2, slots - x.shape[2]))
+
+        def fit(x):
+            if slots <= x.shape[2]:
+                return x[:, :, :slots]
+            times, rest = divmod(slots, x.shape[2])  # what new slots hold does not matter; copying is faster than `pad`
+            return jnp.concatenate([x] * times + [x[:, :, :rest]], axis=2)
+
         return self.replace(keys=tuple(map(fit, self.keys)), values=tuple(map(fit, self.values)))
-
-
-def _after(axis: int, count: int) -> list[tuple[int, int]]:
-    return [(0, count if a == axis else 0) for a in range(4)]
 
 
 def frequencies(c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
