@@ -17,7 +17,7 @@ from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.score import embed, token_logprobs
-from recursive_jax.mesh import make_mesh
+from recursive_jax.mesh import make_mesh, split_cpu
 from recursive_jax.models.flops import decode_cost_per_token
 from recursive_jax.models.model import bound, transformer
 from recursive_jax.objectives.causal import token_nll
@@ -56,8 +56,9 @@ rng = np.random.default_rng(0)
 if args.what == "machine":
     report("machine", **machine())
     raise SystemExit
-jax.config.update("jax_num_cpu_devices", args.data * args.tensor)
-mesh = make_mesh(MeshConfig(data=args.data, tensor=args.tensor))
+layout = MeshConfig(data=args.data, tensor=args.tensor)
+split_cpu(layout)
+mesh = make_mesh(layout)
 if args.model:
     model = load_model(args.model, mesh)
 else:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recursive_jax import allocator
 from recursive_jax.errors import EXIT_BAD_INPUT, InputError, RecursiveJaxError
@@ -251,11 +252,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _setup() -> None:
+def _setup(config: Any = None) -> None:
+    """What comes before the first device is touched. config: a `Config` whose mesh the command uses."""
     from recursive_jax import mesh
 
     mesh.use_compilation_cache()
     mesh.start_distributed()
+    if config is not None:
+        mesh.split_cpu(config.mesh)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -264,7 +268,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if args.command == "train":
         config = config.model_copy(update={"rounds": config.rounds.model_copy(update={"count": 0})})
-    _setup()
+    _setup(config)
     from recursive_jax.mesh import is_main
     from recursive_jax.rounds.preflight import dry_run, preflight
     from recursive_jax.rounds.status import status_text
@@ -375,7 +379,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     overrides = list(args.overrides) + ([f"data.path={args.data}"] if args.data else [])
     config = load_config(None, overrides)
-    _setup()
+    _setup(config)
     from recursive_jax.rounds.standalone import evaluate_model
 
     metrics = evaluate_model(args.model, config, base=args.base)

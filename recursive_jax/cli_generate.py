@@ -13,21 +13,23 @@ LONG = 1024  # contexts beyond this get a limit of new tokens
 NEW = 512
 
 
-def generate_command(args: argparse.Namespace, setup: Callable[[], None]) -> int:
+def generate_command(args: argparse.Namespace, setup: Callable[[Any], None]) -> int:
     from recursive_jax.config import load_config
 
-    foreign = [o for o in args.overrides if not o.startswith("sampling.")]
+    foreign = [o for o in args.overrides if not o.startswith(("sampling.", "mesh."))]
     if foreign:
-        raise InputError(f"generate takes sampling.* keys only, not {' '.join(foreign)}")
-    sampling = load_config(None, args.overrides).sampling
+        raise InputError(f"generate takes sampling.* and mesh.* keys only, not {' '.join(foreign)}")
+    config = load_config(None, args.overrides)
+    sampling = config.sampling
     count = args.count if args.count is not None else 1 if args.chat or args.source else 3
     _check(args, count)
-    setup()
+    setup(config)
     from recursive_jax.generate.files import Prompts
     from recursive_jax.generate.request import Draft
+    from recursive_jax.mesh import make_mesh
     from recursive_jax.rounds.stored import load_model, model_name
 
-    model = load_model(args.model)
+    model = load_model(args.model, make_mesh(config.mesh))
     draft = Draft(load_model(args.draft, model.mesh)) if args.draft else None
     notes = f"model: {model_name(args.model)}"
     if sampling.max_tokens is None and model.context > LONG:

@@ -8,6 +8,7 @@ Sharding is explicit: every array's type carries its layout, `init` is the only 
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None
     if count > len(devices):
         raise InputError(
             f"mesh {asked} needs {count} devices, {len(devices)} are here ({devices[0].platform}); "
-            "make it smaller, or on a CPU set JAX_NUM_CPU_DEVICES"
+            "make it smaller, or on a CPU set JAX_NUM_CPU_DEVICES before JAX starts"
         )
     if count < len(devices) and jax.process_count() > 1:
         raise InputError(f"mesh {asked} uses {count} of {len(devices)} devices; with several processes use all")
@@ -150,6 +151,22 @@ def abstract(mesh: Mesh, function: Callable[..., Any], *args: Any) -> Any:
         return jax.tree.map(fix, jax.eval_shape(function, *args))
 
 
+def split_cpu(config: MeshConfig) -> None:
+    """Lets the CPU count as so many devices as a mesh names, unless JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many, or
+    there are several processes. Before any device is touched; later, and on other platforms, it changes nothing."""
+    asked = math.prod(max(1, size) for size in (config.data, config.fsdp, config.tensor))
+    said = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if asked > 1 and not said and not _several_processes():
+        with contextlib.suppress(RuntimeError):  # devices are in use already
+            jax.config.update("jax_num_cpu_devices", asked)
+
+
+def _several_processes() -> bool:
+    env = os.environ
+    hosts = len(env.get("TPU_WORKER_HOSTNAMES", "").split(","))
+    return "JAX_COORDINATOR_ADDRESS" in env or hosts > 1 or int(env.get("SLURM_NTASKS", "1")) > 1
+
+
 def start_distributed() -> None:
     """Joins the processes of a multi-host job, once, before any device is touched.
 
@@ -157,6 +174,8 @@ def start_distributed() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process does nothing.
     """
     env = os.environ
+    if not _several_processes():
+        return
     if "JAX_COORDINATOR_ADDRESS" in env:
         missing = [k for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if k not in env]
         if missing:
@@ -164,7 +183,7 @@ def start_distributed() -> None:
         jax.distributed.initialize(
             env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
         )
-    elif len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(env.get("SLURM_NTASKS", "1")) > 1:
+    else:
         jax.distributed.initialize()
 
 

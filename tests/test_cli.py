@@ -274,12 +274,13 @@ def test_status_report_generate_evaluate(capsys, finished, tmp_path):
     assert capsys.readouterr().out.strip().endswith("report.html")
     assert run("generate", workdir, "--count", "2", "sampling.temperature=0.5", "--seed", "4") == 0
     assert len(capsys.readouterr().out.strip().split("\n\n")) <= 2
-    for name in ("out.jsonl", "out.parquet"):
-        assert run("generate", workdir / "rounds/0000/teacher", "--count", "3", "--out", tmp_path / name) == 0
+    for name, mesh in (("out.jsonl", "mesh.data=8"), ("out.parquet", "mesh.tensor=2")):
+        assert run("generate", workdir / "rounds/0000/teacher", "--count", "3", mesh, "--out", tmp_path / name) == 0
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert lines == pq.read_table(tmp_path / "out.parquet").to_pylist() and len(lines) == 3
+    others = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [x["tokens"] for x in lines] == [x["tokens"] for x in others] and len(lines) == 3
     capsys.readouterr()
-    assert run("evaluate", workdir, "evaluate.rows=8", "evaluate.samples=8") == 0
+    assert run("evaluate", workdir, "evaluate.rows=8", "evaluate.samples=8", "mesh.data=1") == 0
     assert "kl_total" in json.loads(capsys.readouterr().out)
 
 
@@ -287,6 +288,8 @@ def test_bad_words_for_the_small_commands(capsys, finished, tmp_path):
     workdir = finished / "run"
     assert "does not exist" in refused(capsys, "generate", tmp_path / "none")
     assert "no stored model" in refused(capsys, "generate", tmp_path)
+    assert "sampling.* and mesh.* keys only" in refused(capsys, "generate", workdir, "train.steps=3")
+    assert "mesh -1x3x1" in refused(capsys, "generate", workdir, "mesh.fsdp=3")
     assert "--count=0" in refused(capsys, "generate", workdir, "--count", "0")
     assert "is not a word" in refused(capsys, "generate", workdir, "--prompt", "xyzzy")
     assert ".jsonl or .parquet" in refused(capsys, "generate", workdir, "--out", "rows.csv")

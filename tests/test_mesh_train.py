@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -12,8 +16,10 @@ from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
+from recursive_jax.generate.stepper import stepper
 from recursive_jax.mesh import fetch, make_mesh
 from recursive_jax.models.model import abstract_params, transformer
+from recursive_jax.models.transformer import unstacked
 from recursive_jax.train import checkpoint
 from recursive_jax.train.loop import train
 
@@ -90,6 +96,32 @@ def test_generation_agrees_on_every_mesh(tiny, tokenizer, rows):
         np.testing.assert_allclose(
             np.concatenate(first.column("logprobs")), np.concatenate(other.column("logprobs")), atol=1e-4
         )
+
+
+def test_layers_apart_are_views_on_a_cpu(tiny, tokenizer):
+    """On any mesh they are what slicing gives, laid the same, and take no memory of their own."""
+    for config in MESHES:
+        model = transformer(tiny, tokenizer, make_mesh(config, jax.devices()[: 1 if config == MESHES[0] else 8]))
+        params = model.initialized(0).params
+        apart = stepper(model.architecture, "float32").prepare(params)["blocks"]
+        with jax.set_mesh(model.mesh):
+            sliced = jax.jit(lambda p: unstacked(p, tiny, "float32"))(params)["blocks"]
+        for view, other in zip(jax.tree.leaves(apart), jax.tree.leaves(sliced), strict=True):
+            assert view.aval == other.aval and (np.asarray(view) == np.asarray(other)).all()
+        stacked = params["blocks"]["mlp"]["up"]
+        for part, whole in zip(apart[1]["mlp"]["up"].addressable_shards, stacked.addressable_shards, strict=True):
+            assert part.data.unsafe_buffer_pointer() == whole.data.unsafe_buffer_pointer() + part.data.nbytes
+
+
+def test_a_cpu_is_split_into_the_devices_that_the_mesh_names():
+    script = (
+        "from recursive_jax.config import MeshConfig; from recursive_jax.mesh import make_mesh, split_cpu; import jax\n"
+        "config = MeshConfig(fsdp=2, tensor=3); split_cpu(config); print(*make_mesh(config).axis_sizes, jax.device_count())"
+    )
+    for said, expected in (({}, "1 2 3 6"), ({"JAX_NUM_CPU_DEVICES": "12"}, "2 2 3 12")):
+        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | said
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_exact_kl_agrees_on_a_tensor_mesh(tiny, tokenizer, language, mesh):

@@ -126,7 +126,7 @@ def test_three_rounds_with_other_settings_compile_each_program_once(tiny, tokeni
         model = train(model, rows, config=settings, seed=k, quiet=True).model
         generate(model, unconditional(8), SamplingConfig(temperature=temperature, batch=8, max_tokens=4), seed=k)
     traced = TRACES - before
-    training, engine = ("init", "start", "step"), ("prepare", "empty", "prefill", "insert", "generate")
+    training, engine = ("init", "start", "step"), ("empty", "prefill", "insert", "generate")
     assert traced == {**{f"train_{name}": 1 for name in training}, **dict.fromkeys(engine, 1)}, traced
 
 

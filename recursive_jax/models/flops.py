@@ -70,10 +70,10 @@ def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_v
 
 def peak_flops(dtype: str) -> float | None:
     """Peak of one device for the dtype, or None when the device is not in the table. On a CPU: measured once on a
-    1024-cube product, so that a share of it means something."""
+    1024-cube product, so that a share of it means something; devices that are parts of one CPU share it."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return _measured_cpu_peak()
+        return _measured_cpu_peak() / jax.local_device_count()
     for name, (half, single) in sorted(PEAK.items(), key=lambda item: -len(item[0])):
         if device.device_kind.startswith(name):
             return half if dtype == "bfloat16" else single

@@ -10,12 +10,13 @@ from recursive_jax.data.sources import World, documents, held_out_blocks
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
+from recursive_jax.mesh import make_mesh
 from recursive_jax.rounds.stored import load_model
 
 
 def evaluate_model(path: Any, config: Config, base: Any = None) -> dict[str, Any]:
     """The metrics of `measure` for a stored model: real rows from config.data, samples from the start token."""
-    model = load_model(path)
+    model = load_model(path, make_mesh(config.mesh))
     judge = load_model(base, model.mesh) if base is not None else model
     language = getattr(model.tokenizer, "language", None)
     if config.data.path is not None:
