@@ -144,6 +144,9 @@ def _batches(
 def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """All packed rows through the program, as many at once as keep the logits small."""
     tokens, segments = packed
+    # Where every row is one text, what is behind it is padding, which a causal model's tokens do not see unmasked either.
+    config = model.architecture.config
+    masked = config is None or not config.causal or bool((segments > 1).any())
     divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
     B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor
     B = min(B, -(-len(tokens) // divisor) * divisor)
@@ -154,7 +157,7 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray])
         for begin in range(0, len(tokens), B):
             fill = max(0, begin + B - len(tokens))
             chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
-            out.append(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk))))
+            out.append(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk)), masked))
             if len(out) > 1:  # the next batch is dispatched before the last one is fetched
                 out[-2] = meshes.fetch(out[-2])
         out[-1] = meshes.fetch(out[-1])
@@ -165,35 +168,37 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray])
 def _logprob_program(architecture: Architecture, dtype: str) -> Callable:
     apply = bound(architecture, dtype)
 
-    def logprobs(params, tokens, segments):
+    def logprobs(params, tokens, segments, masked):
         TRACES["logprobs"] += 1
-        nll_BT = token_nll(apply(params, tokens[:, :-1], segments[:, :-1]), tokens[:, 1:])
+        logits_BTV = apply(params, tokens[:, :-1], segments[:, :-1] if masked else None)
+        nll_BT = token_nll(logits_BTV, tokens[:, 1:])
         return jnp.pad(jnp.where(segments[:, 1:] > 0, -nll_BT, 0.0), ((0, 0), (1, 0)))
 
-    return jax.jit(logprobs)
+    return jax.jit(logprobs, static_argnums=3)
 
 
 @functools.cache
 def _entropy_program(architecture: Architecture, dtype: str) -> Callable:
     apply = bound(architecture, dtype)
 
-    def entropies(params, tokens, segments):
+    def entropies(params, tokens, segments, masked):
         TRACES["entropies"] += 1
-        logp_BTV = jax.nn.log_softmax(apply(params, tokens[:, :-1], segments[:, :-1]).astype(jnp.float32), axis=-1)
+        logits_BTV = apply(params, tokens[:, :-1], segments[:, :-1] if masked else None)
+        logp_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
         entropy_BT = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
         return jnp.pad(jnp.where(segments[:, 1:] > 0, entropy_BT, 0.0), ((0, 0), (1, 0)))
 
-    return jax.jit(entropies)
+    return jax.jit(entropies, static_argnums=3)
 
 
 @functools.cache
 def _state_program(architecture: Architecture, dtype: str, mean: bool) -> Callable:
-    """(params, tokens_BT, segments_BT) -> pooled_BMD; M: as many segments as a row may hold, at most 64."""
+    """(params, tokens_BT, segments_BT, masked) -> pooled_BMD; M: as many segments as a row may hold, at most 64."""
     apply = bound(architecture, dtype)
 
-    def states(params, tokens, segments):
+    def states(params, tokens, segments, masked):
         TRACES["states"] += 1
-        states_BTD = apply(params, tokens, segments, hidden=True)[0].astype(jnp.float32)
+        states_BTD = apply(params, tokens, segments if masked else None, hidden=True)[0].astype(jnp.float32)
 
         def pooled(states_BTD, segments_BT):
             T = segments_BT.shape[1]
@@ -208,4 +213,4 @@ def _state_program(architecture: Architecture, dtype: str, mean: bool) -> Callab
         rows = spec("batch")
         return local(pooled, (rows, rows), rows)(states_BTD, segments)
 
-    return jax.jit(states)
+    return jax.jit(states, static_argnums=3)
