@@ -263,7 +263,12 @@ def decode_program(
         carry = (jnp.int32(0), slots, blank(jnp.int32), blank(jnp.float32), jnp.zeros_like(slots.terms.length_B))
         return jax.lax.while_loop(more, body, carry)[1:]
 
-    return jax.jit(decode, donate_argnums=2)
+    return jax.jit(decode, donate_argnums=2, compiler_options=_options())
+
+
+def _options() -> dict[str, Any]:
+    """XLA's CPU backend keeps to 256-bit vectors where there are 512: a fifth of the time of one row's products."""
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
 @functools.cache
@@ -288,7 +293,7 @@ def advance_program(architecture: Architecture, guide: Architecture | None, dtyp
         TRACES["advance"] += 1
         return advance(step, guide_step, params, guide_params, slots.replace(terms=terms), token_B, live_B)
 
-    return jax.jit(forward, donate_argnums=2)
+    return jax.jit(forward, donate_argnums=2, compiler_options=_options())
 
 
 def classifier_free(logits_BV: jax.Array, other_BV: jax.Array, weight_B: jax.Array) -> jax.Array:
