@@ -126,7 +126,7 @@ if powerlaw := package("powerlaw"):
     beside(
         "Zipf exponent by maximum likelihood, 40,000 tokens",
         lambda: zipf_exponent(counts),
-        lambda: powerlaw.Fit(by_rank, discrete=True, xmin=1, xmax=int((counts > 0).sum()), verbose=False).alpha,
+        lambda: powerlaw.Fit(by_rank, discrete=True, xmin=1, xmax=int((counts > 0).sum()), verbose=False).power_law.alpha,
     )
 
 

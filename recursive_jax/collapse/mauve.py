@@ -74,23 +74,26 @@ def kmeans(x_ND: np.ndarray, k: int, seed: int = 0, iterations: int = 100, start
             if before is not None and np.array_equal(label, before):
                 break
             before, count = label, np.bincount(label, minlength=k)
-            total = np.zeros_like(centre_KD)
-            np.add.at(total, label, x_ND)
-            centre_KD = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], centre_KD)
+            order, some = np.argsort(label, kind="stable"), np.flatnonzero(count)
+            first = np.concatenate([[0], np.cumsum(count[some])[:-1]])
+            centre_KD[some] = np.add.reduceat(x_ND[order], first, axis=0) / count[some, None]
         best = min(best, (float(away.sum()), label), key=lambda x: x[0])
     return best[1]
 
 
 def _spread(x_ND: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """k-means++: each centre is drawn in proportion to the squared distance from those before."""
-    centres = [x_ND[rng.integers(len(x_ND))]]
-    away = ((x_ND - centres[0]) ** 2).sum(1)
-    while len(centres) < k:
-        total = away.sum()
-        index = rng.choice(len(x_ND), p=away / total) if total > 0 else rng.integers(len(x_ND))
-        centres.append(x_ND[index])
-        away = np.minimum(away, ((x_ND - centres[-1]) ** 2).sum(1))
-    return np.array(centres)
+    square_N = (x_ND**2).sum(1)
+    chosen = [int(rng.integers(len(x_ND)))]
+    away_N = np.full(len(x_ND), np.inf)
+    while len(chosen) < k:
+        last = chosen[-1]
+        away_N = np.minimum(away_N, np.maximum(square_N + square_N[last] - 2 * x_ND @ x_ND[last], 0.0))
+        away_N[last] = 0.0
+        total = np.cumsum(away_N)
+        at = rng.random()
+        chosen.append(int(np.searchsorted(total, at * total[-1], "right") if total[-1] > 0 else at * len(x_ND)))
+    return x_ND[chosen]
 
 
 @_on_device
