@@ -84,14 +84,15 @@ def curves(panels: Sequence[tuple[str, Mapping[str, Mapping[str, Sequence[float]
 
 def stacked(panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]], label: str) -> Any:
     """One panel for each regime, (rounds, {part: values}): parts on top of each other, one scale for all."""
-    figure, axes = _canvas(1, max(1, len(panels)), (2.8 * max(1, len(panels)), 2.6))
+    figure, axes = _canvas(1, max(1, len(panels)), (2.8 * max(1, len(panels)), 2.8))
     top = max((np.sum(list(parts.values()), axis=0).max() for _, parts in panels.values()), default=1.0)
-    for i, (axis, (name, (x, parts))) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+    for axis, (name, (x, parts)) in zip(axes.flat, panels.items(), strict=False):
         axis.stackplot(x, *(np.maximum(v, 0) for v in parts.values()), labels=list(parts), colors=COLOURS)
         axis.set(title=name, ylim=(0, top * 1.05), xlabel="round")
-        if i == 0:
-            axis.set_ylabel(label)
-            axis.legend(fontsize=7, loc="upper left")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes.flat[0].set_ylabel(label)
+    parts = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*parts, loc="outside lower center", ncols=len(parts[0]), fontsize=8)
     return figure
 
 
