@@ -62,7 +62,7 @@ mesh = make_mesh(layout)
 if args.model:
     model = load_model(args.model, mesh)
 else:
-    config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=1024)
+    config = ModelConfig(layers=args.layers, d_model=args.width, heads=args.heads, d_ff=args.hidden, max_length=1024)
     model = transformer(config, Ids(), mesh).initialized(0)
 
 
@@ -84,7 +84,7 @@ def forward(_):
 
 
 _loss = jax.jit(
-    lambda params, rows: token_nll(bound(model.architecture, "float32")(params, rows[:, :-1], None), rows[:, 1:])
+    lambda params, rows: token_nll(bound(model.network, "float32")(params, rows[:, :-1], None), rows[:, 1:])
 )
 runs = {
     "generate": generation,
@@ -100,7 +100,7 @@ with jax.set_mesh(model.mesh):
         begin = time.perf_counter()
         tokens = runs(seed)
         rates.append(tokens / (time.perf_counter() - begin))
-flops, read = decode_cost_per_token(model.architecture.config, args.batch * args.beams, args.prompt, args.new, 4)
+flops, read = decode_cost_per_token(model.network.config, args.batch * args.beams, args.prompt, args.new, 4)
 report(
     f"recursive_jax {args.what}",
     tokens_per_s=round(statistics.median(rates), 1),

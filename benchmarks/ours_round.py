@@ -28,7 +28,7 @@ class Ids(ByteTokenizer):
         return ""
 
 
-config = ModelConfig(layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=args.length)
+config = ModelConfig(layers=args.layers, d_model=args.width, heads=args.heads, d_ff=args.hidden, max_length=args.length)
 model = transformer(config, Ids())
 rng = np.random.default_rng(1)
 count = args.steps * args.batch

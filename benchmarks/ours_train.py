@@ -10,15 +10,15 @@ import numpy as np
 from recursive_jax.config import MeshConfig, ModelConfig, TrainConfig
 from recursive_jax.data.packing import batches, pack
 from recursive_jax.mesh import make_mesh, put_batch, replicate
-from recursive_jax.models.model import transformer_architecture
+from recursive_jax.models.model import transformer_network
 from recursive_jax.objectives.causal import causal
 from recursive_jax.train.optimizer import Hyper
 from recursive_jax.train.step import init_program, step_program
 
 config = ModelConfig(
-    vocab=args.vocab, layers=args.layers, width=args.width, heads=args.heads, hidden=args.hidden, context=args.length
+    vocab=args.vocab, layers=args.layers, d_model=args.width, heads=args.heads, d_ff=args.hidden, max_length=args.length
 )
-architecture = transformer_architecture(config)
+network = transformer_network(config)
 rng = np.random.default_rng(1)
 rows = pack(
     [rng.integers(2, args.vocab, args.length).astype(np.int32) for _ in range(args.batch * 8)],
@@ -29,8 +29,8 @@ rows = pack(
 mesh = make_mesh(MeshConfig())
 with jax.set_mesh(mesh):
     hyper = replicate(mesh, Hyper.of(TrainConfig(steps=1000, learning_rate=3e-4)))
-    state = init_program(architecture)(jax.random.key(0), hyper)
-    step_fn, stream = step_program(architecture, causal, 1, "float32"), batches(rows, args.batch, 0)
+    state = init_program(network)(jax.random.key(0), hyper)
+    step_fn, stream = step_program(network, causal, 1, "float32"), batches(rows, args.batch, 0)
 
     def step(i):
         global state, loss

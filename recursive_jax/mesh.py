@@ -24,15 +24,18 @@ from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
+KEYS = "threefry2x32"  # random numbers that do not depend on the mesh
 BATCH = ("data", "fsdp")
 LAYOUT: dict[str | None, Any] = {
     None: None,
     "batch": BATCH,
+    "time": None,  # positions of a sequence
+    "experts": None,
     "layers": None,
     "embed": "fsdp",  # weights are stored split over fsdp and gathered where they are used
     "heads": "tensor",
     "kv_heads": "tensor",
-    "hidden": "tensor",
+    "mlp": "tensor",
     "vocab": "tensor",
     "vocab_rows": ("fsdp", "tensor"),  # the embedding table; splitting its width instead costs a full gather
 }
@@ -40,6 +43,35 @@ LAYOUT: dict[str | None, Any] = {
 #: How often each jitted program was traced in this process, by name. Tests assert on it: a round that traces
 #: again compiles again.
 TRACES: collections.Counter[str] = collections.Counter()
+
+
+def platform(mesh: Mesh | None = None) -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh (inside traced code, of the one it is traced for), which may be of hardware that is
+    not here; of this process's default devices only where there is no mesh."""
+    if mesh is not None:
+        return mesh.devices.flat[0].platform
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    found = getattr(device, "platform", None)
+    if found is None and device is not None:
+        found = next((p for p in ("cpu", "tpu") if p in device.device_kind.lower()), "gpu")
+    return found or jax.default_backend()
+
+
+def resolve_dtype(asked: str, mesh: Mesh | None = None) -> str:
+    """auto: bfloat16 where the hardware of the mesh multiplies it fast (TPU, GPU), float32 on CPU."""
+    if asked != "auto":
+        return asked
+    return "float32" if platform(mesh) == "cpu" else "bfloat16"
+
+
+def random_key(seed: int) -> jax.Array:
+    """A random key from a seed of up to 63 bits (`jax.random.key` drops what is above 32); the same for smaller ones."""
+    return jax.random.wrap_key_data(seed_words(seed), impl=KEYS)
+
+
+def seed_words(seed: int) -> np.ndarray:
+    """A seed as two uint32, the upper half first: what a key is made of."""
+    return np.array([(seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
 
 
 def spec(*logical: str | None) -> P:
@@ -102,6 +134,15 @@ def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:count])
 
 
+def mesh_config_problems(config: MeshConfig) -> list[str]:
+    """Why the devices here cannot make up the mesh, as lines."""
+    try:
+        make_mesh(config)
+        return []
+    except InputError as error:
+        return [str(error)]
+
+
 def batch_divisor(mesh: Mesh) -> int:
     """Rows of a batch must be a multiple of this."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -119,7 +160,7 @@ def put_batch(mesh: Mesh, rows: Any) -> Any:
     return jax.tree.map(place, rows)
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def put_replicated(mesh: Mesh, tree: Any) -> Any:
     """Host values -> arrays present on every device."""
 
     def place(value: Any) -> jax.Array:
@@ -164,7 +205,9 @@ def split_cpu(config: MeshConfig) -> None:
 def _several_processes() -> bool:
     env = os.environ
     hosts = len(env.get("TPU_WORKER_HOSTNAMES", "").split(","))
-    return "JAX_COORDINATOR_ADDRESS" in env or hosts > 1 or int(env.get("SLURM_NTASKS", "1")) > 1
+    # Of the step that srun started, not of the allocation: a shell inside `salloc -n 8` is one process.
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env else 1
+    return "JAX_COORDINATOR_ADDRESS" in env or hosts > 1 or tasks > 1
 
 
 def start_distributed() -> None:

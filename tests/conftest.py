@@ -45,4 +45,4 @@ def tokenizer(language):
 
 @pytest.fixture
 def tiny():
-    return ModelConfig(layers=2, width=32, heads=4, kv_heads=2, hidden=64, context=32)
+    return ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=32)

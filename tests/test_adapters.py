@@ -72,12 +72,12 @@ def test_training_moves_the_adapter_alone(llama, rows):
 def test_the_optimizer_holds_what_trains(llama):
     """Rank r on [in, out]: r (in + out) numbers per layer, and two moments of each."""
     model = adapted_model(llama, LoraConfig(rank=2, targets=("attention/query", "mlp/down")))
-    trained, frozen = split(model.architecture, model.params)
+    trained, frozen = split(model.network, model.params)
     from recursive_jax.train.optimizer import Hyper
 
     state = new_state(trained, Hyper.of(TrainConfig()))
-    c = llama.architecture.config
-    wanted = 2 * c.layers * ((c.width + c.heads * c.K) + (c.F + c.width))
+    c = llama.network.config
+    wanted = 2 * c.layers * ((c.d_model + c.heads * c.K) + (c.F + c.d_model))
     assert sum(x.size for x in jax.tree.leaves(state.params)) == wanted
     assert sum(x.size for x in jax.tree.leaves(state.optimizer) if x.ndim) == 2 * wanted
     assert set(frozen) == {"base"}

@@ -17,7 +17,7 @@ CONFIG = """
 data:
   tokens: 2500
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
-model: {layers: 1, width: 16, heads: 2, context: 32}
+model: {layers: 1, d_model: 16, heads: 2, max_length: 32}
 train: {steps: 6, batch: 8, tensorboard: false}
 sampling: {batch: 32}
 rounds: {count: 1, tokens: 800}
@@ -72,14 +72,14 @@ def copy(finished, tmp_path):
         ),
         (["arms.main.anchor=0.7", "arms.main.fresh=0.7"], ["more than the whole round"]),
         (["arms.main.sampling={temperatur: 1}"], ["temperatur", "did you mean temperature?"]),
-        (["train.length=64"], ["train.length=64 is longer than model.context=32"]),
+        (["train.length=64"], ["train.length=64 is longer than model.max_length=32"]),
         (["sampling.prompt_tokens=32"], ["leaves nothing"]),
         (["justaword"], ["not of the form key=value"]),
         (["train=3"], ["train"]),
         (["model.vocab=5"], ["model.vocab=5", "tokenizer"]),
         (
-            ["mesh.tensor=4", "mesh.data=2", "model.hidden=42", "train.batch=7"],
-            ["model.heads=2", "model.hidden=42", "train.batch=7", "divisible"],
+            ["mesh.tensor=4", "mesh.data=2", "model.d_ff=42", "train.batch=7"],
+            ["model.heads=2", "model.d_ff=42", "train.batch=7", "divisible"],
         ),
         (["mesh.data=9"], ["needs 9 devices, 8 are here"]),
         (["data.path=nowhere/*.txt"], ["nowhere/*.txt does not exist"]),

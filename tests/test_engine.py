@@ -25,7 +25,7 @@ from recursive_jax.mesh import make_mesh
 from recursive_jax.models.model import transformer, user_model
 from tests.test_model import randomised
 
-CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, hidden=64, context=96)
+CONFIG = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=96)
 COMMON = {"batch": 4, "chunk": 4}
 
 
@@ -36,7 +36,7 @@ def model(mesh):
 
 @pytest.fixture(scope="module")
 def small(mesh):
-    config = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, hidden=32, context=96)
+    config = ModelConfig(layers=1, d_model=16, heads=2, kv_heads=1, d_ff=32, max_length=96)
     return randomised(transformer(config, ByteTokenizer(), mesh), seed=5)
 
 
@@ -57,11 +57,11 @@ def plain(model, request, s: SamplingConfig, seed=0, other=None):
     key = jax.random.fold_in(jax.random.key(seed), request.id)
     sequence, new, logprobs = request.tokens(tokenizer.bos).tolist(), [], []
     start = len(sequence)
-    limit = min(s.max_tokens, model.context + 1 - start)
+    limit = min(s.max_tokens, model.max_length + 1 - start)
     guide = list(other[1]) if other else None
 
     def last_logits(m, tokens):  # one shape, so that one program serves every length
-        padded = np.zeros((1, m.context), np.int32)
+        padded = np.zeros((1, m.max_length), np.int32)
         padded[0, : len(tokens)] = tokens
         return np.asarray(m.logits(padded), np.float64)[0, len(tokens) - 1]
 
@@ -289,7 +289,7 @@ def test_a_common_header_is_read_once_and_changes_nothing(model):
 def test_long_prompts_are_read_in_pieces(mesh, monkeypatch):
     from recursive_jax.generate import reader
 
-    model = randomised(transformer(CONFIG.model_copy(update={"context": 160}), ByteTokenizer(), mesh))
+    model = randomised(transformer(CONFIG.model_copy(update={"max_length": 160}), ByteTokenizer(), mesh))
     rng = np.random.default_rng(3)
     requests = [Request(i, rng.integers(32, 127, n).astype(np.int32)) for i, n in enumerate((100, 150, 17))]
     sampling = SamplingConfig(max_tokens=5, **COMMON)
@@ -300,7 +300,7 @@ def test_long_prompts_are_read_in_pieces(mesh, monkeypatch):
 
 def test_defined_ends(model):
     """Start token and prompt together may fill the context: then one token follows. Nothing asked, nothing written."""
-    context = model.context
+    context = model.max_length
     requests = [Request(i, np.full(n, 65, np.int32)) for i, n in enumerate((context - 1, context, context + 1, 0))]
     rows = generate(model, requests, SamplingConfig(max_tokens=3, **COMMON))
     assert [len(t) for t in rows.tokens()][:3] == [1, 0, 0]
@@ -345,10 +345,10 @@ def test_scoring_and_embedding_are_the_unpacked_forward(model):
     found = list(token_logprobs(model, rows))
     states = embed(model, rows[1:], normalize=False)
     last = embed(model, rows[1:], pool="last", normalize=False)
-    head = rng.normal(size=CONFIG.width).astype(np.float32)
+    head = rng.normal(size=CONFIG.d_model).astype(np.float32)
     np.testing.assert_allclose(rewards(model, rows[1:], head, 0.5), last @ head + 0.5, rtol=1e-5)
     for row, logprobs in zip(rows, found, strict=True):
-        cut = np.concatenate([[model.tokenizer.bos], row]).astype(np.int32)[: model.context + 1]
+        cut = np.concatenate([[model.tokenizer.bos], row]).astype(np.int32)[: model.max_length + 1]
         assert len(logprobs) == len(cut) - 1
         if len(logprobs):
             z = np.asarray(model.logits(cut[None, :-1]), np.float64)[0]
@@ -369,7 +369,7 @@ def test_scoring_and_embedding_are_the_unpacked_forward(model):
 @pytest.mark.slow
 def test_beams_of_user_functions_are_those_of_the_cache(model, requests):
     """Without its config the model is functions like a user's: every step is a whole forward pass."""
-    functions = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, config=None))
+    functions = dataclasses.replace(model, network=dataclasses.replace(model.network, config=None))
     sampling = SamplingConfig(beams=3, n_best=2, max_tokens=5, batch=12, length_penalty=0.7)
     cached = generate(model, requests[:3], sampling)
     for other in (functions, model.on(make_mesh(MeshConfig(data=2, tensor=2)))):

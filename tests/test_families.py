@@ -18,7 +18,8 @@ from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models import huggingface
-from recursive_jax.models.model import Model, transformer_architecture
+from recursive_jax.models.model import Model
+from recursive_jax.models.network import transformer_network
 from recursive_jax.models.transformer import Cache, Transformer
 from recursive_jax.models.weights import leaf_paths
 from tests.conftest import ROOT
@@ -63,7 +64,7 @@ def test_logits_are_those_of_transformers(name, opened):
 def test_export_and_import_again_is_the_same_model(name, opened, mesh, tmp_path):
     model, _ = opened(name)
     again = load_model(save_huggingface(model, tmp_path / "out"), mesh)
-    assert again.architecture.config == model.architecture.config
+    assert again.network.config == model.network.config
     first, second = leaf_paths(model.params), leaf_paths(again.params)
     assert first.keys() == second.keys()
     for path in first:
@@ -74,8 +75,8 @@ def test_export_and_import_again_is_the_same_model(name, opened, mesh, tmp_path)
 def test_scanned_layers_compute_what_unrolled_ones_do(name, opened):
     """Also where layers differ in window, theta, norm and positions."""
     model, expected = opened(name)
-    config = model.architecture.config.model_copy(update={"scan": True, "remat": "full"})
-    scanned = Model(transformer_architecture(config), None, model.params, model.mesh)
+    config = model.network.config.model_copy(update={"scan": True, "remat": "full"})
+    scanned = Model(transformer_network(config), None, model.params, model.mesh)
     assert error(scanned.logits(expected["tokens"], expected["mask"]), expected["logits"], expected["mask"]) < 1e-4
 
 
@@ -83,11 +84,11 @@ def test_scanned_layers_compute_what_unrolled_ones_do(name, opened):
 def test_decoding_with_a_cache_is_the_full_forward(name, opened):
     model, expected = opened(name)
     tokens = jnp.asarray(expected["tokens"])
-    module, split = Transformer(model.architecture.config), 11
+    module, split = Transformer(model.network.config), 11
     full = np.asarray(model.logits(tokens))
     step = jax.jit(lambda p, t, cache: module.apply({"params": p}, t, cache=cache))
     with jax.set_mesh(model.mesh):
-        cache = Cache.empty(model.architecture.config, 2, 24, jnp.float32)
+        cache = Cache.empty(model.network.config, 2, 24, jnp.float32)
         logits, cache = module.apply({"params": model.params}, tokens[:, :split], cache=cache, fresh=True)
         found = [logits[:, -1]]
         for t in range(split, 20):
@@ -119,7 +120,7 @@ def test_any_mesh_computes_the_same(name, opened):
 def test_a_prefix_is_seen_from_everywhere_and_the_rest_causally(opened):
     model, expected = opened("llama")
     tokens = jnp.asarray(expected["tokens"])
-    module = Transformer(model.architecture.config)
+    module = Transformer(model.network.config)
     with jax.set_mesh(model.mesh):
         run = lambda t, **kw: np.asarray(module.apply({"params": model.params}, t, **kw))
         both = run(tokens, causal=False)
@@ -220,11 +221,11 @@ def test_names_without_the_base_prefix_are_found(mesh, tmp_path, opened):
 
     shutil.rmtree(tmp_path / "model")
     encoder = load_model(broken("bert", tmp_path, bare), mesh)
-    assert encoder.architecture.config.head == "none"
+    assert encoder.network.config.head == "none"
     states = np.asarray(encoder.states(expected["tokens"]))
     whole = opened("bert")[0]
-    config = whole.architecture.config.model_copy(update={"head": "none", "head_bias": False})
-    headless = Model(transformer_architecture(config), None, whole.params, mesh)
+    config = whole.network.config.model_copy(update={"head": "none", "head_bias": False})
+    headless = Model(transformer_network(config), None, whole.params, mesh)
     np.testing.assert_array_equal(states, np.asarray(headless.states(expected["tokens"])))
     with pytest.raises(InputError, match="no output head"):
         encoder.logits(expected["tokens"])

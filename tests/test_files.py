@@ -16,7 +16,7 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.generate.files import Prompts, generate_file
 from recursive_jax.generate.generate import generate, to_dataset
-from recursive_jax.generate.reader import Row
+from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Request
 from recursive_jax.rounds.journal import Budget, Journal
 from tests.test_engine import model as model

@@ -168,7 +168,7 @@ def test_a_sentencepiece_model_reads_as_its_library_does(tmp_path):
         for tokenizer in found:
             assert tokenizer.encode(text) == processor.encode(text), text
             assert tokenizer.decode(tokenizer.encode(text)) == processor.decode(processor.encode(text))
-        assert found[0].starts and found[0].bos == 1
+        assert found[0].has_bos and found[0].bos == 1
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -279,7 +279,7 @@ def test_fine_tuning_from_a_config_learns_is_resumed_and_goes_back(task, capsys,
     assert "Right answers" in (run / "report.html").read_text()
     assert main(["run", str(task / "task.yaml"), "--workdir", str(run), "--quiet"]) == 0  # nothing is made again
     model = load_model(run, mesh)
-    assert model.architecture.lora is not None
+    assert model.network.lora is not None
     tokens = np.array([[2, 4, 5, 2, 3]])
     assert main(["export", str(run), str(task / "out")]) == 0
     np.testing.assert_allclose(load_model(task / "out", mesh).logits(tokens), model.logits(tokens), atol=1e-4)
@@ -344,4 +344,4 @@ def test_an_imported_model_is_teacher_and_student(tmp_path, mesh):
     start, student = load_model(FOLDER / "gpt2", mesh), load_model(tmp_path / "run", mesh)
     moved = np.abs(np.asarray(student.params["positions"]) - np.asarray(start.params["positions"])).max()
     assert 0 < moved < 0.02  # three steps of 1e-3 from the imported weights, not from a new start
-    assert student.architecture.config.family == "gpt2"
+    assert student.network.config.family == "gpt2"

@@ -21,7 +21,7 @@ CONFIG = """
 data:
   tokens: 4000
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
-model: {layers: 1, width: 32, heads: 2, context: 32}
+model: {layers: 1, d_model: 32, heads: 2, max_length: 32}
 train: {steps: 40, batch: 8, checkpoint_every: 7, log_every: 4}
 sampling: {batch: 32}
 rounds: {count: 2, init: base, tokens: 2000}

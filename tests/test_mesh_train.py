@@ -16,7 +16,7 @@ from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
-from recursive_jax.generate.stepper import stepper
+from recursive_jax.generate.decoder import decoder
 from recursive_jax.mesh import fetch, make_mesh
 from recursive_jax.models.model import abstract_params, transformer
 from recursive_jax.models.transformer import unstacked
@@ -70,7 +70,7 @@ def test_checkpoint_moves_between_meshes(tiny, tokenizer, rows, tmp_path):
     checkpoint.save(tmp_path / "ck", trained.params)
     for config in MESHES[:3]:
         mesh = make_mesh(config, jax.devices()[:1] if config.data == 1 and config.fsdp == 1 else None)
-        restored = checkpoint.load(tmp_path / "ck", abstract_params(trained.architecture, mesh))
+        restored = checkpoint.load(tmp_path / "ck", abstract_params(trained.network, mesh))
         same = jax.tree.map(lambda a, b: np.array_equal(fetch(a), fetch(b)), trained.params, restored)
         assert jax.tree.all(same)
 
@@ -78,9 +78,9 @@ def test_checkpoint_moves_between_meshes(tiny, tokenizer, rows, tmp_path):
 def test_restore_says_which_leaves_differ(tiny, tokenizer, rows, tmp_path, mesh):
     trained = run_on(MESHES[0], tiny, tokenizer, rows).model
     checkpoint.save(tmp_path / "ck", trained.params)
-    other = transformer(tiny.model_copy(update={"tied": False, "hidden": 96}), tokenizer, mesh)
+    other = transformer(tiny.model_copy(update={"tied": False, "d_ff": 96}), tokenizer, mesh)
     with pytest.raises(InputError) as error:
-        checkpoint.load(tmp_path / "ck", abstract_params(other.architecture, mesh))
+        checkpoint.load(tmp_path / "ck", abstract_params(other.network, mesh))
     assert "missing: head" in str(error.value) and "blocks/mlp/up: stored (2, 32, 64), expected (2, 32, 96)" in str(
         error.value
     )
@@ -103,7 +103,7 @@ def test_layers_apart_are_views_on_a_cpu(tiny, tokenizer):
     for config in MESHES:
         model = transformer(tiny, tokenizer, make_mesh(config, jax.devices()[: 1 if config == MESHES[0] else 8]))
         params = model.initialized(0).params
-        apart = stepper(model.architecture, "float32").prepare(params)["blocks"]
+        apart = decoder(model.network, "float32").prepare(params)["blocks"]
         with jax.set_mesh(model.mesh):
             sliced = jax.jit(lambda p: unstacked(p, tiny, "float32"))(params)["blocks"]
         for view, other in zip(jax.tree.leaves(apart), jax.tree.leaves(sliced), strict=True):
@@ -139,6 +139,6 @@ def test_bad_meshes_are_refused_together(tiny, tokenizer):
     with pytest.raises(InputError, match="does not divide the 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))
     with pytest.raises(InputError) as error:
-        transformer(tiny.model_copy(update={"hidden": 66}), tokenizer, make_mesh(MeshConfig(data=1, fsdp=1, tensor=8)))
+        transformer(tiny.model_copy(update={"d_ff": 66}), tokenizer, make_mesh(MeshConfig(data=1, fsdp=1, tensor=8)))
     text = str(error.value)
-    assert "model.heads=4" in text and "model.kv_heads=2" in text and "model.hidden=66" in text
+    assert "model.heads=4" in text and "model.kv_heads=2" in text and "model.d_ff=66" in text

@@ -14,7 +14,8 @@ from recursive_jax.generate.request import Request, from_rows, unconditional
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models.attention import BLOCK, Mask, attention
 from recursive_jax.models.flops import decode_cost_per_token, matmul_parameters
-from recursive_jax.models.model import transformer, transformer_architecture, user_model
+from recursive_jax.models.model import transformer, user_model
+from recursive_jax.models.network import transformer_network
 
 CONFIGS = {
     "llama": {},
@@ -55,7 +56,7 @@ def numpy_forward(params, c: ModelConfig, tokens, segments=None):
     def norm(x, q):
         if c.norm == "layer":
             x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * q["gain"]
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * q["scale"]
         return x + q["bias"] if c.norm == "layer" else x
 
     def act(x):
@@ -92,7 +93,7 @@ def numpy_forward(params, c: ModelConfig, tokens, segments=None):
         mixed = np.zeros((T, H, K))
         for t in range(T):
             seen = [
-                s for s in range(t + 1) if segments[s] == segments[t] > 0 and (c.window is None or t - s < c.window)
+                s for s in range(t + 1) if segments[s] == segments[t] > 0 and (c.sliding_window is None or t - s < c.sliding_window)
             ]
             for i in range(H):
                 if seen:
@@ -126,7 +127,7 @@ def test_packed_segments_do_not_see_each_other(name, tiny, tokenizer, mesh):
     packed = np.concatenate([a, b])
     segments = np.array([1] * 9 + [2] * 7)
     with jax.set_mesh(mesh):
-        together = model.architecture.apply(model.params, jnp.asarray(packed[None]), jnp.asarray(segments[None]))[0]
+        together = model.network.apply(model.params, jnp.asarray(packed[None]), jnp.asarray(segments[None]))[0]
     apart = np.concatenate([np.asarray(model.logits(x[None]))[0] for x in (a, b)])
     np.testing.assert_allclose(np.asarray(together)[:, : tokenizer.vocab], apart, atol=2e-4)
 
@@ -208,9 +209,9 @@ def test_decoding_with_the_cache_equals_the_full_forward(name, tiny, tokenizer, 
 
 def test_a_user_s_functions_decode_like_the_built_in_model(tiny, tokenizer, mesh):
     built_in = randomised(transformer(tiny, tokenizer, mesh))
-    apply = built_in.architecture.apply
+    apply = built_in.network.apply
     plain = user_model(
-        built_in.architecture.init,
+        built_in.network.init,
         lambda p, t, s=None: apply(p, t, s),
         tokenizer=tokenizer,
         context=32,
@@ -220,7 +221,7 @@ def test_a_user_s_functions_decode_like_the_built_in_model(tiny, tokenizer, mesh
     plain = plain.__class__(
         **{
             **plain.__dict__,
-            "architecture": plain.architecture.__class__(**{**plain.architecture.__dict__, "apply": apply}),
+            "network": plain.network.__class__(**{**plain.network.__dict__, "apply": apply}),
         }
     )
     plain = plain.with_params(built_in.params)
@@ -310,11 +311,11 @@ def test_bfloat16_compute_keeps_float32_masters(tiny, tokenizer, mesh, language)
 def test_flops_are_those_xla_counts(mesh):
     """A forward pass of T tokens is 2 FLOPs a weight and token, and 4 T^2 a head dimension of attention over the whole square;
     decoding the same tokens attends to half of it. XLA also counts element-wise work: a few percent."""
-    T, config = 128, ModelConfig(layers=2, width=128, heads=4, context=128, vocab=512)
-    architecture = transformer_architecture(config)
+    T, config = 128, ModelConfig(layers=2, d_model=128, heads=4, max_length=128, vocab=512)
+    network = transformer_network(config)
     with jax.set_mesh(mesh):
-        params = jax.jit(architecture.init)(jax.random.key(0))
-        counted = jax.jit(architecture.apply).lower(params, jnp.zeros((1, T), jnp.int32)).cost_analysis()["flops"]
+        params = jax.jit(network.init)(jax.random.key(0))
+        counted = jax.jit(network.apply).lower(params, jnp.zeros((1, T), jnp.int32)).cost_analysis()["flops"]
     attention = T * T * config.layers * config.heads * config.K
     assert counted == pytest.approx(2 * matmul_parameters(config) * T + 4 * attention, rel=0.08)
     per_token, read = decode_cost_per_token(config, rows=1, prompt=1, new=T - 1, bytes_per_value=4)

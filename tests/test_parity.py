@@ -70,7 +70,7 @@ def test_a_decoder_read_in_both_directions_and_with_a_prefix(mesh, tmp_path):
     oracle.save_pretrained(tmp_path)
     model = load_model(tmp_path, mesh)
     tokens = np.random.default_rng(0).integers(3, 48, (1, 12))
-    module = Transformer(model.architecture.config)
+    module = Transformer(model.network.config)
     for prefix in (12, 5):
         seen = np.tril(np.ones((12, 12), bool)) | (np.arange(12) < prefix)[None]
         bias = np.where(seen, 0.0, np.finfo(np.float32).min)[None, None].astype(np.float32)

@@ -18,7 +18,7 @@ CONFIG = """
 data:
   tokens: 3000
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
-model: {layers: 1, width: 32, heads: 2, context: 32}
+model: {layers: 1, d_model: 32, heads: 2, max_length: 32}
 train: {steps: 12, batch: 8, checkpoint_every: 5, log_every: 1}
 sampling: {batch: 32}
 rounds: {count: 1, init: previous, tokens: 800}

@@ -54,7 +54,7 @@ def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, langu
     packed = pack(documents, 32, tokenizer.bos, tokenizer.pad)
     with jax.set_mesh(mesh):
         total, count = causal(
-            model.architecture.apply,
+            model.network.apply,
             model.params,
             {"tokens": jnp.asarray(packed.tokens_NT), "segments": jnp.asarray(packed.segments_NT)},
         )
@@ -68,13 +68,13 @@ def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, langu
 
 
 def test_update_is_optax_adamw_with_clipping():
-    params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "norm": {"gain": jnp.ones((2, 4))}}
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "norm": {"scale": jnp.ones((2, 4))}}
     config = TrainConfig(steps=10, learning_rate=0.01, warmup=0.0, schedule="constant", weight_decay=0.2, clip=0.5)
     hyper = Hyper.of(config)
     mine = transformation(hyper, jnp.int32(0)).init(params)
     theirs_tx = optax.chain(
         optax.clip_by_global_norm(0.5),
-        optax.adamw(0.01, b1=0.9, b2=0.95, weight_decay=0.2, mask={"w": True, "norm": {"gain": False}}),
+        optax.adamw(0.01, b1=0.9, b2=0.95, weight_decay=0.2, mask={"w": True, "norm": {"scale": False}}),
     )
     theirs, p, q = theirs_tx.init(params), params, params
     for step in range(5):
@@ -114,7 +114,7 @@ def test_training_approaches_the_entropy_rate(tiny, tokenizer, language, mesh):
 
 def test_three_rounds_with_other_settings_compile_each_program_once(tiny, tokenizer, rows, mesh):
     # No other test has these shapes: what one in the same process traced would not be traced, and counted, again.
-    config = tiny.model_copy(update={"context": 31, "hidden": 88})
+    config = tiny.model_copy(update={"max_length": 31, "d_ff": 88})
     model = transformer(config, tokenizer, mesh)
     before = TRACES.copy()
     for k, (steps, rate, temperature, schedule) in enumerate(
@@ -134,7 +134,7 @@ def test_nan_stops_with_the_last_good_checkpoint(tiny, tokenizer, rows, mesh, tm
     def explodes(apply, params, batch):
         total, count = causal(apply, params, batch)
         return total * jnp.where(jnp.max(batch["tokens"]) >= 0, 1.0, 1.0) / jnp.where(
-            params["final_norm"]["gain"][0] > 0.999, 1.0, 0.0
+            params["final_norm"]["scale"][0] > 0.999, 1.0, 0.0
         ), count
 
     config = TrainConfig(steps=50, batch=8, learning_rate=1e-4, warmup=0.5, checkpoint_every=2)

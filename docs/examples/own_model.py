@@ -37,7 +37,7 @@ def main(workdir, overrides=()):
     config = rj.load_config(
         None,
         [
-            f"model.context={CONTEXT}",
+            f"model.max_length={CONTEXT}",
             "train.batch=32",
             "train.steps=300",
             "rounds.count=3",

@@ -21,8 +21,11 @@ import numpy as np
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.likelihood import rows_per_batch, rows_to_batch
 from recursive_jax.collapse.tails import deciles
+from recursive_jax.config import LanguageConfig
+from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.language import FACT_ERROR, SEMANTIC_ERROR, SYNTAX_ERROR, UNJUDGED, Language
-from recursive_jax.models.model import Architecture, Model
+from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 
 PARTS = ("kl_syn", "kl_sem", "kl_fact", "kl_dist")
 
@@ -45,15 +48,15 @@ SURE = 0.9
 
 
 @functools.cache
-def _program(architecture: Architecture):
+def _program(network: Network):
     """-> `[B, T, 4 + 10 + 3]`: the parts, the last of them by decile of the truth, then the gap between the model's
     confidence and the truth's probability of what it would say, whether it is sure of what cannot come, and the model's
     entropy."""
 
     def parts(params, tables, tokens, segments, states):
         meshes.TRACES["exact_kl"] += 1
-        logits_BTV = architecture.apply(params, tokens[:, :-1], segments[:, :-1])
-        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))[..., : architecture.vocab]
+        logits_BTV = network.apply(params, tokens[:, :-1], segments[:, :-1])
+        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))[..., : network.vocab]
         known_BT = states >= 0
         row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", None, None))
         p_BTV, logits_BTV = row(tables["p"]), logits_BTV.astype(jnp.float32)
@@ -106,13 +109,13 @@ def judge(model: Model, language: Language, rows: Sequence[np.ndarray]) -> Judge
     for n, ids in enumerate(groups):
         decile_VN[ids, n] = 1.0
     tables = {"p": language.P_AV.astype(np.float32), "syn": language.syn_AV, "sem": language.sem_AV}
-    pad = architecture_pad(model, language)
+    pad = padding_id(model, language)
     tables = {k: np.pad(v, ((0, 0), (0, pad))) for k, v in tables.items()}
     tables["decile"] = np.pad(decile_VN, ((0, pad), (0, 0)))
-    program, found = _program(model.architecture), []
+    program, found = _program(model.network), []
     B = rows_per_batch(model, len(rows), tokens.shape[1] - 1)
     with jax.set_mesh(model.mesh):
-        tables = meshes.replicate(model.mesh, tables)
+        tables = meshes.put_replicated(model.mesh, tables)
         for begin in range(0, len(rows), B):
             fill = max(0, begin + B - len(rows))
             chunk = [
@@ -187,7 +190,7 @@ def oracle_kl(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float
     return {"kl_oracle": language.kl_to(fit) / language.expected_length, "kl_oracle_null": null}
 
 
-def architecture_pad(model: Model, language: Language) -> int:
+def padding_id(model: Model, language: Language) -> int:
     if model.vocab < language.vocab:
         raise ValueError(f"the model has {model.vocab} ids, the language {language.vocab} words")
     return model.vocab - language.vocab
@@ -204,6 +207,17 @@ def right_rows(language: Language, rows: Sequence[np.ndarray], level: str = "fac
     return np.array(
         [not np.any((x[: len(r)] >= wrong) & (x[: len(r)] != UNJUDGED)) for x, r in zip(levels, rows, strict=False)]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class GrammarVerifier:
+    """For `Rule`: whether the grammar of the embedded language of a config calls a row right, at a level (see `right_rows`)."""
+
+    language: LanguageConfig
+    level: str = "facts"
+
+    def __call__(self, data: Dataset) -> np.ndarray:
+        return right_rows(Language(self.language), data.tokens(), self.level)
 
 
 def _levels(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, int] = (0, 0)) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from recursive_jax.collapse.diversity import take_budget
 from recursive_jax.collapse.embeddings import vectors
-from recursive_jax.collapse.suite import TEXT, VECTORS, Counts, Metric
+from recursive_jax.collapse.suite import TEXT, VECTORS, Counts, Measured
 from recursive_jax.errors import InputError
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -46,12 +46,12 @@ class Texts:
     def rows(self) -> int:
         return len(self.tokens)
 
-    def metrics(self) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[Measured, ...]:
         return TEXT
 
-    def group_size(self, groups: int) -> int:
+    def group_size(self, groups: int, seed: int) -> int:
         """Tokens that each of so many groups of rows can hold."""
-        return min(sum(map(len, part)) for part in self._parts(groups, 0))
+        return min(sum(map(len, part)) for part in self._parts(groups, seed))
 
     def _parts(self, groups: int, seed: int) -> list[list[np.ndarray]]:
         """Rows dealt out: every group has nearly as many tokens."""
@@ -60,12 +60,12 @@ class Texts:
 
     @functools.lru_cache(2)  # noqa: B019 (a sample lives as long as the profile that is made of it)
     def groups(self, groups: int, size: int, seed: int) -> list[Counts]:
-        return [Counts(take_budget(part, size), self.vocab) for part in self._parts(groups, 0)]
+        return [Counts(take_budget(part, size), self.vocab) for part in self._parts(groups, seed)]
 
     @functools.lru_cache(2)  # noqa: B019
     def rests(self, groups: int, size: int, seed: int) -> list[Counts]:
         """The reference without one group, for each group."""
-        parts = [take_budget(part, size) for part in self._parts(groups, 0)]
+        parts = [take_budget(part, size) for part in self._parts(groups, seed)]
         return [
             Counts([row for j, part in enumerate(parts) if j != g for row in part], self.vocab) for g in range(groups)
         ]
@@ -93,10 +93,10 @@ class Cloud:
     def rows(self) -> int:
         return len(self.x_ND)
 
-    def metrics(self) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[Measured, ...]:
         return VECTORS
 
-    def group_size(self, groups: int) -> int:
+    def group_size(self, groups: int, seed: int) -> int:
         return self.rows // groups
 
     def groups(self, groups: int, size: int, seed: int) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ LOGITS = 2**25  # values of logits held at once (128 MiB)
 
 def rows_per_batch(model: Model, count: int, length: int | None = None) -> int:
     """A power of two that keeps the logits small and is not much more than there is to do; the mesh divides it."""
-    fits = max(1, LOGITS // ((length or model.context) * model.vocab))
+    fits = max(1, LOGITS // ((length or model.max_length) * model.vocab))
     size = min(1 << (fits.bit_length() - 1), 1 << max(0, (count - 1).bit_length()), 128)
     return size + (-size % meshes.batch_divisor(model.mesh))
 
@@ -29,8 +29,8 @@ def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray,
     rows = [np.concatenate([[model.tokenizer.bos], r]) for r in rows]
     longest = max([2, *(len(r) - 1 for r in rows)])
     # Few widths, so that few programs are compiled, and none much wider than the rows.
-    width = max(256, 1 << (longest - 1).bit_length()) if model.context <= 1024 else -(-longest // 64) * 64
-    T = min(model.context, width)
+    width = max(256, 1 << (longest - 1).bit_length()) if model.max_length <= 1024 else -(-longest // 64) * 64
+    T = min(model.max_length, width)
     tokens = np.zeros((len(rows), T + 1), np.int32)
     segments = np.zeros((len(rows), T + 1), np.int32)
     for n, row in enumerate(rows):

@@ -35,18 +35,18 @@ class Yardstick:
 
     held_out: list[np.ndarray]
     truth_V: np.ndarray
-    base: Model
+    reference: Model
     world: World
-    base_losses: list[np.ndarray]
-    base_judged: Judged | None
+    reference_losses: list[np.ndarray]
+    reference_judged: Judged | None
 
     @classmethod
-    def of(cls, world: World, base: Model, config: EvaluateConfig) -> Yardstick:
+    def of(cls, world: World, reference: Model, config: EvaluateConfig) -> Yardstick:
         held_out = world.held_out.tokens()[: config.rows]
-        truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), base.vocab)
-        losses = token_losses(base, held_out)
-        judged = judge(base, world.language, held_out) if world.language else None
-        return cls(held_out, truth, base, world, losses, judged)
+        truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), reference.vocab)
+        losses = token_losses(reference, held_out)
+        judged = judge(reference, world.language, held_out) if world.language else None
+        return cls(held_out, truth, reference, world, losses, judged)
 
 
 def measure(
@@ -58,26 +58,26 @@ def measure(
     ce, ce_stderr = cross_entropy(losses)
     metrics: dict[str, Any] = {"ce_real": ce, "ce_real_stderr": ce_stderr, "ppl_real": float(np.exp(ce))}
     # The same rows under the round-0 model: the error of the difference, row by row, is much smaller.
-    paired = [a - b for a, b in zip(losses, yardstick.base_losses, strict=True)]
+    paired = [a - b for a, b in zip(losses, yardstick.reference_losses, strict=True)]
     metrics["ce_real_change_stderr"] = cross_entropy(paired)[1]
     rows = [r for r in samples.tokens() if len(r)]
-    under_base = token_losses(yardstick.base, rows)
+    under_base = token_losses(yardstick.reference, rows)
     ppl = row_perplexities(under_base)
     metrics["ce_gen"] = cross_entropy(under_base)[0]
     metrics["ppl_gen"] = float(np.exp(metrics["ce_gen"]))
     metrics.update({f"ppl_under_gen0_q{q:02d}": float(np.percentile(ppl, q)) for q in QUANTILES})
     metrics["ppl_hist_under_gen0"] = histogram(ppl)
     metrics["ppl_hist_edges"] = HISTOGRAM_EDGES.round(6).tolist()
-    metrics.update(sample_statistics(rows, model.vocab, config.tokens))
-    metrics.update(tail_lost(rows, yardstick.truth_V, config.tokens))
+    metrics.update(sample_statistics(rows, model.vocab, config.token_budget))
+    metrics.update(tail_lost(rows, yardstick.truth_V, config.token_budget))
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
     if yardstick.world.language is None:
         entropies = np.concatenate(list(token_entropies(model, yardstick.held_out)))
         metrics["anchor_entropy"] = float(entropies.mean())
     else:
-        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out, yardstick.base_judged))
-        if not any(samples.column("prompt_tokens")):  # a continuation begins in the middle of a sentence
-            metrics.update(validity(yardstick.world.language, rows, (len(samples), model.context)))
+        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out, yardstick.reference_judged))
+        if not any(len(p) > 1 for p in samples.prompts()):  # a continuation begins in the middle of a sentence
+            metrics.update(validity(yardstick.world.language, rows, (len(samples), model.max_length)))
         if training is not None:
             metrics.update(oracle_kl(yardstick.world.language, [r for r in training.tokens() if len(r)]))
     return metrics

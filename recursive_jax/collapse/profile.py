@@ -18,7 +18,7 @@ from recursive_jax.collapse.definitions import Finding, definitions, warnings
 from recursive_jax.collapse.inputs import Cloud, Texts, as_samples, one_vocabulary
 from recursive_jax.collapse.intervals import Measurement, measured
 from recursive_jax.collapse.scaling import scaling_exponents
-from recursive_jax.collapse.suite import TEXT, VECTORS, Metric
+from recursive_jax.collapse.suite import TEXT, VECTORS, Measured
 from recursive_jax.errors import InputError
 
 FEWEST = 4  # groups below which a spread says nothing
@@ -186,15 +186,15 @@ class _Plan:
             raise InputError(
                 f"{small.name}: {small.rows} rows are too few; {FEWEST} groups of {samples[0].least} are the least"
             )
-        size = min(s.group_size(groups) for s in samples)
+        size = min(s.group_size(groups, seed) for s in samples)
         if budget is not None:
             if budget > size:
-                small = min(samples, key=lambda s: s.group_size(groups))
+                small = min(samples, key=lambda s: s.group_size(groups, seed))
                 raise InputError(f"budget={budget}: {small.name} has {size} {small.unit} for each of {groups} groups")
             size = budget
         return cls(groups, size, samples[0].unit, seed)
 
-    def null(self, real, metrics: Sequence[Metric]) -> dict[str, list[float] | str]:
+    def null(self, real, metrics: Sequence[Measured]) -> dict[str, list[float] | str]:
         """The reference's groups, each against the rest."""
         return self._values(real, real, metrics)
 
@@ -209,7 +209,7 @@ class _Plan:
             )
         return found
 
-    def _values(self, sample, real, metrics: Sequence[Metric], leave_out: bool = False) -> dict[str, list[float] | str]:
+    def _values(self, sample, real, metrics: Sequence[Measured], leave_out: bool = False) -> dict[str, list[float] | str]:
         """For each metric its value on every group, or why there is none. A group is always compared with the reference
         less one group, so that samples and reference are treated alike."""
         parts = sample.groups(self.groups, self.size, self.seed)
@@ -232,7 +232,7 @@ def _encoder(encoder: Any) -> Callable[[Texts], np.ndarray]:
     """A Model averages its states over a text's tokens."""
     if isinstance(encoder, str):
         raise InputError(f"encoder={encoder!r}: give a Model, for example load_model({encoder!r}), or a function")
-    if hasattr(encoder, "architecture"):
+    if hasattr(encoder, "network"):
         from recursive_jax.generate.score import embed
 
         return lambda s: np.asarray(embed(encoder, s.texts if s.texts is not None else s.tokens))

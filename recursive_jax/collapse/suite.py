@@ -16,18 +16,25 @@ import numpy as np
 from recursive_jax.collapse import divergence, embeddings
 from recursive_jax.collapse.diversity import distinct, miller_madow, repetition
 from recursive_jax.collapse.mauve import mauve
+from recursive_jax.collapse.metrics import metric
 from recursive_jax.collapse.selfbleu import bleu, dense_ngrams, precisions
 from recursive_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """loss: the direction in which something is lost (`lower`, `higher`, or `either`)."""
+class Measured:
+    """A metric of the table and the function that computes it from a group of rows and the real ones."""
 
     name: str
-    loss: str
-    title: str
     of: Callable[[Any, Any], float]
+
+    @property
+    def loss(self) -> str:
+        return metric(self.name).loss
+
+    @property
+    def title(self) -> str:
+        return metric(self.name).title
 
 
 class Counts:
@@ -67,41 +74,21 @@ def _rank_drift(group: Counts, real: Counts) -> float:
     return float(np.abs(np.log(share(group) / share(real))).mean())
 
 
-TEXT: tuple[Metric, ...] = (
-    Metric("entropy_1gram_mm", "lower", "unigram entropy, nats", lambda g, r: miller_madow(g.codes[1])),
-    Metric("entropy_2gram_mm", "lower", "bigram entropy, nats", lambda g, r: miller_madow(g.codes[2])),
-    *(
-        Metric(f"distinct_{n}", "lower", f"distinct {n}-grams, share", lambda g, r, n=n: distinct(g.codes[n]))
-        for n in (1, 2, 3, 4)
-    ),
-    *(Metric(f"self_bleu_{n}", "higher", f"self-BLEU-{n}", lambda g, r, n=n: g.self_bleu(n)) for n in (2, 3, 4)),
-    Metric("repetition_2", "higher", "repeated bigrams within a row", lambda g, r: repetition(g.rows, 2, g.vocab)),
-    Metric("zipf_mle", "either", "Zipf exponent", lambda g, r: divergence.zipf_exponent(g.present)),
-    Metric("types_alive", "lower", "token types in use", lambda g, r: float(len(g.present))),
-    Metric(
-        "good_turing", "lower", "mass of unseen types (Good-Turing)", lambda g, r: divergence.good_turing(g.present)
-    ),
-    Metric("tail_mass_lost", "higher", "real tokens whose type is gone", _lost),
-    Metric("decile_drift", "higher", "drift of the frequency deciles, |log ratio|", _rank_drift),
-    Metric(
-        "kl_1gram",
-        "higher",
-        "KL(real || generated) of unigrams, nats",
-        lambda g, r: divergence.kl(r.types_V, g.types_V),
-    ),
-    Metric(
-        "js_1gram",
-        "higher",
-        "Jensen-Shannon of unigrams, nats",
-        lambda g, r: divergence.jensen_shannon(r.types_V, g.types_V),
-    ),
-    Metric(
-        "tv_1gram",
-        "higher",
-        "total variation of unigrams",
-        lambda g, r: divergence.total_variation(r.types_V, g.types_V),
-    ),
-    Metric("length_mean", "either", "tokens in a row", lambda g, r: float(np.mean([len(x) for x in g.rows]))),
+TEXT: tuple[Measured, ...] = (
+    Measured("entropy_1gram_mm", lambda g, r: miller_madow(g.codes[1])),
+    Measured("entropy_2gram_mm", lambda g, r: miller_madow(g.codes[2])),
+    *(Measured(f"distinct_{n}", lambda g, r, n=n: distinct(g.codes[n])) for n in (1, 2, 3, 4)),
+    *(Measured(f"self_bleu_{n}", lambda g, r, n=n: g.self_bleu(n)) for n in (2, 3, 4)),
+    Measured("repetition_2", lambda g, r: repetition(g.rows, 2, g.vocab)),
+    Measured("zipf_mle", lambda g, r: divergence.zipf_exponent(g.present)),
+    Measured("types_alive", lambda g, r: float(len(g.present))),
+    Measured("good_turing", lambda g, r: divergence.good_turing(g.present)),
+    Measured("tail_mass_lost", _lost),
+    Measured("decile_drift", _rank_drift),
+    Measured("kl_1gram", lambda g, r: divergence.kl(r.types_V, g.types_V)),
+    Measured("js_1gram", lambda g, r: divergence.jensen_shannon(r.types_V, g.types_V)),
+    Measured("tv_1gram", lambda g, r: divergence.total_variation(r.types_V, g.types_V)),
+    Measured("length_mean", lambda g, r: float(np.mean([len(x) for x in g.rows]))),
 )
 
 
@@ -116,21 +103,19 @@ def _cover(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     return lambda g, r: embeddings.coverage(g, r)[name]
 
 
-VECTORS: tuple[Metric, ...] = (
-    Metric("variance_ratio", "lower", "variance over the real one", embeddings.variance_ratio),
-    Metric(
-        "logdet_diff", "lower", "log-determinant against the real one, nats per feature", embeddings.log_det_difference
-    ),
-    Metric("frechet", "higher", "Frechet distance", embeddings.frechet),
-    Metric("kid", "higher", "kernel distance (KID)", embeddings.kernel_distance),
-    Metric("wasserstein_sliced", "higher", "sliced Wasserstein-1", divergence.sliced_wasserstein),
+VECTORS: tuple[Measured, ...] = (
+    Measured("variance_ratio", embeddings.variance_ratio),
+    Measured("logdet_diff", embeddings.log_det_difference),
+    Measured("frechet", embeddings.frechet),
+    Measured("kid", embeddings.kernel_distance),
+    Measured("wasserstein_sliced", divergence.sliced_wasserstein),
     *(
-        Metric(f"vendi_{name}", "lower", f"Vendi score, order {name}", lambda g, r, q=q: embeddings.vendi(g, q))
+        Measured(f"vendi_{name}", lambda g, r, q=q: embeddings.vendi(g, q))
         for name, q in (("0.5", 0.5), ("1", 1.0), ("2", 2.0), ("inf", np.inf))
     ),
-    Metric("mean_cosine", "higher", "mean cosine of two rows", lambda g, r: embeddings.mean_cosine(g)),
-    Metric("neighbour_entropy", "lower", "entropy from neighbours, nats", lambda g, r: embeddings.neighbour_entropy(g)),
-    *(Metric(name, "lower", name, _cover(name)) for name in ("precision", "recall", "density", "coverage")),
-    Metric("mauve", "lower", "MAUVE", mauve),
-    Metric("representation_drift", "higher", "distance of the means over the real spread", _drift),
+    Measured("mean_cosine", lambda g, r: embeddings.mean_cosine(g)),
+    Measured("neighbour_entropy", lambda g, r: embeddings.neighbour_entropy(g)),
+    *(Measured(name, _cover(name)) for name in ("precision", "recall", "density", "coverage")),
+    Measured("mauve", mauve),
+    Measured("representation_drift", _drift),
 )

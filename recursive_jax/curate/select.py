@@ -1,4 +1,7 @@
-"""`select`: rules that keep rows, and for each rule how many it dropped. A rule sees the rows the ones before it kept."""
+"""`select`: rules that keep rows, and for each rule how many it dropped. A rule sees the rows the ones before it kept.
+
+A new rule is a frozen dataclass that is called with a Dataset, a function that names it, and a line in `RULES`.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,69 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.errors import InputError
+from recursive_jax.identity import describe, fingerprint
+
+Keep = Callable[[Dataset], Sequence[bool] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """name: stands in the ledger. keep: Dataset -> boolean per row. source: the function that decides, where `keep` only
-    wraps it: a stored result is made again when its source changes."""
+    """name: stands in the ledger. keep: Dataset -> boolean per row. version: names what a closure or lambda decides, raised
+    when that changes; a frozen dataclass or a function of a module needs none."""
 
     name: str
-    keep: Callable[[Dataset], Sequence[bool] | np.ndarray]
-    source: Callable | None = None
+    keep: Keep
+    version: int | str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        decides = {"version": self.version} if self.version is not None else {"keep": describe(self.keep)}
+        return fingerprint({"rule": self.name, **decides})
 
 
 def select(data: Dataset, rules: Sequence[Rule]) -> tuple[Dataset, dict[str, int]]:
-    """Rows that pass every rule, in order, and the rows dropped by each."""
+    """Rows that pass every rule, in order, and the rows dropped by each. Raises InputError for a rule that does not decide
+    on every row."""
     dropped: dict[str, int] = {}
     for rule in rules:
         mask = np.asarray(rule.keep(data), bool)
         if mask.shape != (len(data),):
-            raise ValueError(f"rule {rule.name!r} gave {mask.shape} decisions for {len(data)} rows")
+            raise InputError(f"rule {rule.name!r} gave {mask.shape} decisions for {len(data)} rows")
         dropped[rule.name] = int((~mask).sum())
         data = data.take(np.flatnonzero(mask))
     return data, dropped
 
 
-def status(*allowed: str) -> Rule:
-    """Rows with one of the statuses; `status("ok", "length")` drops failures."""
-    return Rule(f"status in {','.join(allowed)}", lambda d: [s in allowed for s in d.column("status")])
+@dataclasses.dataclass(frozen=True)
+class HasStatus:
+    allowed: tuple[str, ...]
+
+    def __call__(self, data: Dataset) -> list[bool]:
+        return [s in self.allowed for s in data.column("status")]
 
 
-def tokens_between(least: int, most: int) -> Rule:
-    return Rule(f"{least}..{most} tokens", lambda d: [least <= len(t) <= most for t in d.tokens()])
+@dataclasses.dataclass(frozen=True)
+class TokensBetween:
+    least: int
+    most: int
+
+    def __call__(self, data: Dataset) -> list[bool]:
+        return [self.least <= len(t) <= self.most for t in data.tokens()]
 
 
-def at_least(threshold: float, column: str = "score") -> Rule:
-    """Rows whose reward is at least the threshold; a missing reward is dropped."""
-    return Rule(f"{column} >= {threshold:g}", lambda d: [v is not None and v >= threshold for v in d.column(column)])
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    threshold: float
+    column: str = "score"
+
+    def __call__(self, data: Dataset) -> list[bool]:
+        return [v is not None and v >= self.threshold for v in data.column(self.column)]
 
 
-def unique() -> Rule:
-    """The first of rows whose texts are equal but for case and white space."""
-
-    def keep(data: Dataset) -> list[bool]:
+@dataclasses.dataclass(frozen=True)
+class FirstOfEqualTexts:
+    def __call__(self, data: Dataset) -> list[bool]:
         seen: set[str] = set()
         out = []
         for text in data.column("text"):
@@ -59,4 +83,29 @@ def unique() -> Rule:
             seen.add(key)
         return out
 
-    return Rule("unique", keep)
+
+def with_status(*allowed: str) -> Rule:
+    """Rows with one of the statuses; `with_status("ok", "length")` drops failures."""
+    return Rule(f"status in {','.join(allowed)}", HasStatus(allowed))
+
+
+def tokens_between(least: int, most: int) -> Rule:
+    return Rule(f"{least}..{most} tokens", TokensBetween(least, most))
+
+
+def at_least(threshold: float, column: str = "score") -> Rule:
+    """Rows whose reward is at least the threshold; a missing reward is dropped."""
+    return Rule(f"{column} >= {threshold:g}", AtLeast(threshold, column))
+
+
+def unique() -> Rule:
+    """The first of rows whose texts are equal but for case and white space."""
+    return Rule("unique texts", FirstOfEqualTexts())
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "with_status": with_status,
+    "tokens_between": tokens_between,
+    "at_least": at_least,
+    "unique": unique,
+}

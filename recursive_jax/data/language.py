@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax.config import LanguageConfig
-from recursive_jax.mesh import TRACES
+from recursive_jax.mesh import TRACES, random_key
 
 PAD, BOS, EOS = 0, 1, 2
 NUMBERS = ("sg", "pl")
@@ -300,7 +300,7 @@ class Language:
         for begin in range(0, count, batch):
             tokens_BT, lengths_B = jax.device_get(
                 _sample(
-                    self.tables, jax.random.key(seed), np.int32(first + begin), self.start, batch, longest, self.depth
+                    self.tables, random_key(seed), np.int32(first + begin), self.start, batch, longest, self.depth
                 )
             )
             for i in range(min(batch, count - begin)):

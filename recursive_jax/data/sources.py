@@ -78,7 +78,7 @@ def _language_world(config: DataConfig, context: int, held_out_rows: int) -> Wor
         rows = [d[:context] for d in language.sample(seed, 0, count)]
         return real_rows(rows, [tokenizer.decode(r) for r in rows], prefix=prefix)
 
-    count = int(np.ceil(config.tokens / language.expected_length))
+    count = int(np.ceil(config.real_tokens / language.expected_length))
     return World(tokenizer, sample(1, count, "real"), sample(2, 4 * held_out_rows, "held-out"), language)
 
 
@@ -195,7 +195,10 @@ def _huggingface(root: Path, config: DataConfig) -> Iterator[str]:
     if not state.is_file():
         raise InputError(f"{root} is not a folder written by datasets.save_to_disk (no state.json)")
     for part in json.loads(state.read_text())["_data_files"]:
-        yield from _read_arrow(root / part["filename"], config)
+        file = Path(str(part["filename"]))
+        if file.is_absolute() or ".." in file.parts:
+            raise InputError(f"{state} names {str(file)!r}, which lies outside {root}: only files below it are opened")
+        yield from _read_arrow(root / file, config)
 
 
 def _read_arrayrecord(file: Path, config: DataConfig) -> Iterator[str]:
@@ -286,7 +289,7 @@ def _blocks(texts: list[str], tokenizer: Tokenizer, context: int, prefix: str, c
         where = config.validation if prefix == "held-out" and config.validation else config.path
         raise InputError(
             f"the {prefix} corpus {where} has {total} tokens, shorter than one row of {context}; "
-            "give more text or lower model.context"
+            "give more text or lower model.max_length"
         )
     return real_rows(rows, [tokenizer.decode(r) for r in rows], prefix=prefix, parents=parents)
 

@@ -6,21 +6,18 @@ Training, rollout and evaluation use the same one, so that a model is asked exac
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 import string
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recursive_jax.config import TaskConfig
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import Dataset, real_rows
-from recursive_jax.data.packing import Example
+from recursive_jax.data.packing import Example, pack_tokens
+from recursive_jax.data.task import class_field, hold_out, read_rows
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
 
@@ -50,9 +47,15 @@ class Template:
             raise InputError("task.chat=true, but the model's tokenizer has no chat template")
         return cls(task.prompt, task.completion, task.system, has if task.chat is None else task.chat)
 
+    version = 1
+
+    def __post_init__(self):
+        for text in (self.prompt, self.completion):
+            _parts(text)  # a template that cannot be filled is refused at once
+
     def fields(self) -> list[str]:
         """The fields that the completion answers with."""
-        return [name for _, name, _, _ in string.Formatter().parse(self.completion) if name]
+        return list(dict.fromkeys(field for _, field, _ in _parts(self.completion) if field))
 
     def messages(self, row: Row, answered: bool = True) -> list[chat.Message]:
         if "messages" in row:
@@ -74,7 +77,7 @@ class Template:
         """Tokens that the model goes on from, int32; the start of `example`'s."""
         if self.chat or "messages" in row:
             return chat.encode_prompt(tokenizer, self.asked(row))
-        opened = [tokenizer.bos] if getattr(tokenizer, "starts", True) else []
+        opened = [tokenizer.bos] if getattr(tokenizer, "has_bos", True) else []
         return np.asarray([*opened, *tokenizer.encode(_filled(self.prompt, row))], np.int32)
 
     def asked(self, row: Row) -> list[chat.Message]:
@@ -91,16 +94,47 @@ class Template:
         if "messages" in row:
             rest = self.messages(row)[len(self.asked(row)) :]
             return {"answer": str(rest[0].get("content", "")).strip()} if rest else {}
-        return {f: str(row.get(f, "")).strip() for f in self.fields()}
+        written = {field: f"{{{field}{form}}}" for _, field, form in _parts(self.completion) if field}
+        return {field: _filled(text, row).strip() for field, text in written.items() if row.get(field) is not None}
 
     def read(self, row: Row, text: str) -> dict[str, str] | ParseError:
         """What `text` answers to `row`, in the fields of `wanted`."""
         return {"answer": text.strip()} if "messages" in row else self.parse(text)
 
     def parse(self, text: str) -> dict[str, str] | ParseError:
-        """The fields of an answer of the completion's form, blanks around it left out."""
-        match = _pattern(self.completion).fullmatch(text.strip())
-        return {k: v.strip() for k, v in match.groupdict().items()} if match else ParseError(text)
+        """The fields of an answer of the completion's form, blanks around it left out. Each field is as short as what follows
+        it allows; one that stands twice must be equal. One pass over the text, whatever a model wrote."""
+        rest, found, waiting = text.strip(), {}, None
+        parts = _parts(self.completion.strip())
+        for n, (literal, field, _) in enumerate(parts):
+            at = _find(rest, literal, waiting is None, n == len(parts) - 1 and not field)
+            if at < 0:
+                return ParseError(text)
+            if waiting is not None and not _take(found, waiting, rest[:at]):
+                return ParseError(text)
+            rest, waiting = rest[at + len(literal) :], field or None
+        if waiting is not None:
+            return found if _take(found, waiting, rest) else ParseError(text)
+        return ParseError(text) if rest else found
+
+
+def _find(text: str, literal: str, here: bool, last: bool) -> int:
+    """Where a literal stands: at the beginning, after a field of at least one character, or at the end; -1: nowhere."""
+    if here:
+        return 0 if text.startswith(literal) else -1
+    if last:
+        at = len(text) - len(literal)
+        return at if at > 0 and text.endswith(literal) else -1
+    return text.find(literal, 1) if literal else min(1, len(text))
+
+
+def _take(found: dict[str, str], field: str, value: str) -> bool:
+    """Notes a field's value; False for an empty one, and for another than it had."""
+    value = value.strip() if value else ""
+    if not value or found.get(field, value) != value:
+        return False
+    found[field] = value
+    return True
 
 
 def _conversation(row: Row) -> list[chat.Message]:
@@ -112,73 +146,68 @@ def _conversation(row: Row) -> list[chat.Message]:
     return [dict(m) for m in messages]
 
 
-def _filled(text: str, row: Row) -> str:
+def _parts(text: str) -> list[tuple[str, str, str]]:
+    """(literal, field, conversion and format as written) of a template, in order. Fields are plain names: `{a.b}` and `{a[0]}`
+    would reach into objects. Raises InputError."""
     try:
-        return text.format_map(row)
+        parsed = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise InputError(f"the template {text!r} is not valid: {error}; write {{{{ and }}}} for braces that are text") from None
+    parts = []
+    for literal, field, form, conversion in parsed:
+        if field is not None and not field.isidentifier():
+            raise InputError(
+                f"the template {text!r} has the field {{{field}}}: a plain name of a row's field is wanted; write {{{{ and }}}} "
+                "for braces that are text"
+            )
+        if form and "{" in form:
+            raise InputError(f"the template {text!r}: a format may not hold fields of its own")
+        written = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+        parts.append((literal, field or "", written))
+    return parts
+
+
+def _filled(text: str, row: Row) -> str:
+    """The template with the row's fields in it. Only the fields themselves are read, never their attributes."""
+    _parts(text)
+    try:
+        return string.Formatter().vformat(text, (), row)
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         there = ", ".join(map(str, row))
         raise InputError(f"the template {text!r} wants {error}; the row's fields are: {there}") from None
 
 
-def _pattern(completion: str) -> re.Pattern[str]:
-    parts, seen = [], set()
-    for literal, name, _, _ in string.Formatter().parse(completion.strip()):
-        parts.append(re.escape(literal))
-        if name and not name.isidentifier():
-            raise InputError(f"task.completion has the field {{{name}}}: a plain name is wanted, to read answers back")
-        if name:
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>.+?)")
-            seen.add(name)
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def read_rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .parquet file. Raises InputError naming the file and line."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"task file {path} does not exist (.jsonl or .parquet is wanted)")
-    if file.suffix == ".parquet":
-        try:
-            found = pq.read_table(file).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} cannot be read as Parquet: {error}") from None
-        if not found:
-            raise InputError(f"{file} has no rows")
-        return found
-    rows = []
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{file} has no rows")
-    return rows
-
-
 def examples_dataset(rows: Sequence[Row], template: Template, tokenizer: Tokenizer, prefix: str = "task") -> Dataset:
-    """The rows as training rows: tokens as they are read, and a column `loss` that says which are learnt."""
-    examples = [template.example(row, tokenizer) for row in rows]
-    data = real_rows([e.tokens for e in examples], [tokenizer.decode(e.tokens) for e in examples], prefix=prefix)
-    prompts = [int(e.loss.argmax()) if e.loss.any() else len(e.loss) for e in examples]
-    data = data.with_column("prompt_tokens", pa.array(prompts, pa.int32()))
-    return data.with_column("loss", pa.array([e.loss.tolist() for e in examples], pa.list_(pa.bool_())))
+    """The rows as training rows: `prompt` is what the model reads before the first token that is learnt, `tokens` the rest,
+    and, where not all of it is learnt (a conversation of several turns), a column `loss` says what is."""
+    prompts, tokens, losses = [], [], []
+    for row in rows:
+        e = template.example(row, tokenizer)
+        first = max(1, int(e.loss.argmax()) if e.loss.any() else len(e.loss) - 1)
+        prompts.append(e.tokens[:first])
+        tokens.append(e.tokens[first:])
+        losses.append(e.loss[first:])
+    data = real_rows(tokens, [tokenizer.decode(t) for t in tokens], prefix=prefix, prompts=prompts)
+    if all(loss.all() for loss in losses):
+        return data
+    return data.with_column("loss", pa.array([loss.tolist() for loss in losses], pa.large_list(pa.bool_())))
+
+
+def task_rows(task: TaskConfig, seed: int) -> tuple[list[dict], list[dict], str]:
+    """(rows to learn from, held-out rows, how they were chosen): of the classes that the completion names, where it does,
+    each in equal shares; else a draw of the seed."""
+    rows = read_rows(task.path)
+    if task.validation:
+        held_out, how = read_rows(task.validation), f"held out: {task.validation}"
+    else:
+        by = task.stratify or class_field(rows, Template(task.prompt, task.completion).fields())
+        rows, held_out, how = hold_out(rows, task.holdout, seed, by)
+    return rows[: task.limit], held_out, how
 
 
 def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
     """The first packed row as text, what counts in the loss between «marks»."""
-    from recursive_jax.data.packing import pack_dataset
-
-    row = pack_dataset(data, length, tokenizer)[0]
+    row = pack_tokens(data, length, tokenizer)[0]
     tokens, segments, loss = row["tokens"], row["segments"], row.get("loss")
     loss = segments > 0 if loss is None else loss
     text = []

@@ -273,7 +273,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     else:
         inner = tokenizers.Tokenizer.from_str(library_tokenizer(tokenizer).to_str())
         bos = inner.id_to_token(tokenizer.bos)
-        if getattr(tokenizer, "starts", True) and inner.post_processor is None:
+        if getattr(tokenizer, "has_bos", True) and inner.post_processor is None:
             inner.post_processor = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos)]
             )
@@ -284,7 +284,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     settings.pop("pad_token", None)
     if tokenizer.pad is not None:
         settings["pad_token"] = name(tokenizer.pad)
-    settings |= {"clean_up_tokenization_spaces": False, "add_bos_token": bool(getattr(tokenizer, "starts", True))}
+    settings |= {"clean_up_tokenization_spaces": False, "add_bos_token": bool(getattr(tokenizer, "has_bos", True))}
     settings.pop("chat_template", None)
     template = getattr(tokenizer, "chat_template", None)
     if template:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +23,7 @@ class Tokenizer(Protocol):
     """vocab: number of ids. bos, eos, pad: ids of the special tokens. Padding is hidden by masks, not by its id: pad is
     None where a tokenizer has no id of its own for it, and never eos.
 
-    A tokenizer may also have: stops (ids that end a row, eos among them), starts (False: a prompt is not opened with
+    A tokenizer may also have: mask (the id that hides a token), special_ids, stops (ids that end a row, eos among them), starts (False: a prompt is not opened with
     bos), chat_template (Jinja), encode_batch.
     """
 
@@ -118,10 +120,10 @@ class FileTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.special, self.chat_template, self.settings = special, chat_template, settings or {}
-        self.starts, self.stops = True, ()
+        self.has_bos, self.stops = True, ()
         if special is not None:
             self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
-            self.starts, self.stops = special.starts, special.stops
+            self.has_bos, self.stops = special.has_bos, special.stops
         for role, names in _KNOWN.items() if special is None else ():
             found = next((n for n in names if tokenizer.token_to_id(n) is not None), None)
             if found is None:
@@ -175,6 +177,17 @@ class FileTokenizer:
         """With the special tokens that the file puts around a text ([CLS] ... [SEP])."""
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=True)]
 
+    @property
+    def mask(self) -> int | None:
+        """The id that hides a token (BERT's [MASK]), where the file has one."""
+        found = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "<mask>", "<|mask|>"))
+        return next((i for i in found if i is not None), None)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all tokens that the file calls special."""
+        return tuple(sorted(i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special))
+
     def backend_json(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""
         return self._tokenizer.to_str()
@@ -197,6 +210,9 @@ class FileTokenizer:
         return stored
 
 
+_MARK = "\n"  # in no vocabulary part of a word
+
+
 class SentencePieceTokenizer:
     """A SentencePiece `tokenizer.model` (needs the package `sentencepiece`)."""
 
@@ -213,11 +229,37 @@ class SentencePieceTokenizer:
             raise InputError(f"tokenizer.model is damaged: {error}") from None
         self.model, self.special, self.chat_template, self.settings = model, special, chat_template, settings or {}
         self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
-        self.starts, self.stops = special.starts, special.stops
+        self.has_bos, self.stops = special.has_bos, special.stops
         self.vocab = self._processor.get_piece_size()
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+    def encode_rendered(self, text: str, first: bool = True) -> list[int]:
+        """A rendered conversation, or a part of it: the names of special tokens in it become those tokens (SentencePiece
+        itself reads them as text), and only the beginning of the whole gets the library's dummy blank. first: whether `text`
+        is that beginning."""
+        ids: list[int] = []
+        for i, part in enumerate(self._specials.split(text)):
+            if i % 2:
+                ids.append(self._processor.piece_to_id(part))
+            elif part:
+                ids += self._processor.encode(part) if first and not ids else self._inside(part)
+        return ids
+
+    def _inside(self, text: str) -> list[int]:
+        """Without a blank before it: encoded behind a letter that is taken off again."""
+        marked = self._processor.encode(_MARK + text)
+        lead = self._processor.encode(_MARK)
+        return marked[len(lead) :] if marked[: len(lead)] == lead else self._processor.encode(text)
+
+    @functools.cached_property
+    def _specials(self) -> re.Pattern[str]:
+        """The names of the special tokens, longest first."""
+        p = self._processor
+        named = {p.id_to_piece(i) for i in range(self.vocab) if p.is_control(i)}
+        named |= {p.id_to_piece(int(i)) for i in (self.bos, self.eos, *self.stops) if 0 <= int(i) < self.vocab}
+        return re.compile("(" + "|".join(map(re.escape, sorted(filter(None, named), key=len, reverse=True))) + ")")
 
     def token(self, index: int) -> str:
         return self._processor.id_to_piece(int(index))
@@ -250,7 +292,7 @@ class IdTokenizer:
     def __init__(self, vocab: int, special: Special):
         self.vocab, self.special = vocab, special
         self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
-        self.starts, self.stops = special.starts, special.stops
+        self.has_bos, self.stops = special.has_bos, special.stops
 
     def encode(self, text: str) -> list[int]:
         try:

@@ -21,12 +21,12 @@ from flax import struct
 
 from recursive_jax import mesh as meshes
 from recursive_jax.generate import programs
-from recursive_jax.generate.reader import Reader, Row
+from recursive_jax.generate.decoder import decoder
+from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import allowed
-from recursive_jax.generate.stepper import stepper
 from recursive_jax.mesh import TRACES, local, spec
-from recursive_jax.models.model import Architecture
+from recursive_jax.models.network import Network
 
 FAR = -1e9  # score of a beam that is none
 
@@ -61,10 +61,10 @@ def _take(x: jax.Array, index_UW: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def beam_program(architecture: Architecture, dtype: str, W: int, N: int, ends: int) -> Callable:
+def beam_program(network: Network, dtype: str, W: int, N: int, ends: int) -> Callable:
     """(params, memory, logits_UV, terms, penalty, banned) -> finished `Beams`, best first. N: new tokens at most; ends: ids
     that may end a row. terms: of the U rows; penalty: the length penalty."""
-    step = stepper(architecture, dtype)
+    step = decoder(network, dtype)
     C = max(2, 1 + ends) * W  # so many candidates that W stay open, whichever end
 
     def search(params, memory, logits_UV, terms: programs.Terms, penalty, banned):
@@ -156,7 +156,7 @@ def best(values_UX: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     On CPU, where XLA sorts the whole row for this, in two stages: the k blocks with the largest maxima hold them all.
     """
     U, X = values_UX.shape
-    if jax.default_backend() != "cpu" or k * 8 > X:
+    if meshes.platform() != "cpu" or k * 8 > X:
         return jax.lax.top_k(values_UX, k)
     block = 64 if X >= 64 * 64 else 8
     blocks_UNB = jnp.pad(values_UX, ((0, 0), (0, -X % block)), constant_values=-jnp.inf).reshape(U, -1, block)
@@ -182,20 +182,20 @@ def _pick(values_UX: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return found_kU.T, at_kU.T.astype(jnp.int32)
 
 
-def beam_search(reader: Reader, requests: Iterable[Request | None]) -> Iterator[Row]:
+def beam_search(prefill: Prefill, requests: Iterable[Request | None]) -> Iterator[Row]:
     """The `n_best` best rows of each request, best first; a batch of requests at a time, of like prompt lengths. Rows of
     one batch come in request order; the memory is that of one window of requests, whatever their number."""
-    sampling = reader.sampling
+    sampling = prefill.sampling
     U = max(1, sampling.batch // sampling.beams)
-    U += -U % reader.divisor
+    U += -U % prefill.divisor
     source = iter(requests)
-    with jax.set_mesh(reader.mesh):
+    with jax.set_mesh(prefill.mesh):
         while True:
             window: list[Row] = []
             for request in source:
                 if request is None:
                     break
-                row = reader.open(request)
+                row = prefill.open(request)
                 if row.status:
                     yield row
                 else:
@@ -206,19 +206,19 @@ def beam_search(reader: Reader, requests: Iterable[Request | None]) -> Iterator[
                 return
             plans: dict[tuple, list[Row]] = {}
             for row in window:
-                plans.setdefault(reader.plan(row.prompt), []).append(row)
+                plans.setdefault(prefill.plan(row.prompt), []).append(row)
             for plan, members in sorted(plans.items()):
                 for begin in range(0, len(members), U):
-                    yield from _search(reader, plan, members[begin : begin + U], U)
+                    yield from _search(prefill, plan, members[begin : begin + U], U)
 
 
-def _search(reader: Reader, plan: Any, rows: list[Row], U: int) -> Iterator[Row]:
-    sampling, W = reader.sampling, reader.sampling.beams
-    logits_UV, memory = reader.read(0, plan, [r.prompt for r in rows], U)
+def _search(prefill: Prefill, plan: Any, rows: list[Row], U: int) -> Iterator[Row]:
+    sampling, W = prefill.sampling, prefill.sampling.beams
+    logits_UV, memory = prefill.read(0, plan, [r.prompt for r in rows], U)
     N = _round(max(row.limit for row in rows))
-    program = beam_program(reader.architectures[0], reader.dtype, W, N, reader.most_stops)
-    terms = meshes.put_batch(reader.mesh, reader.terms([*rows, *[None] * (U - len(rows))]))
-    found = program(reader.params[0], memory, logits_UV, terms, np.float32(sampling.length_penalty), reader.banned)
+    program = beam_program(prefill.networks[0], prefill.dtype, W, N, prefill.most_stops)
+    terms = meshes.put_batch(prefill.mesh, prefill.terms([*rows, *[None] * (U - len(rows))]))
+    found = program(prefill.params[0], memory, logits_UV, terms, np.float32(sampling.length_penalty), prefill.banned)
     found = meshes.fetch(found)
     for u, row in enumerate(rows):
         for rank in range(sampling.n_best):
@@ -229,7 +229,7 @@ def _search(reader: Reader, plan: Any, rows: list[Row], U: int) -> Iterator[Row]
             made = Row(row.request, row.prompt, row.sampling, row.stops, row.limit, tokens)
             made.logprobs = found.logprobs_UWN[u, rank, :n].tolist()
             made.status = "ok" if tokens[-1] in row.stops else "length"
-            made.text, made.rank = reader.tokenizer.decode(tokens), rank
+            made.text, made.rank = prefill.tokenizer.decode(tokens), rank
             made.score = float(found.score_UW[u, rank])
             made.last = rank + 1 == sampling.n_best or not found.filled_UW[u, rank + 1]
             yield made

@@ -47,6 +47,7 @@ class Constraint:
         self._executor = llguidance.LLExecutor()
         self._masks = np.zeros((0, self.words), np.int32)
         self._stale: set[int] = set()
+        self.failed: dict[int, str] = {}  # slot -> why its row cannot go on
 
     @classmethod
     def of(cls, sampling: SamplingConfig, tokenizer: Any, vocab: int) -> Constraint | None:
@@ -64,6 +65,7 @@ class Constraint:
     def release(self, slot: int) -> None:
         self.parsers.pop(slot, None)
         self._stale.discard(slot)
+        self.failed.pop(slot, None)
 
     def _fill(self) -> None:
         """Brings the masks of all slots whose row has moved up to date."""
@@ -72,14 +74,16 @@ class Constraint:
         moved = [(self.parsers[slot], slot) for slot in sorted(self._stale) if slot in self.parsers]
         if moved:
             masks.fill_next_token_bitmask_par(self._executor, moved, self._masks)
-        for parser, _ in moved:
+        for parser, slot in moved:
             if parser.is_error():
-                raise InputError(f"the constraint cannot be followed with this tokenizer: {parser.get_error()}")
+                self.failed[slot] = parser.get_error()
+            elif not self._masks[slot].any():
+                self.failed[slot] = "no token of this tokenizer follows"
         self._stale.clear()
 
-    def decode(self, architecture: Any, guide: Any, dtype: str, combine: Callable | None) -> Callable:
+    def decode(self, network: Any, guide: Any, dtype: str, combine: Callable | None, where: str = "cpu") -> Callable:
         """The same contract as `programs.decode_program`, a step at a time."""
-        choose, advance = programs.choose_program(combine), programs.advance_program(architecture, guide, dtype)
+        choose, advance = programs.choose_program(combine), programs.advance_program(network, guide, dtype, where)
 
         def run(params, guide_params, state, keep_B, steps, banned_N):
             B, found = state.logits_BV.shape[0], []
@@ -87,15 +91,20 @@ class Constraint:
                 self._masks = np.zeros((B, self.words), np.int32)
             for _ in range(int(steps)):
                 self._fill()
+                if self.failed:  # such a row ends here, the others go on
+                    going = np.array([slot not in self.failed for slot in range(B)])
+                    keep_B = meshes.put_batch(_mesh(keep_B), meshes.fetch(keep_B) & going)
+                    self._masks[list(self.failed)] = -1
                 masks_BW = meshes.put_batch(_mesh(keep_B), self._masks.copy())
                 terms, token_B, logprob_B, live_B = choose(state, keep_B, banned_N, masks_BW)
                 state = advance(params, guide_params, state, terms, token_B, live_B)  # runs while the host parses
                 tokens, logprobs, live = meshes.fetch((token_B, logprob_B, live_B))
                 found.append((tokens, logprobs, live))
                 for slot in np.flatnonzero(live):
-                    if not self.parsers[slot].consume_token(int(tokens[slot])):
-                        raise InputError(f"the constraint cannot be followed: {self.parsers[slot].get_error()}")
-                    self._stale.add(int(slot))
+                    if self.parsers[slot].consume_token(int(tokens[slot])):
+                        self._stale.add(int(slot))
+                    else:
+                        self.failed[int(slot)] = self.parsers[slot].get_error()
                 if not live.any():
                     break
             tokens, logprobs, live = (np.stack(x, axis=1) for x in zip(*found, strict=True))

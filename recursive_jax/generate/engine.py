@@ -22,7 +22,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import SamplingConfig
 from recursive_jax.generate import programs
 from recursive_jax.generate.constrain import Constraint
-from recursive_jax.generate.reader import Reader, Row, prefill_rows
+from recursive_jax.generate.prefill import Prefill, Row, prefill_rows
 from recursive_jax.generate.request import Draft, Guide, Request
 from recursive_jax.generate.speculate import speculate_program
 from recursive_jax.models.model import Model
@@ -49,7 +49,7 @@ class Counts:
 
 class Engine:
     """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows stay
-    the same); constraint: what every row must parse as. settings and shared: as in `Reader`, errors too."""
+    the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too."""
 
     def __init__(
         self,
@@ -69,24 +69,24 @@ class Engine:
             raise ValueError("give a guide or a draft, not both")
         second = [x.model for x in (guide, draft) if x is not None]
         self.guide, self.draft = guide, draft
-        self.reader = Reader([model, *second], sampling, seed, shared, settings)
-        self.mesh, self.counts = self.reader.mesh, Counts()
-        self.constraint = Constraint.of(sampling, self.reader.tokenizer, self.reader.model.vocab)
-        self.B = sampling.batch + (-sampling.batch % self.reader.divisor)
+        self.prefill = Prefill([model, *second], sampling, seed, shared, settings)
+        self.mesh, self.counts = self.prefill.mesh, Counts()
+        self.constraint = Constraint.of(sampling, self.prefill.tokenizer, self.prefill.model.vocab)
+        self.B = sampling.batch + (-sampling.batch % self.prefill.divisor)
         self.rows: list[Row | None] = [None] * self.B
         self._state: programs.Slots | None = None
         self._size = 0
-        sides = [*self.reader.architectures, None][:2]
+        sides = [*self.prefill.networks, None][:2]
         combine = guide.combine if guide else None
-        most = sampling.chunk * LAST
+        most, where = sampling.chunk * LAST, meshes.platform(self.mesh)
         if draft is not None:
-            self._decode = speculate_program(*sides, self.reader.dtype, most, draft.ahead)
+            self._decode = speculate_program(*sides, self.prefill.dtype, most, draft.ahead)
         elif self.constraint is not None:
-            self._decode = self.constraint.decode(*sides, self.reader.dtype, combine)
+            self._decode = self.constraint.decode(*sides, self.prefill.dtype, combine, where)
         else:
-            self._decode = programs.decode_program(*sides, self.reader.dtype, most, combine)
-        self._empty = lambda slots: programs.empty_program(*sides, self.reader.dtype, self.B, slots)
-        self._params = [*self.reader.params, None][:2]
+            self._decode = programs.decode_program(*sides, self.prefill.dtype, most, combine, where)
+        self._empty = lambda slots: programs.empty_program(*sides, self.prefill.dtype, self.B, slots)
+        self._params = [*self.prefill.params, None][:2]
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Row]:
         """Rows as they finish. A request whose prompt does not fit, or that asks for nothing, is a row at once. None says
@@ -100,7 +100,7 @@ class Engine:
                     exhausted = request is END
                     if exhausted or request is None:
                         break
-                    row = self.reader.open(request)
+                    row = self.prefill.open(request)
                     if row.status:
                         self.counts.rows += 1
                         yield row
@@ -123,7 +123,7 @@ class Engine:
         self._make_room(working, steps)
         keep_B = meshes.put_batch(self.mesh, np.array([row is not None for row in self.rows]))
         steps = np.int32(steps)
-        self._state, *out = self._decode(*self._params, self._state, keep_B, steps, self.reader.banned)
+        self._state, *out = self._decode(*self._params, self._state, keep_B, steps, self.prefill.banned)
         tokens_BC, logprobs_BC, count_B = meshes.fetch(tuple(out))
         for slot, row in enumerate(self.rows):
             if row is None:
@@ -132,7 +132,9 @@ class Engine:
             self.counts.tokens += n
             row.tokens += tokens_BC[slot, :n].tolist()
             row.logprobs += logprobs_BC[slot, :n].tolist()
-            if finish(row, self.reader.tokenizer.decode):
+            if self.constraint is not None and slot in self.constraint.failed:
+                row.status, row.text = "constraint", self.prefill.tokenizer.decode(row.tokens)
+            if row.status or finish(row, self.prefill.tokenizer.decode):
                 self.rows[slot] = None
                 self.counts.rows += 1
                 if self.constraint is not None:
@@ -143,10 +145,10 @@ class Engine:
     def _make_room(self, rows: Sequence[Row], steps: int) -> None:
         """A cache with room for `steps` more tokens of the rows. It grows with them, since attention reads all of it."""
         ahead = 2 * (self.draft.ahead + 1) if self.draft else 0
-        size = self.reader.size(max(len(row.prompt) + len(row.tokens) for row in rows) + steps + ahead)
+        size = self.prefill.size(max(len(row.prompt) + len(row.tokens) for row in rows) + steps + ahead)
         if self._state is None:
             self._size = size
-            self._state = self._empty(size)(meshes.put_batch(self.mesh, self.reader.terms([None] * self.B)))
+            self._state = self._empty(size)(meshes.put_batch(self.mesh, self.prefill.terms([None] * self.B)))
         elif size > self._size or size * 4 <= self._size:
             self._size = size
             self._state = programs.resize_program(size)(self._state)
@@ -159,13 +161,13 @@ class Engine:
             groups.setdefault(self._prompts(row), []).append(row)
         plans: dict[tuple, list[tuple[bytes, ...]]] = {}
         for prompts in groups:
-            plans.setdefault(tuple(self.reader.plan(_ids(p)) for p in prompts), []).append(prompts)
+            plans.setdefault(tuple(self.prefill.plan(_ids(p)) for p in prompts), []).append(prompts)
         slots = iter(free)
         for plan, members in sorted(plans.items()):
-            U = prefill_rows(max(side[1] for side in plan), self.B, self.reader.divisor)
+            U = prefill_rows(max(side[1] for side in plan), self.B, self.prefill.divisor)
             for begin in range(0, len(members), U):
                 chunk = members[begin : begin + U]
-                sides = [self.reader.read(i, side, [_ids(m[i]) for m in chunk], U) for i, side in enumerate(plan)]
+                sides = [self.prefill.read(i, side, [_ids(m[i]) for m in chunk], U) for i, side in enumerate(plan)]
                 placed = [(u, row, next(slots)) for u, member in enumerate(chunk) for row in groups[member]]
                 for start in range(0, len(placed), U):
                     self._insert(sides, placed[start : start + U], U)
@@ -174,7 +176,7 @@ class Engine:
         """What the model, and the second one where there is one, read before the row."""
         prompts = [row.prompt]
         if self.guide is not None:
-            prompts.append(self.guide.prompt(row.request, self.reader.tokenizer.bos))
+            prompts.append(self.guide.prompt(row.request, self.prefill.tokenizer.bos))
         elif self.draft is not None:
             prompts.append(row.prompt)
         return tuple(np.ascontiguousarray(p, np.int32).tobytes() for p in prompts)
@@ -188,7 +190,7 @@ class Engine:
             if self.constraint is not None:
                 self.constraint.start(at)
         (logits, memory), (guide_logits, guide) = [*sides, (None, None)][:2]
-        terms = meshes.replicate(self.mesh, self.reader.terms(rows))
+        terms = meshes.put_replicated(self.mesh, self.prefill.terms(rows))
         new = programs.Slots(memory, logits, terms, guide, guide_logits)
         self._state = programs.insert_program()(self._state, new, source, slot)
 

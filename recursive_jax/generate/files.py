@@ -27,7 +27,7 @@ from recursive_jax.data.dataset import SCHEMA
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import FIRST, stream
-from recursive_jax.generate.reader import Row
+from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Draft, Request
 from recursive_jax.models.model import Model
 
@@ -97,7 +97,7 @@ class Prompts:
                 return np.asarray(chat.encode_prompt(tokenizer, messages), np.int32), True
         if not isinstance(prompt, str):
             raise InputError(f"{self.name}, row {number}: there is no text in `prompt`, `text` or `messages`")
-        return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "starts", True)
+        return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "has_bos", True)
 
 
 def _lines(file: TextIO, name: str, jsonl: bool | None) -> Iterator[dict[str, Any]]:

@@ -6,15 +6,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
 from recursive_jax.generate.beam import beam_search
 from recursive_jax.generate.engine import Engine
-from recursive_jax.generate.reader import Reader, Row
+from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.request import Draft, Guide, Request, shared_prefix
 from recursive_jax.models.model import Model
 
@@ -34,8 +35,9 @@ def generate(
     draft: Draft | None = None,
     progress: bool = False,
 ) -> Dataset:
-    """One row per request (`n_best` of them), in their order, holding the new tokens only (the prompt is named by
-    `parents`). status: `ok` (ended by a stop token or text), `length` (cut at the limit), `prompt_too_long` (no tokens).
+    """One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new ones;
+    columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the limit), `prompt_too_long` (no tokens),
+    `constraint` (its grammar cannot be followed; what was written till then).
     progress: rows and tokens per second on stderr.
 
     Raises InputError for a model without params, or one that cannot write; ValueError for two requests with one id.
@@ -73,7 +75,7 @@ def stream(
     if sampling.beams > 1:
         if guide is not None or draft is not None or settings:
             raise ValueError("beam search takes neither a guide nor a draft, nor settings of a request's own")
-        rows = beam_search(Reader([model], sampling, seed, shared), requests)
+        rows = beam_search(Prefill([model], sampling, seed, shared), requests)
     else:
         engine = Engine(model, sampling, seed=seed, guide=guide, draft=draft, shared=shared, settings=settings)
         if sampling.best_of > 1:
@@ -137,8 +139,20 @@ def to_dataset(
         seed=seed,
         synthetic=True,
         status=[r.status for r in rows],
-        prompt_tokens=[len(r.request.prompt) for r in rows],
+        prompt=[np.asarray(r.prompt, np.int32) for r in rows],
         tokens=[np.asarray(r.tokens, np.int32) for r in rows],
         logprobs=[np.asarray(r.logprobs, np.float32) for r in rows],
         text=[r.text for r in rows],
+        **carried([r.request.columns for r in rows]),
     )
+
+
+def carried(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns that rows carry on from their prompts' rows. One that is called as a core column is, is kept as
+    `source_<name>`."""
+    names = dict.fromkeys(name for row in columns for name in row)
+    return {own_name(name): [row.get(name) for row in columns] for name in names}
+
+
+def own_name(name: str) -> str:
+    return f"source_{name}" if name in SCHEMA.names or name in DECLARED else name

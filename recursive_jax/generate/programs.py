@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from recursive_jax.generate.decoder import decoder
 from recursive_jax.generate.sampling import NEVER, History, Rules, allowed, apply_rules, draw, request_keys
-from recursive_jax.generate.stepper import stepper
 from recursive_jax.mesh import TRACES, local, spec
-from recursive_jax.models.model import Architecture
+from recursive_jax.models.network import Network
 
 ROWS = spec("batch")
 
@@ -56,10 +56,10 @@ class Slots:
 
 
 @functools.cache
-def prefill_program(architecture: Architecture, dtype: str, rows: int, slots: int, first: bool) -> Callable:
+def prefill_program(network: Network, dtype: str, rows: int, slots: int, first: bool) -> Callable:
     """(params, memory, tokens_UT, count_U) -> (logits_UV, memory): a piece of up to T tokens of U prompts. With `first`
     there is no memory yet and it is made, with room for `slots` tokens."""
-    step = stepper(architecture, dtype)
+    step = decoder(network, dtype)
 
     def prefill(params, memory, tokens_UT, count_U):
         TRACES["prefill"] += 1
@@ -84,20 +84,20 @@ def spread_program() -> Callable:
 
 
 @functools.cache
-def empty_program(architecture: Architecture, guide: Architecture | None, dtype: str, B: int, slots: int) -> Callable:
+def empty_program(network: Network, guide: Network | None, dtype: str, B: int, slots: int) -> Callable:
     """(terms) -> slots of no tokens."""
 
     def empty(terms):
         TRACES["empty"] += 1
         logits = lambda a: jnp.zeros((B, padded_vocab(a)), jnp.float32, out_sharding=spec("batch", None))
-        second = () if guide is None else (stepper(guide, dtype).empty(B, slots), logits(guide))
-        return Slots(stepper(architecture, dtype).empty(B, slots), logits(architecture), terms, *second)
+        second = () if guide is None else (decoder(guide, dtype).empty(B, slots), logits(guide))
+        return Slots(decoder(network, dtype).empty(B, slots), logits(network), terms, *second)
 
     return jax.jit(empty)
 
 
-def padded_vocab(architecture: Architecture) -> int:
-    return architecture.config.V if architecture.config else architecture.vocab
+def padded_vocab(network: Network) -> int:
+    return network.padded_vocab
 
 
 @functools.cache
@@ -236,14 +236,14 @@ def advance(step, guide_step, params, guide_params, slots: Slots, token_B, live_
 
 @functools.cache
 def decode_program(
-    architecture: Architecture, guide: Architecture | None, dtype: str, most: int, combine: Combine | None = None
+    network: Network, guide: Network | None, dtype: str, most: int, combine: Combine | None = None, where: str = "cpu"
 ) -> Callable:
     """(params, guide params, slots, keep_B, steps, banned_N) -> (slots, tokens_BC, logprobs_BC, count_B).
 
     Up to `steps` <= C = `most` tokens for every row that is kept and not done; the first count_B entries of a row are its
-    new tokens. Stops early when no row is left. `slots` is donated.
+    new tokens. Stops early when no row is left. `slots` is donated. where: the platform of the mesh it runs on.
     """
-    step, guide_step = stepper(architecture, dtype), stepper(guide, dtype) if guide else None
+    step, guide_step = decoder(network, dtype), decoder(guide, dtype) if guide else None
 
     def decode(params, guide_params, slots: Slots, keep_B, steps, banned_N):
         TRACES["generate"] += 1
@@ -263,12 +263,12 @@ def decode_program(
         carry = (jnp.int32(0), slots, blank(jnp.int32), blank(jnp.float32), jnp.zeros_like(slots.terms.length_B))
         return jax.lax.while_loop(more, body, carry)[1:]
 
-    return jax.jit(decode, donate_argnums=2, compiler_options=_options())
+    return jax.jit(decode, donate_argnums=2, compiler_options=_options(where))
 
 
-def _options() -> dict[str, Any]:
+def _options(where: str) -> dict[str, Any]:
     """XLA's CPU backend keeps to 256-bit vectors where there are 512: a fifth of the time of one row's products."""
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+    return {"xla_cpu_prefer_vector_width": 512} if where == "cpu" else {}
 
 
 @functools.cache
@@ -285,15 +285,15 @@ def choose_program(combine: Combine | None = None) -> Callable:
 
 
 @functools.cache
-def advance_program(architecture: Architecture, guide: Architecture | None, dtype: str) -> Callable:
+def advance_program(network: Network, guide: Network | None, dtype: str, where: str = "cpu") -> Callable:
     """(params, guide params, slots, terms, token_B, live_B) -> slots: the other half. `slots` is donated."""
-    step, guide_step = stepper(architecture, dtype), stepper(guide, dtype) if guide else None
+    step, guide_step = decoder(network, dtype), decoder(guide, dtype) if guide else None
 
     def forward(params, guide_params, slots: Slots, terms, token_B, live_B):
         TRACES["advance"] += 1
         return advance(step, guide_step, params, guide_params, slots.replace(terms=terms), token_B, live_B)
 
-    return jax.jit(forward, donate_argnums=2, compiler_options=_options())
+    return jax.jit(forward, donate_argnums=2, compiler_options=_options(where))
 
 
 def classifier_free(logits_BV: jax.Array, other_BV: jax.Array, weight_B: jax.Array) -> jax.Array:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
+from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
+from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 
 
@@ -19,7 +25,7 @@ class Request:
     """prompt: token ids. id: addresses the randomness. parents: ids of the prompt's rows. opened: whether the prompt
     begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling: settings of
     its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
-    sample: tells candidates of one request apart (`best_of`)."""
+    sample: tells candidates of one request apart (`best_of`). columns: of the prompt's row, which the rows written carry on."""
 
     id: int
     prompt: np.ndarray
@@ -28,6 +34,7 @@ class Request:
     sampling: SamplingConfig | None = None
     negative: np.ndarray | None = None
     sample: int = 0
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def tokens(self, bos: int) -> np.ndarray:
         """What the model reads, int32; an empty prompt always starts with the start token."""
@@ -72,15 +79,90 @@ def unconditional(count: int, first: int = 0) -> list[Request]:
     return [Request(i, np.empty(0, np.int32)) for i in range(first, first + count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Unconditional:
+    """Requests from the start token alone: `requests(first, count)` gives those with ids first .. first + count."""
+
+    def __call__(self, first: int, count: int) -> list[Request]:
+        return unconditional(count, first)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromRows:
+    """Requests whose prompts are the first `prompt_tokens` tokens of rows, cycling through the rows that are long enough.
+    Columns of the user's go along. The rows are listed once, however many blocks of requests are asked for."""
+
+    data: Dataset
+    prompt_tokens: int
+
+    @functools.cached_property
+    def _usable(self) -> tuple[list[str], list[np.ndarray], list[dict[str, Any]]]:
+        tokens = self.data.tokens()
+        chosen = [i for i, t in enumerate(tokens) if len(t) >= self.prompt_tokens]
+        if not chosen:
+            raise InputError(f"no row is long enough for sampling.prompt_tokens={self.prompt_tokens}")
+        ids = self.data.column("id")
+        own = own_columns(self.data)
+        return [ids[i] for i in chosen], [tokens[i][: self.prompt_tokens] for i in chosen], [own[i] for i in chosen]
+
+    def __call__(self, first: int, count: int) -> list[Request]:
+        ids, prompts, columns = self._usable
+        n = len(ids)
+        return [
+            Request(r, prompts[r % n], (ids[r % n],), columns=columns[r % n]) for r in range(first, first + count)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTemplate:
+    """Requests that ask a template's question of each row, `each` times: request `row * each + sample`. Columns of the
+    user's go along."""
+
+    data: Dataset
+    template: Template
+    tokenizer: Any
+    each: int = 1
+
+    @functools.cached_property
+    def _rows(self) -> tuple[list[str], list[dict[str, Any]]]:
+        return self.data.column("id"), own_columns(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data) * self.each
+
+    def __call__(self, first: int, count: int) -> list[Request]:
+        ids, rows = self._rows
+        if first + count > len(self):
+            raise InputError(f"{first + count} requests are asked for, {len(ids)} rows give {len(self)}")
+        found = []
+        for r in range(first, first + count):
+            row = rows[r // self.each]
+            prompt = self.template.request(row, self.tokenizer)
+            found.append(Request(r, prompt, (ids[r // self.each],), opened=True, columns=row))
+        return found
+
+
+def own_columns(data: Dataset) -> list[dict[str, Any]]:
+    """The columns of the user's, row by row."""
+    names = [n for n in data.table.column_names if n not in SCHEMA.names and n not in DECLARED]
+    return data.table.select(names).to_pylist() if names else [{} for _ in range(len(data))]
+
+
 def from_rows(data: Dataset, prompt_tokens: int, count: int, first: int = 0) -> list[Request]:
     """Requests whose prompts are the first tokens of rows, cycling through the rows that are long enough."""
-    usable = [(i, t) for i, t in zip(data.column("id"), data.tokens(), strict=True) if len(t) >= prompt_tokens]
-    if not usable:
-        raise InputError(f"no row is long enough for sampling.prompt_tokens={prompt_tokens}")
-    return [
-        Request(r, usable[r % len(usable)][1][:prompt_tokens], (usable[r % len(usable)][0],))
-        for r in range(first, first + count)
-    ]
+    return FromRows(data, prompt_tokens)(first, count)
+
+
+def requests_fingerprint(requests: Sequence[Request]) -> str:
+    """Names requests by all that decides what is written to them."""
+    found = hashlib.sha256()
+    for r in requests:
+        own = None if r.sampling is None else describe(r.sampling)
+        about = [r.id, list(r.parents), r.opened, own, r.sample, r.negative is not None, len(r.prompt)]
+        found.update(json.dumps([*about, r.columns], sort_keys=True, default=str).encode())
+        found.update(np.asarray(r.prompt, np.int32).tobytes())
+        found.update(b"" if r.negative is None else np.asarray(r.negative, np.int32).tobytes())
+    return found.hexdigest()[:16]
 
 
 def shared_prefix(requests: Sequence[Request], bos: int) -> np.ndarray:

@@ -18,9 +18,9 @@ from recursive_jax import mesh as meshes
 from recursive_jax.data.packing import first_fit
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import TRACES, local, spec
-from recursive_jax.models.model import Architecture, Model, bound
+from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network, TransformerNetwork
 from recursive_jax.objectives.causal import token_nll
-from recursive_jax.train.step import resolve_dtype
 
 TOKENS = 4096  # positions of one dispatch, on each shard of the batch
 SEGMENTS = 64  # texts of one packed row, when they are pooled
@@ -36,19 +36,19 @@ def token_logprobs(
     rows: token ids, without start token; opened: they begin as they stand, and the first token has no log-probability.
     Rows are cut at the context. Raises InputError for ids the model does not have.
     """
-    yield from _per_token(model, rows, opened, _logprob_program(model.architecture, resolve_dtype(dtype)))
+    yield from _per_token(model, rows, opened, _logprob_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
 def token_entropies(
     model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
 ) -> Iterator[np.ndarray]:
     """The entropy (nats) of what the model expects at every token of a row. Arguments, shapes and errors as `token_logprobs`."""
-    yield from _per_token(model, rows, opened, _entropy_program(model.architecture, resolve_dtype(dtype)))
+    yield from _per_token(model, rows, opened, _entropy_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
 def _per_token(model: Model, rows: Iterable[np.ndarray], opened: bool, program: Callable) -> Iterator[np.ndarray]:
     bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
-    pieces = (np.concatenate([bos, _checked(row, model)])[: model.context + 1].astype(np.int32) for row in rows)
+    pieces = (np.concatenate([bos, _checked(row, model)])[: model.max_length + 1].astype(np.int32) for row in rows)
     for packed, places in _batches(model, pieces, shift=1):
         table = _run(model, program, packed)
         yield from (table[n, at + 1 : at + size] for n, at, size in places)
@@ -68,7 +68,7 @@ def embed(
     length 1 is what sentence-transformers computes for MiniLM. Texts are cut at the context; an empty one is the start
     token alone. Raises InputError for a model of user functions, which gives logits only.
     """
-    if model.architecture.config is None:
+    if model.network.states_size is None:
         raise InputError("a model of user functions gives logits only: it has no states to embed with")
     if pool not in ("mean", "last"):
         raise InputError(f"pool={pool!r}: mean or last is wanted")
@@ -78,15 +78,15 @@ def embed(
     def pieces() -> Iterator[np.ndarray]:
         for text in texts:
             ids = framed([text])[0] if isinstance(text, str) else text
-            ids = _checked(ids, model)[: model.context]
+            ids = _checked(ids, model)[: model.max_length]
             yield ids if len(ids) else start
 
-    program = _state_program(model.architecture, resolve_dtype(dtype), pool == "mean")
+    program = _state_program(model.network, meshes.resolve_dtype(dtype, model.mesh), pool == "mean")
     found = []
     for packed, places in _batches(model, pieces(), shift=0, most=SEGMENTS):
         pooled_BMD = _run(model, program, packed)
         found += [pooled_BMD[n, packed[1][n, at] - 1] for n, at, _ in places]
-    rows = np.stack(found) if found else np.empty((0, model.architecture.config.width), np.float32)
+    rows = np.stack(found) if found else np.empty((0, model.network.states_size), np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if normalize else rows
 
 
@@ -96,7 +96,7 @@ def rewards(
     """A number per text from a linear head on the state of its last token (a reward model, arXiv:1706.03741): float32
     `[N]`. Arguments and errors as `embed`; raises InputError for a head of another width."""
     head_D = np.asarray(head_D, np.float32)
-    width = model.architecture.config.width if model.architecture.config else None
+    width = model.network.states_size
     if width is not None and head_D.shape != (width,):
         raise InputError(f"the head has shape {head_D.shape}, the model's states ({width},)")
     return embed(model, texts, pool="last", normalize=False, dtype=dtype) @ head_D + np.float32(bias)
@@ -124,7 +124,7 @@ def _batches(
         if not window:
             return
         longest = max(map(len, window)) - shift
-        T = max(1, min(model.context, max(256, 1 << max(0, longest - 1).bit_length())))
+        T = max(1, min(model.max_length, max(256, 1 << max(0, longest - 1).bit_length())))
         rows = first_fit([len(piece) for piece in window], T + shift, most)
         tokens = np.zeros((len(rows), T + shift), np.int32)
         segments = np.zeros_like(tokens)
@@ -145,8 +145,7 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray])
     """All packed rows through the program, as many at once as keep the logits small."""
     tokens, segments = packed
     # Where every row is one text, what is behind it is padding, which a causal model's tokens do not see unmasked either.
-    config = model.architecture.config
-    masked = config is None or not config.causal or bool((segments > 1).any())
+    masked = not isinstance(model.network, TransformerNetwork) or not model.network.causal or bool((segments > 1).any())
     divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
     B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor
     B = min(B, -(-len(tokens) // divisor) * divisor)
@@ -165,8 +164,8 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray])
 
 
 @functools.cache
-def _logprob_program(architecture: Architecture, dtype: str) -> Callable:
-    apply = bound(architecture, dtype)
+def _logprob_program(network: Network, dtype: str) -> Callable:
+    apply = network.bind(dtype)
 
     def logprobs(params, tokens, segments, masked):
         TRACES["logprobs"] += 1
@@ -178,8 +177,8 @@ def _logprob_program(architecture: Architecture, dtype: str) -> Callable:
 
 
 @functools.cache
-def _entropy_program(architecture: Architecture, dtype: str) -> Callable:
-    apply = bound(architecture, dtype)
+def _entropy_program(network: Network, dtype: str) -> Callable:
+    apply = network.bind(dtype)
 
     def entropies(params, tokens, segments, masked):
         TRACES["entropies"] += 1
@@ -192,13 +191,13 @@ def _entropy_program(architecture: Architecture, dtype: str) -> Callable:
 
 
 @functools.cache
-def _state_program(architecture: Architecture, dtype: str, mean: bool) -> Callable:
+def _state_program(network: Network, dtype: str, mean: bool) -> Callable:
     """(params, tokens_BT, segments_BT, masked) -> pooled_BMD; M: as many segments as a row may hold, at most 64."""
-    apply = bound(architecture, dtype)
+    apply = network.bind(dtype)
 
     def states(params, tokens, segments, masked):
         TRACES["states"] += 1
-        states_BTD = apply(params, tokens, segments if masked else None, hidden=True)[0].astype(jnp.float32)
+        states_BTD = apply(params, tokens, segments if masked else None, hidden=True).astype(jnp.float32)
 
         def pooled(states_BTD, segments_BT):
             T = segments_BT.shape[1]

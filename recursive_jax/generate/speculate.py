@@ -12,18 +12,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from recursive_jax.generate.decoder import decoder
 from recursive_jax.generate.programs import Slots, choose, whole
-from recursive_jax.generate.stepper import stepper
 from recursive_jax.mesh import TRACES, local, spec
-from recursive_jax.models.model import Architecture
+from recursive_jax.models.network import Network
 
 
 @functools.cache
-def speculate_program(model: Architecture, draft: Architecture, dtype: str, most: int, ahead: int) -> Callable:
+def speculate_program(model: Network, draft: Network, dtype: str, most: int, ahead: int) -> Callable:
     """(params, draft params, slots, keep_B, steps, banned_N) -> (slots, tokens_BC, logprobs_BC, count_B), as
     `decode_program`; `slots.guide` is the draft's memory. Each pass of the model gives a row 1 to `ahead` + 1 tokens;
     passes go on until every live row has `steps` more tokens, or is done. Columns: C = most + ahead + 1."""
-    large, small = stepper(model, dtype), stepper(draft, dtype)
+    large, small = decoder(model, dtype), decoder(draft, dtype)
     C = most + ahead + 1
 
     def decode(params, draft_params, slots: Slots, keep_B, steps, banned_N):

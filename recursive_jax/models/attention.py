@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from recursive_jax.mesh import local, reshape, rows_like, spec
+from recursive_jax.mesh import local, platform, reshape, rows_like, spec
 
 MASKED = -1e30  # finite: a fully masked row must give a uniform softmax, not NaN
 BLOCK = 128  # query block of the blocked path; 64 gains little and doubles what is compiled
@@ -98,11 +98,11 @@ def attention(
 def _choose(kind: str, q_BTHK: jax.Array, mask: Mask, cap: float | None) -> str:
     if kind != "auto":
         return kind
-    platform, T = jax.default_backend(), q_BTHK.shape[1]
-    if platform == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and cap is None:
+    where, T = platform(), q_BTHK.shape[1]
+    if where == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and cap is None:
         return "cudnn"
     plain = mask.prefix_B is None and isinstance(mask.window, int | None)
-    if platform == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 128 == 0 and plain:
+    if where == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 128 == 0 and plain:
         return "splash"
     return "blocked" if T > BLOCK else "reference"
 
@@ -178,7 +178,7 @@ def cached_attention(
         return jnp.einsum("bgts,bgsk->bgtk", weights_BGtS.astype(v_BGSK.dtype), v_BGSK)
 
     t = q_BGtK.shape[2]
-    if jax.default_backend() == "cpu" and t <= FEW:
+    if platform() == "cpu" and t <= FEW:
         parts = [attend(q_BGtK[:, :, i : i + 1], visible_BtS[:, i : i + 1]) for i in range(t)]
         out_BGtK = jnp.concatenate(parts, axis=2)
     else:

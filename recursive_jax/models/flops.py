@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from recursive_jax.config import ModelConfig, TrainConfig
-from recursive_jax.models.model import parameter_count, transformer_architecture
+from recursive_jax.models.model import parameter_count
+from recursive_jax.models.network import transformer_network
 
 #: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
 PEAK = {
@@ -29,16 +30,16 @@ PEAK = {
 
 def matmul_parameters(c: ModelConfig) -> int:
     """Parameters that multiply every token: blocks and output matrix. All experts count: all of them run."""
-    attention = c.width * c.K * (2 * c.heads + 2 * c.G)
-    mlp = (3 if c.gated else 2) * c.width * c.F * max(1, c.experts) + c.width * c.experts
-    head = 0 if c.head == "none" else c.E * c.V + (c.width * c.width if c.head == "transform" else 0)
-    squeeze = 0 if c.embedding_width is None else 2 * c.E * c.width
+    attention = c.d_model * c.K * (2 * c.heads + 2 * c.G)
+    mlp = (3 if c.gated else 2) * c.d_model * c.F * max(1, c.experts) + c.d_model * c.experts
+    head = 0 if c.head == "none" else c.E * c.V + (c.d_model * c.d_model if c.head == "transform" else 0)
+    squeeze = 0 if c.embedding_width is None else 2 * c.E * c.d_model
     return c.layers * (attention + mlp) + head + squeeze
 
 
 def train_flops_per_token(c: ModelConfig, length: int) -> float:
     """Forward and backward: 6 per parameter, and attention (a causal query sees half of the row on average)."""
-    seen = [min(length, 2 * c.window) if c.is_windowed(i) else length for i in range(c.layers)]
+    seen = [min(length, 2 * c.sliding_window) if c.is_windowed(i) else length for i in range(c.layers)]
     return 6.0 * matmul_parameters(c) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
 
 
@@ -48,7 +49,7 @@ def decode_cost_per_token(
     """(FLOPs, bytes read from memory) for each new token when `rows` sequences decode together, each after a prompt of
     `prompt` tokens, which counts too: a step reads the weights once for all rows, and the cache of each."""
     weights = matmul_parameters(c)
-    cached = [min(prompt + new / 2, c.window if c.is_windowed(i) else prompt + new) for i in range(c.layers)]
+    cached = [min(prompt + new / 2, c.sliding_window if c.is_windowed(i) else prompt + new) for i in range(c.layers)]
     attended = new * 4.0 * sum(cached) * c.heads * c.K
     head = c.E * c.V  # of the prompt only the last position needs it
     flops = 2.0 * weights * (prompt + new) - 2.0 * head * (prompt - 1) + attended
@@ -60,12 +61,12 @@ def decode_cost_per_token(
 def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:
     """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
     logits and their gradient."""
-    length = t.length or c.context
-    rows = -(-t.batch // t.accumulate // devices)
-    per_layer = {"none": 10 * c.width + 3 * c.F, "dots": 4 * c.width + 2 * c.F, "full": c.width}[c.remat]
+    length = t.length or c.max_length
+    rows = -(-t.batch // t.gradient_accumulation // devices)
+    per_layer = {"none": 10 * c.d_model + 3 * c.F, "dots": 4 * c.d_model + 2 * c.F, "full": c.d_model}[c.remat]
     scores = c.heads * length if c.remat == "none" else 0
     activations = rows * length * c.layers * (per_layer + scores) * bytes_per_value
-    return 16 * parameter_count(transformer_architecture(c)) // devices + activations + rows * length * c.V * 8
+    return 16 * parameter_count(transformer_network(c)) // devices + activations + rows * length * c.V * 8
 
 
 def peak_flops(dtype: str) -> float | None:

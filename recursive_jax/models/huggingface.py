@@ -19,7 +19,8 @@ from recursive_jax.config import ModelConfig
 from recursive_jax.errors import InputError
 from recursive_jax.models import weights
 from recursive_jax.models.families import FAMILIES, read_config, write_config
-from recursive_jax.models.model import abstract_params, check_mesh, transformer_architecture
+from recursive_jax.models.model import abstract_params
+from recursive_jax.models.network import check_mesh, transformer_network
 
 SHARD_BYTES = 5 * 10**9
 
@@ -44,26 +45,40 @@ def new_folder(path: Any) -> Path:
     return folder
 
 
+def inside(folder: Path, name: str, where: str) -> Path:
+    """A file that another file names, if it lies below the folder. Raises InputError for `../` and absolute paths: a folder
+    from elsewhere opens nothing outside itself."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{where} names {name!r}, which lies outside {folder}: only files below it are opened")
+    return folder / path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a folder's tensors are read from."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places = read_json(index, "the index of the shards").get("weight_map", {})
+        return sorted({inside(folder, str(f), str(index)) for f in places.values()})
+    single = [p for p in (folder / "model.safetensors", *sorted(folder.glob("*.safetensors"))) if p.exists()]
+    return single[:1]
+
+
 class _Files:
     """The tensors of a folder's safetensors files, read one at a time from the mapped files."""
 
     def __init__(self, folder: Path):
         index = folder / "model.safetensors.index.json"
-        if index.exists():
-            places = read_json(index, "the index of the shards").get("weight_map", {})
-        else:
-            single = [p for p in (folder / "model.safetensors", *sorted(folder.glob("*.safetensors"))) if p.exists()]
-            if not single:
-                other = sorted(p.name for p in folder.glob("*.bin"))
-                hint = f"; {other[0]} is a pickle: convert it with save_pretrained(...) first" if other else ""
-                raise InputError(f"{folder} has no .safetensors file{hint}")
-            places = None
-            self._open = {single[0].name: self._opened(single[0])}
-        if places is not None:
-            missing = sorted({f for f in places.values() if not (folder / f).exists()})
-            if missing:
-                raise InputError(f"{folder}: the shard {missing[0]} named in {index.name} is missing")
-            self._open = {f: self._opened(folder / f) for f in sorted(set(places.values()))}
+        files = weight_files(folder)
+        if not files:
+            other = sorted(p.name for p in folder.glob("*.bin"))
+            hint = f"; {other[0]} is a pickle: convert it with save_pretrained(...) first" if other else ""
+            raise InputError(f"{folder} has no .safetensors file{hint}")
+        places = read_json(index, "the index of the shards").get("weight_map", {}) if index.exists() else None
+        missing = [f for f in files if not f.exists()]
+        if missing:
+            raise InputError(f"{folder}: the shard {missing[0].relative_to(folder)} named in {index.name} is missing")
+        self._open = {str(f.relative_to(folder)): self._opened(f) for f in files}
         self._place = {name: f for f, handle in self._open.items() for name in handle.keys()}
         if places is not None and set(places) != set(self._place):
             odd = sorted(set(places) ^ set(self._place))[0]
@@ -104,8 +119,8 @@ def params_from(
     files = weights.names_without_prefix(family, shapes)
     if config.head == "transform" and family.names["head_dense"].file not in files:
         config = config.model_copy(update={"head": "none", "head_bias": False})
-    check_mesh(config, mesh)
-    abstract = abstract_params(transformer_architecture(config), mesh)
+    check_mesh(transformer_network(config), mesh)
+    abstract = abstract_params(transformer_network(config), mesh)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
     weights.check(config, family, target, {n: shapes[f] for n, f in files.items()}, where)
     return config, weights.assemble(config, family, target, lambda n: read(files[n]), put_leaf)

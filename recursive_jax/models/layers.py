@@ -18,6 +18,7 @@ from jax import P
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import spec
 from recursive_jax.models.attention import Mask, attention, cached_attention, write_cache
+from recursive_jax.models.nf4 import NF4, dequantize
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -41,13 +42,16 @@ class LayerKind:
 def weight(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float
 ) -> jax.Array:
-    """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants."""
+    """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants. A four-bit one comes as it
+    is: `project` opens it."""
 
     def init(key: jax.Array) -> jax.Array:
         if scale in (0.0, 1.0):
             return jnp.full(shape, scale, jnp.float32, out_sharding=spec(*axes))
         return scale * jax.random.normal(key, shape, jnp.float32, out_sharding=spec(*axes))
 
+    if module.has_variable("params", name) and isinstance(module.get_variable("params", name), NF4):
+        return module.get_variable("params", name)
     return module.param(name, init).astype(module.dtype)
 
 
@@ -56,7 +60,14 @@ def project(
 ) -> jax.Array:
     """`x @ w`, plus the low-rank update of this weight where the model carries one (LoRA arXiv:2106.09685, DoRA
     arXiv:2402.09353). key: randomness of the update's dropout."""
-    y = jnp.einsum(equation, x, w, out_sharding=layout)
+    if isinstance(w, NF4):
+        # Opened again in the backward pass: a weight kept for it would be the float32 model that four bits are to spare.
+        opened = lambda w: dequantize(w).astype(module.dtype)
+        product = jax.checkpoint(lambda x, w: jnp.einsum(equation, x, opened(w), out_sharding=layout))
+        y = product(x, w)
+    else:
+        opened = lambda w: w
+        y = jnp.einsum(equation, x, w, out_sharding=layout)
     if not module.has_variable("lora", name):
         return y
     update, lora = module.get_variable("lora", name), module.lora
@@ -72,7 +83,7 @@ def project(
     low = lora.scale * jnp.einsum(f"btr,r{out}->{y_axes}", low, b, out_sharding=layout)
     if "magnitude" not in update:
         return y + low
-    norm = jnp.sqrt(jnp.sum(jnp.square(adapted(w, update, lora.scale)), axis=tuple(range(len(inner)))))
+    norm = jnp.sqrt(jnp.sum(jnp.square(adapted(opened(w), update, lora.scale)), axis=tuple(range(len(inner)))))
     factor = (update["magnitude"] / jax.lax.stop_gradient(norm)).astype(y.dtype)
     if not jax.sharding.get_abstract_mesh().empty:  # lies like the weight's outputs, is wanted like y's
         factor = jax.reshard(factor, P(*tuple(layout)[-len(out) :]))
@@ -104,14 +115,14 @@ class Norm(nn.Module):
         c, kind = self.config, self.kind or self.config.norm
         shape, over = x.shape[-self.axes :], tuple(range(-self.axes, 0))
         logical = ("heads", None)[-self.axes :] if self.axes > 1 else (None,)
-        gain = weight(self, "gain", shape, logical, 0.0 if c.norm_plus_one else 1.0)
+        scale = weight(self, "scale", shape, logical, 0.0 if c.norm_plus_one else 1.0)
         y = x.astype(jnp.float32)
         if kind == "layer":
             y = y - jnp.mean(y, axis=over, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + c.norm_eps)
         if c.norm_plus_one:
-            return (y * (1.0 + gain.astype(jnp.float32))).astype(self.dtype)
-        y = y.astype(self.dtype) * gain
+            return (y * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
+        y = y.astype(self.dtype) * scale
         return y + weight(self, "bias", shape, logical, 0.0) if kind == "layer" and c.norm_bias else y
 
 
@@ -134,7 +145,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, positions_BT, mask: Mask, kind: LayerKind, layer_cache=None, key=None):
         c = self.config
-        D, H, G, K = c.width, c.heads, c.G, c.K
+        D, H, G, K = c.d_model, c.heads, c.G, c.K
         heads = spec("batch", None, "heads", None)
 
         def part(name: str, equation: str, count: int, axis: str) -> jax.Array:
@@ -175,17 +186,17 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, key=None):
         c = self.config
-        D, F = c.width, c.F
-        hidden, act, bias = spec("batch", None, "hidden"), ACTIVATIONS[c.activation], c.has_bias("mlp")
+        D, F = c.d_model, c.F
+        hidden, act, bias = spec("batch", None, "mlp"), ACTIVATIONS[c.activation], c.has_bias("mlp")
 
         def into(name: str) -> jax.Array:
-            w = weight(self, name, (D, F), ("embed", "hidden"), D**-0.5)
+            w = weight(self, name, (D, F), ("embed", "mlp"), D**-0.5)
             y = project(self, name, "btd,df->btf", x_BTD, w, hidden, key)
-            return y + weight(self, f"{name}_bias", (F,), ("hidden",), 0.0) if bias else y
+            return y + weight(self, f"{name}_bias", (F,), ("mlp",), 0.0) if bias else y
 
         up = into("up")
         h = act(into("gate")) * up if c.gated else act(up)
-        w = weight(self, "down", (F, D), ("hidden", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
+        w = weight(self, "down", (F, D), ("mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
         out = project(self, "down", "btf,fd->btd", h, w, spec("batch", None, None), key)
         return out + weight(self, "down_bias", (D,), (None,), 0.0) if bias else out
 
@@ -204,7 +215,7 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, key=None):
         c = self.config
-        D, F, N = c.width, c.F, c.experts
+        D, F, N = c.d_model, c.F, c.experts
         rows = spec("batch", None, None)
         router = weight(self, "router", (D, N), ("embed", None), D**-0.5)
         logits_BTN = project(self, "router", "btd,dn->btn", x_BTD, router, rows, key)
@@ -214,15 +225,15 @@ class Experts(nn.Module):
         p_BTN = p_BTN * picked_BTN
         if c.experts_renormalize:
             p_BTN = p_BTN / jnp.sum(top_BTk, axis=-1, keepdims=True)
-        hidden = spec("batch", None, None, "hidden")
+        hidden = spec("batch", None, None, "mlp")
         into = lambda name: jnp.einsum(
             "btd,ndf->btnf",
             x_BTD,
-            weight(self, name, (N, D, F), (None, "embed", "hidden"), D**-0.5),
+            weight(self, name, (N, D, F), (None, "embed", "mlp"), D**-0.5),
             out_sharding=hidden,
         )
         h_BTNF = ACTIVATIONS[c.activation](into("gate")) * into("up") * p_BTN[..., None].astype(self.dtype)
-        down = weight(self, "down", (N, F, D), (None, "hidden", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
+        down = weight(self, "down", (N, F, D), (None, "mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
         return jnp.einsum("btnf,nfd->btd", h_BTNF, down, out_sharding=rows)
 
 

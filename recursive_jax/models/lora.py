@@ -20,7 +20,8 @@ from jax import NamedSharding, P
 from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError
-from recursive_jax.models.model import Architecture, Model, abstract_params, bound, transformer_architecture
+from recursive_jax.models.model import Model, abstract_params
+from recursive_jax.models.network import TransformerNetwork, adapted_network
 from recursive_jax.models.nf4 import NF4, dequantize, quantized
 from recursive_jax.models.weights import from_paths, inner_axes, is_matrix, leaf_paths, stacked
 
@@ -45,21 +46,14 @@ def chosen(c: ModelConfig, lora: LoraConfig, shapes: dict[str, Any]) -> list[str
     return found
 
 
-@functools.cache
-def lora_architecture(base: Architecture, lora: LoraConfig) -> Architecture:
-    """The same model over params {"base", "lora"}; only "lora" trains. Cached: equal ones share compiled programs."""
-    adapted = dataclasses.replace(base, lora=lora, frozen=("base",), name=f"{base.name}+lora")
-    return dataclasses.replace(adapted, apply=bound(adapted))
-
-
 def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     """`model` with a fresh adapter: the same function until it is trained. The base is shared, not copied, unless
-    lora.base is nf4. Raises InputError for a model without params or of user functions, or one adapted already."""
-    if model.architecture.config is None or model.params is None:
+    lora.quantization is nf4. Raises InputError for a model without params or of user functions, or one adapted already."""
+    if not isinstance(model.network, TransformerNetwork) or model.params is None:
         raise InputError("an adapter needs a built-in Transformer with params: load one, or train it first")
-    if model.architecture.lora is not None:
+    if model.network.lora is not None:
         raise InputError("this model has an adapter already: merge it first (model.merged())")
-    c = model.architecture.config
+    c = model.network.config
     leaves = leaf_paths(model.params)
     paths = chosen(c, lora, leaves)
     draw = np.random.default_rng(seed)
@@ -78,10 +72,10 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
             update["magnitude"] = np.sqrt(np.sum(np.square(np.asarray(meshes.fetch(w), np.float32)), axis=axes))
         updates[path] = update
     adapter = from_paths(updates)
-    base = quantized_base(model, paths) if lora.base == "nf4" else model.params
-    architecture = lora_architecture(model.architecture, lora)
+    base = quantized_base(model, paths) if lora.quantization == "nf4" else model.params
+    network = adapted_network(model.network, lora)
     adapted = dataclasses.replace(
-        model, architecture=architecture, params=None, fingerprint="", base_fingerprint=model.fingerprint
+        model, network=network, params=None, mark="", base_fingerprint=model.fingerprint
     )
     return with_adapter(adapted, base, adapter)
 
@@ -97,7 +91,7 @@ def updates_of(params: Any) -> dict[str, dict[str, Any]]:
 
 def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
     """Base params and host arrays of an adapter as the params of an adapted model, laid out like the weights."""
-    shapes = leaf_paths(abstract_params(transformer_architecture(model.architecture.config), model.mesh))
+    shapes = leaf_paths(abstract_params(model.network.plain, model.mesh))
 
     def place(path: str, update: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         axes = tuple(shapes[path].sharding.spec)
@@ -120,20 +114,33 @@ def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
 
 
 def quantized_base(model: Model, paths: list[str]) -> Any:
-    """The base with the adapted weights in four bits, present on every device."""
+    """The base with the adapted weights in four bits, stored split over fsdp as other weights are."""
     leaves = leaf_paths(model.params)
     for path in paths:
         w = np.asarray(meshes.fetch(leaves[path]))
         if w[0].size % 64:
-            raise InputError(f"lora.base=nf4 needs weights of a multiple of 64 values, {path} has {w[0].size}")
-        leaves[path] = jax.tree.map(lambda x: meshes.replicate(model.mesh, x), quantized(w, inner_axes(path)))
+            raise InputError(f"lora.quantization=nf4 needs weights of a multiple of 64 values, {path} has {w[0].size}")
+        leaves[path] = jax.tree.map(lambda x: _split_over_fsdp(model.mesh, x), quantized(w, inner_axes(path)))
     return from_paths(leaves)
+
+
+def _split_over_fsdp(mesh: Any, values: np.ndarray) -> jax.Array:
+    layout = P(None, "fsdp") if values.shape[1] % mesh.shape["fsdp"] == 0 else P()
+    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, layout), lambda index: values[index])
 
 
 def plain_base(base: Any) -> Any:
     """Base params with four-bit weights as float32."""
     is_nf4 = lambda x: isinstance(x, NF4)
-    return jax.tree.map(lambda x: jax.vmap(dequantize)(x) if is_nf4(x) else x, base, is_leaf=is_nf4)
+
+    def opened(x: Any) -> Any:
+        if not is_nf4(x):
+            return x
+        whole = jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P())), x)
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(x.codes))]
+        return jnp.stack([dequantize(layer) for layer in layers])
+
+    return jax.tree.map(opened, base, is_leaf=is_nf4)
 
 
 def merge_params(params: Any, lora: LoraConfig) -> Any:

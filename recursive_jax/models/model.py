@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,48 +20,46 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import LoraConfig, MeshConfig, ModelConfig
+from recursive_jax.config import MeshConfig, ModelConfig
 from recursive_jax.errors import InputError
-from recursive_jax.models.transformer import Transformer
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """What jitted programs are compiled for: hashable, without params. `config` is None for a user's functions."""
-
-    init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
-    vocab: int
-    context: int
-    config: ModelConfig | None = None
-    name: str = "transformer"
-    lora: LoraConfig | None = None
-    frozen: tuple[str, ...] = ()  # keys of the params that training leaves as they are
+from recursive_jax.identity import digest
+from recursive_jax.models.network import FunctionNetwork, Network, check_mesh, transformer_network
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """params is None until the model is trained or loaded. `fingerprint` names the params (set by a run), `source` is
-    the path they were loaded from."""
+    """params is None until the model is trained or loaded. mark: names the params where a run or a file gave them a name;
+    source: the path they were loaded from."""
 
-    architecture: Architecture
+    network: Network
     tokenizer: Any
     params: Any = None
     mesh: Mesh | None = None
-    fingerprint: str = ""
+    mark: str = ""
     source: str = ""
     base_fingerprint: str = ""  # of the frozen base, in an adapted model
 
     @property
     def vocab(self) -> int:
-        return self.architecture.vocab
+        return self.network.vocab
 
     @property
-    def context(self) -> int:
-        return self.architecture.context
+    def max_length(self) -> int:
+        """The longest sequence it reads, in tokens."""
+        return self.network.max_length
 
-    def with_params(self, params: Any, fingerprint: str = "") -> Model:
-        return dataclasses.replace(self, params=params, fingerprint=fingerprint)
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names the params by value: the fingerprint of what made them, where a run or a file says; else of their content.
+        Empty without params."""
+        if self.mark or self.params is None:
+            return self.mark
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        named = [(jax.tree_util.keystr(path), np.asarray(meshes.fetch(leaf))) for path, leaf in leaves]
+        return digest(*(x for name, a in named for x in (f"{name} {a.dtype} {a.shape}".encode(), _bytes(a))))
+
+    def with_params(self, params: Any, mark: str = "") -> Model:
+        return dataclasses.replace(self, params=params, mark=mark)
 
     def on(self, mesh: Mesh) -> Model:
         """The same model on another mesh (params move)."""
@@ -74,42 +70,40 @@ class Model:
 
     def merged_base(self) -> Model:
         """The plain model under an adapter, its four-bit weights as float32."""
-        if self.architecture.lora is None:
+        if not self.network.frozen:
             return self
         from recursive_jax.models.lora import plain_base
 
-        architecture = transformer_architecture(self.architecture.config)
-        return dataclasses.replace(self, architecture=architecture, params=plain_base(self.params["base"]))
+        return dataclasses.replace(self, network=self.network.plain, params=plain_base(self.params["base"]), mark="")
 
     def merged(self) -> Model:
         """The plain model that an adapted one computes; a plain one is itself. The base is not touched."""
-        if self.architecture.lora is None:
+        if not self.network.frozen:
             return self
         from recursive_jax.models.lora import merge_params
 
         with jax.set_mesh(self.mesh):
-            params = merge_params(self.params, self.architecture.lora)
-        architecture = transformer_architecture(self.architecture.config)
-        return dataclasses.replace(self, architecture=architecture, params=params)
+            params = merge_params(self.params, self.network.lora)
+        return dataclasses.replace(self, network=self.network.plain, params=params)
 
     def initialized(self, seed: int = 0) -> Model:
         """Fresh params on the model's mesh."""
         with jax.set_mesh(self.mesh):
-            return self.with_params(_init_program(self.architecture)(jax.random.key(seed)))
+            return self.with_params(_init_program(self.network)(meshes.random_key(seed)))
 
     def logits(self, tokens_BT: Any, mask_BT: Any = None, types_BT: Any = None) -> jax.Array:
         """The plain forward pass: int tokens `[B, T]` -> float32 logits `[B, T, vocab]`.
 
         mask_BT: 1 for tokens, 0 for padding on either side; positions count the tokens. types_BT: token types (BERT).
-        Raises InputError without params, for T beyond the context, or for ids outside the vocabulary.
+        Raises InputError without params, for T longer than the model reads, or for ids outside the vocabulary.
         """
-        if self.architecture.config is not None and self.architecture.config.head == "none":
+        if not self.network.has_head:
             raise InputError("this model has no output head (its file holds a bare encoder): use model.states(...)")
         return self._forward(_apply_program, tokens_BT, mask_BT, types_BT)[:, :, : self.vocab]
 
     def states(self, tokens_BT: Any, mask_BT: Any = None, types_BT: Any = None) -> jax.Array:
-        """The last layer's states, after the final norm: float `[B, T, width]`. Arguments and errors as `logits`."""
-        if self.architecture.config is None:
+        """The last layer's states, after the final norm: float `[B, T, d_model]`. Arguments and errors as `logits`."""
+        if self.network.states_size is None:
             raise InputError("a model of user functions gives logits only")
         return self._forward(_states_program, tokens_BT, mask_BT, types_BT)
 
@@ -117,8 +111,8 @@ class Model:
         tokens_BT = np.asarray(tokens_BT, np.int32)
         if self.params is None:
             raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
-        if tokens_BT.ndim != 2 or tokens_BT.shape[1] > self.context:
-            raise InputError(f"tokens have shape {tokens_BT.shape}; [B, T] with T <= context={self.context} is wanted")
+        if tokens_BT.ndim != 2 or tokens_BT.shape[1] > self.max_length:
+            raise InputError(f"tokens have shape {tokens_BT.shape}; [B, T] with T <= max_length={self.max_length} is wanted")
         if tokens_BT.size and (tokens_BT.min() < 0 or tokens_BT.max() >= self.vocab):
             raise InputError(
                 f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}"
@@ -130,22 +124,22 @@ class Model:
         pad = lambda x: None if x is None else np.pad(x, ((0, fill), (0, 0)))
         with jax.set_mesh(self.mesh):
             rows = meshes.put_batch(self.mesh, (pad(tokens_BT), pad(segments), *map(pad, types)))
-            out = program(self.architecture)(self.params, *rows)
+            out = program(self.network)(self.params, *rows)
         return out if fill == 0 and self.mesh.size == 1 else jnp.asarray(meshes.fetch(out))[:B]
 
 
 @functools.cache
-def _init_program(architecture: Architecture):
+def _init_program(network: Network):
     def init(key):
         meshes.TRACES["init"] += 1
-        return architecture.init(key)
+        return network.init(key)
 
     return jax.jit(init)
 
 
 @functools.cache
-def _apply_program(architecture: Architecture):
-    apply = bound(architecture)
+def _apply_program(network: Network):
+    apply = network.bind()
 
     def forward(params, *rows):
         meshes.TRACES["forward"] += 1
@@ -155,56 +149,19 @@ def _apply_program(architecture: Architecture):
 
 
 @functools.cache
-def _states_program(architecture: Architecture):
-    apply = bound(architecture)
-    return jax.jit(lambda params, *rows: apply(params, *rows, hidden=True)[0])
+def _states_program(network: Network):
+    apply = network.bind()
+    return jax.jit(lambda params, *rows: apply(params, *rows, hidden=True))
 
 
-def bound(architecture: Architecture, dtype: str = "float32") -> Callable[..., jax.Array]:
-    """`apply` in the given compute dtype over float32 master params; an adapted model's with its adapter.
-
-    The built-in Transformer's takes its keywords too (`hidden=True`, `key=...`).
-    """
-    if architecture.config is None:
-        return architecture.apply
-    module = Transformer(architecture.config, jnp.dtype(dtype), architecture.lora)
-    if architecture.lora is None:
-        return lambda params, *rows, **kw: module.apply({"params": params}, *rows, **kw)
-    return lambda params, *rows, **kw: module.apply({"params": params["base"], "lora": params["lora"]}, *rows, **kw)
-
-
-def abstract_params(architecture: Architecture, mesh: Mesh) -> Any:
+def abstract_params(network: Network, mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of the params on `mesh`; nothing is allocated."""
-    return meshes.abstract(mesh, lambda: architecture.init(jax.random.key(0)))
+    return meshes.abstract(mesh, lambda: network.init(jax.random.key(0)))
 
 
-def parameter_count(architecture: Architecture) -> int:
-    shapes = abstract_params(architecture, meshes.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+def parameter_count(network: Network) -> int:
+    shapes = abstract_params(network, meshes.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
-
-
-@functools.cache
-def transformer_architecture(config: ModelConfig) -> Architecture:
-    """The built-in Transformer as the two functions. Cached, so equal configs share their compiled programs."""
-    if config.vocab is None:
-        raise InputError("model.vocab is not set and there is no tokenizer to take it from")
-    module = Transformer(config)
-
-    def init(key):
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        # A batch of one row cannot be split over a mesh; shapes of params do not depend on it.
-        tokens = jnp.broadcast_to(tokens, (_batch_size_of_context_mesh(), 1), out_sharding=meshes.spec("batch", None))
-        return module.init(key, tokens)["params"]
-
-    def apply(params, tokens_BT, segments_BT=None):
-        return module.apply({"params": params}, tokens_BT, segments_BT)
-
-    return Architecture(init, apply, config.vocab, config.context, config)
-
-
-def _batch_size_of_context_mesh() -> int:
-    shape = jax.sharding.get_abstract_mesh().shape
-    return shape.get("data", 1) * shape.get("fsdp", 1)
 
 
 def user_model(
@@ -212,35 +169,19 @@ def user_model(
     apply: Callable,
     *,
     tokenizer: Any,
-    context: int,
+    max_length: int,
     vocab: int | None = None,
     mesh: Mesh | None = None,
     name: str = "user",
+    version: int | str | None = None,
 ) -> Model:
-    """A model from two plain JAX functions (see the module docstring).
+    """A model from two plain JAX functions (see the module docstring). Equal functions share compiled programs.
 
-    The functions need not know about meshes: params are replicated, the batch is split, and inside `apply` the
-    compiler decides the layout. Give the same two function objects every time: programs are compiled per function.
+    A run names the model by the two functions. Functions of a module, and methods of frozen dataclasses (Flax modules),
+    have an identity of their own; for closures and lambdas give a `version`, and raise it when they change.
     """
-
-    def split(params, tokens_BT, segments_BT=None):
-        run = jax.sharding.auto_axes(apply, out_sharding=meshes.spec("batch", None, None))
-        return run(params, tokens_BT, segments_BT)
-
-    architecture = Architecture(
-        init, split, vocab or tokenizer.vocab, context, None, f"{name}-{source_mark(init, apply)}"
-    )
-    return Model(architecture, tokenizer, mesh=mesh or meshes.make_mesh())
-
-
-def source_mark(*functions: Callable) -> str:
-    """A short hash of the functions' source: a run must notice that the model changed. Where there is no source (made
-    at a prompt, or compiled), only the name tells."""
-    try:
-        text = "".join(inspect.getsource(f) for f in functions)
-    except (OSError, TypeError):
-        text = "".join(getattr(f, "__qualname__", repr(type(f))) for f in functions)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    network = FunctionNetwork(init, apply, vocab or tokenizer.vocab, max_length, name, version)
+    return Model(network, tokenizer, mesh=mesh or meshes.make_mesh())
 
 
 def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -> Model:
@@ -251,27 +192,10 @@ def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -
         raise InputError(
             f"model.vocab={config.vocab} is smaller than the tokenizer's {tokenizer.vocab} ids; leave model.vocab out"
         )
-    mesh = mesh or meshes.make_mesh()
-    check_mesh(config, mesh)
-    return Model(transformer_architecture(config), tokenizer, mesh=mesh)
+    network, mesh = transformer_network(config), mesh or meshes.make_mesh()
+    check_mesh(network, mesh)
+    return Model(network, tokenizer, mesh=mesh)
 
 
-def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
-    lines = mesh_problems(config, mesh)
-    if lines:
-        from recursive_jax.errors import problems
-
-        raise problems("the model does not fit the mesh:", lines)
-
-
-def mesh_problems(config: ModelConfig, mesh: Mesh) -> list[str]:
-    """Every dimension that the mesh does not divide, as messages."""
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    checks = [
-        ("model.heads", config.heads, tensor, "mesh.tensor"),
-        ("model.kv_heads", config.G, tensor, "mesh.tensor"),
-        ("model.hidden", config.F, tensor, "mesh.tensor"),
-        ("model.width", config.width, fsdp, "mesh.fsdp"),
-        ("model.vocab, padded,", config.V, tensor * fsdp, "mesh.fsdp * mesh.tensor"),
-    ]
-    return [f"{name}={size} is not divisible by {axis}={n}" for name, size, n, axis in checks if size % n]
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data

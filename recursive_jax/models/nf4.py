@@ -6,12 +6,11 @@ divided by its largest magnitude, which is kept in float32, and rounded to the n
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import P
 
 BLOCK = 64
 CODEBOOK = np.array(
@@ -55,16 +54,19 @@ def quantized(stacked: np.ndarray, inner: int) -> NF4:
     return NF4(np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs]), shape, inner)
 
 
+def gathered(x: NF4) -> NF4:
+    """The codes whole on every device: at four bits a value, a fraction of gathering the weight."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_auto:
+        return x
+    return jax.tree.map(lambda leaf: jax.reshard(leaf, P()), x)
+
+
 def dequantize(x: NF4) -> jax.Array:
     """One layer's float32 weight, of `x.shape`."""
+    x = gathered(x)
     codebook = jnp.asarray(CODEBOOK)
     index = jnp.stack([x.codes >> 4, x.codes & 15], axis=-1).reshape(-1)
     values = codebook[index].reshape(-1, BLOCK) * x.scale[:, None]
     rows = int(np.prod(x.shape[: x.inner]))
     return values.reshape(-1, rows).T.reshape(x.shape)
-
-
-def dequantized(tree: Any) -> Any:
-    """The tree with its four-bit weights as float32 arrays."""
-    is_nf4 = lambda x: isinstance(x, NF4)
-    return jax.tree.map(lambda x: dequantize(x) if is_nf4(x) else x, tree, is_leaf=is_nf4)

@@ -18,8 +18,9 @@ from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.families import FAMILIES, Source, write_config
 from recursive_jax.models.huggingface import new_folder, read_json
-from recursive_jax.models.lora import adaptable, lora_architecture, quantized_base, updates_of, with_adapter
+from recursive_jax.models.lora import adaptable, adapted_network, quantized_base, updates_of, with_adapter
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import TransformerNetwork
 from recursive_jax.models.weights import (
     columns,
     from_paths,
@@ -39,9 +40,9 @@ def save_adapter(model: Model, path: Any) -> Path:
     Where the file fuses weights that are apart here (GPT-2's c_attn), adapters with a rank of their own become the
     blocks of one of several times the rank: equal function, more numbers. Raises InputError without an adapter.
     """
-    folder, c, lora = Path(path), model.architecture.config, model.architecture.lora
-    if lora is None:
+    if not model.network.frozen:
         raise InputError("this model has no adapter: export it whole")
+    folder, c, lora = Path(path), model.network.config, model.network.lora
     new_folder(folder)
     family = FAMILIES[write_config(c)["model_type"]]
     plain = leaf_paths(model.merged_base().params) if lora.dora else {}
@@ -144,14 +145,16 @@ def _target_names(c: ModelConfig, names: Mapping[str, Source], source: Source) -
     return [mine.format(l=layer) for layer in range(c.layers)]
 
 
-def load_adapter(model: Model, path: Any, base: str = "float32") -> Model:
-    """`model` with the adapter of a `peft` folder. base: float32, or nf4 for four-bit frozen weights.
+def load_adapter(model: Model, path: Any, quantization: str = "none") -> Model:
+    """`model` with the adapter of a `peft` folder. quantization: nf4 for four-bit frozen weights.
 
     Raises InputError for another kind of adapter, for parts that are not supported (embeddings, whole modules, biases),
     and for tensors that the model has no weight for or that have another shape, naming them.
     """
-    folder, c = Path(path), model.architecture.config
-    if c is None or model.params is None or model.architecture.lora is not None:
+    if not isinstance(model.network, TransformerNetwork):
+        raise InputError(f"an adapter goes on a Transformer, not on a network of kind {model.network.kind}")
+    folder = Path(path)
+    if model.params is None or model.network.lora is not None:
         raise InputError("an adapter goes on a plain Transformer with params")
     where = folder / "adapter_config.json"
     values = read_json(where, "the adapter's config")
@@ -174,16 +177,16 @@ def load_adapter(model: Model, path: Any, base: str = "float32") -> Model:
         dropout=values.get("lora_dropout", 0.0),
         rslora=values.get("use_rslora", False),
         dora=values.get("use_dora", False),
-        base=base,
+        quantization=quantization,
     )
     updates = _leaves(model, lora, values, tensors, str(folder))
     lora = lora.model_copy(update={"targets": tuple(p.removeprefix("blocks/") for p in updates)})
-    frozen = quantized_base(model, list(updates)) if base == "nf4" else model.params
+    frozen = quantized_base(model, list(updates)) if quantization == "nf4" else model.params
     adapted = dataclasses.replace(
         model,
-        architecture=lora_architecture(model.architecture, lora),
+        network=adapted_network(model.network, lora),
         params=None,
-        fingerprint="",
+        mark="",
         base_fingerprint=model.fingerprint,
     )
     return with_adapter(adapted, frozen, from_paths(updates))
@@ -191,7 +194,7 @@ def load_adapter(model: Model, path: Any, base: str = "float32") -> Model:
 
 def _leaves(model: Model, lora: LoraConfig, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str):
     """{leaf: {"a", "b", "magnitude"}} stacked over the layers, from the modules of the file."""
-    c = model.architecture.config
+    c = model.network.config
     family, shapes = FAMILIES[write_config(c)["model_type"]], leaf_paths(model.params)
     modules: dict[str, tuple[list[str], int]] = {}
     for path in adaptable(c, shapes):
@@ -229,7 +232,7 @@ def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any
 
 
 def _stack(model: Model, lora: LoraConfig, values, path: str, source: Source, modules, found) -> dict[str, np.ndarray]:
-    c, shape = model.architecture.config, leaf_paths(model.params)[path].shape[1:]
+    c, shape = model.network.config, leaf_paths(model.params)[path].shape[1:]
     inner = inner_axes(path)
     inside, outside = shape[:inner], shape[inner:]
     layers = {layer: found[n] for n, (paths, layer) in modules.items() if path in paths and n in found}

@@ -23,7 +23,6 @@ from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import rows_like, spec
 from recursive_jax.models.attention import Mask
 from recursive_jax.models.layers import ACTIVATIONS, Block, LayerKind, Norm, weight
-from recursive_jax.models.nf4 import dequantized
 
 FAR = 1 << 30  # a window that hides nothing
 
@@ -100,7 +99,7 @@ def layer_kinds(c: ModelConfig) -> list[LayerKind]:
         LayerKind(
             frequency_F=rows[i],
             turn=float(turns[i]),
-            window=c.window if c.is_windowed(i) else None,
+            window=c.sliding_window if c.is_windowed(i) else None,
             normalized=c.first_norm or i > 0,
         )
         for i in range(c.layers)
@@ -115,13 +114,13 @@ def uniform(c: ModelConfig) -> bool:
 
 
 class Transformer(nn.Module):
-    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the output matrix: (states_BTD, head_VD).
+    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the head: states_BTD, after the final norm.
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
     position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh: the
-    cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this position of each row only (a prompt's others are not needed).
-    key: randomness of the adapter's dropout.
+    cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this position of
+    each row only (a prompt's others are not needed). key: randomness of the adapter's dropout.
 
     The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
     """
@@ -152,15 +151,15 @@ class Transformer(nn.Module):
         if c.embedding_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, self.dtype)
         if c.embedding_width is not None:
-            w = weight(self, "project_in", (c.E, c.width), (None, "embed"), c.E**-0.5)
+            w = weight(self, "project_in", (c.E, c.d_model), (None, "embed"), c.E**-0.5)
             x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", None, None))
         positions_BT = _positions(tokens_BT, segments_BT, cache, branches)
         if c.position == "learned":
-            where_PD = weight(self, "positions", (c.context + c.position_offset, c.width), (None, "embed"), 0.02)
+            where_PD = weight(self, "positions", (c.max_length + c.position_offset, c.d_model), (None, "embed"), 0.02)
             x_BTD = x_BTD + self._gather(where_PD, positions_BT + c.position_offset)
         if c.token_types:
             types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
-            table = weight(self, "token_types", (c.token_types, c.width), (None, "embed"), 0.02)
+            table = weight(self, "token_types", (c.token_types, c.d_model), (None, "embed"), 0.02)
             x_BTD = x_BTD + self._gather(table, types_BT)
         if c.embedding_norm:
             x_BTD = Norm(c, self.dtype, name="embedding_norm")(x_BTD)
@@ -175,16 +174,16 @@ class Transformer(nn.Module):
         if read_B is not None:
             x_BTD = jnp.take_along_axis(x_BTD, read_B[:, None, None], axis=1)
         x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
-        x_BTD, head_VD = self._head(x_BTD, table_VD)
-        if c.head_bias and c.head != "none":
-            bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0)
+        if hidden or c.head == "none":
+            out = x_BTD
         else:
-            bias_V = None
-        out = x_BTD if hidden or c.head == "none" else unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
+            x_BTD, head_VD = self._head(x_BTD, table_VD)
+            bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0) if c.head_bias else None
+            out = unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
         if cache is not None:
             keys, values = zip(*written, strict=True)
             return out, Cache(keys, values, cache.length_B + tokens_BT.shape[1])
-        return (out, head_VD) if hidden else out
+        return out
 
     def _gather(self, table, index_BT):
         return table.at[index_BT].get(out_sharding=spec("batch", None, None))
@@ -193,14 +192,14 @@ class Transformer(nn.Module):
         """(what meets the output matrix, the output matrix)."""
         c, rows = self.config, spec("batch", None, None)
         if c.head == "transform":
-            w = weight(self, "head_dense", (c.width, c.width), ("embed", None), c.width**-0.5)
+            w = weight(self, "head_dense", (c.d_model, c.d_model), ("embed", None), c.d_model**-0.5)
             x_BTD = jnp.einsum("btd,de->bte", x_BTD, w, out_sharding=rows)
-            x_BTD = x_BTD + weight(self, "head_dense_bias", (c.width,), (None,), 0.0) if c.bias else x_BTD
+            x_BTD = x_BTD + weight(self, "head_dense_bias", (c.d_model,), (None,), 0.0) if c.bias else x_BTD
             x_BTD = Norm(c, self.dtype, name="head_norm")(ACTIVATIONS[c.activation](x_BTD))
         if c.embedding_width is not None:
-            w = weight(self, "project_out", (c.width, c.E), ("embed", None), c.width**-0.5)
+            w = weight(self, "project_out", (c.d_model, c.E), ("embed", None), c.d_model**-0.5)
             x_BTD = jnp.einsum("btd,de->bte", x_BTD, w, out_sharding=rows)
-        if c.tied or c.head == "none":
+        if c.tied:
             return x_BTD, table_VD
         return x_BTD, weight(self, "head", (c.V, c.E), ("vocab_rows", None), c.E**-0.5)
 
@@ -221,7 +220,7 @@ class Transformer(nn.Module):
         blocks = stacked["params"]
 
         def run(x, variables, kind, layer_cache, key):
-            return block.apply(dequantized(variables), x, positions_BT, mask, kind, layer_cache, key)
+            return block.apply(variables, x, positions_BT, mask, kind, layer_cache, key)
 
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None

@@ -47,7 +47,7 @@ def inner_axes(path: str) -> int:
 
 def is_matrix(path: str) -> bool:
     name = path.rsplit("/", 1)[-1]
-    return not (name == "gain" or name.endswith("bias") or name in TABLES)
+    return not (name == "scale" or name.endswith("bias") or name in TABLES)
 
 
 def out_size(c: ModelConfig, path: str) -> int:

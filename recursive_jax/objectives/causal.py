@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-#: An objective: (architecture.apply, params, batch) -> (summed loss, number of targets). Both are sums, so that
-#: micro-batches and devices add up before the one division (a mean of means would weight short rows more).
-Objective = Callable[[Callable[..., jax.Array], Any, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
 
 
 def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
@@ -37,26 +34,37 @@ def targets(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Arra
     return tokens[:, :-1], segments[:, :-1], tokens[:, 1:], weight_BT
 
 
-def causal(apply: Callable[..., jax.Array], params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Summed next-token loss over the packed rows of `batch` and its number of targets (the sum of their weights)."""
-    inputs, segments, labels, weight_BT = targets(batch)
-    return _weighted(token_nll(apply(params, inputs, segments), labels), weight_BT)
+def weighted_sum(values_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """The sum of weight * value where the weight is not 0 (a value there may be anything)."""
+    return jnp.sum(jnp.where(weight_BT > 0, weight_BT * values_BT, 0.0))
 
 
-def _weighted(nll_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.sum(jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0)), jnp.sum(weight_BT)
+@dataclasses.dataclass(frozen=True)
+class Causal(Objective):
+    """Next-token loss over packed rows; the count is the sum of the weights. On prompts with completions this is supervised
+    fine-tuning: a prompt is never learnt.
 
+    truncate: tokens that the model already gives more than this are left out of sum and count (truncated cross-entropy,
+    arXiv:2509.08972): what a model writes is what it is sure of, and learning that again is what narrows it. 1: none.
+    """
 
-@functools.cache
-def truncated(confidence: float) -> Objective:
-    """`causal` without the tokens that the model already gives more than `confidence`: what a model writes is what it is
-    sure of, and learning that again is what narrows it (truncated cross-entropy, arXiv:2509.08972). The number of targets
-    counts the kept tokens only. Cached, so that equal thresholds share one compiled step."""
+    truncate: float = 1.0
 
-    def objective(apply, params, batch):
+    def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         inputs, segments, labels, weight_BT = targets(batch)
-        nll_BT = token_nll(apply(params, inputs, segments), labels)
-        unsure_BT = jax.lax.stop_gradient(nll_BT) > -math.log(confidence)
-        return _weighted(nll_BT, jnp.where(unsure_BT, weight_BT, 0.0))
+        nll_BT = token_nll(ctx.apply(params, inputs, segments), labels)
+        if self.truncate < 1.0:
+            unsure_BT = jax.lax.stop_gradient(nll_BT) > -math.log(self.truncate)
+            weight_BT = jnp.where(unsure_BT, weight_BT, 0.0)
+        return Loss({"nll": Term(weighted_sum(nll_BT, weight_BT), jnp.sum(weight_BT))})
 
-    return objective
+
+causal = Causal()
+
+
+def summed_logprobs(apply: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(log-probability of what is learnt of each sequence, nats, float32 `[B]`; how many tokens that is) from packed rows of
+    one sequence each."""
+    inputs, segments, labels, weight_BT = targets(batch)
+    nll_BT = token_nll(apply(params, inputs, segments), labels)
+    return -jnp.sum(jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0), axis=-1), jnp.sum(weight_BT, axis=-1)

@@ -1,1 +1,66 @@
-"""One short file per experiment."""
+"""The recipes, each a short program over the durable verbs. A new one is a file here and a line in this table."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recursive_jax.config.loader import parse_section, read_yaml, split_override
+from recursive_jax.errors import InputError
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig
+
+#: Where each recipe is, imported when it is asked for.
+RECIPES = {
+    "collapse": "recursive_jax.recipes.collapse:recipe",
+    "finetune": "recursive_jax.recipes.finetune:recipe",
+}
+
+
+def find_recipe(name: Any) -> Recipe:
+    """The recipe of a name in the table, or of `package.module:name`. Raises InputError, naming what there is."""
+    if not isinstance(name, str):
+        raise InputError(f"recipe={name!r}: a name is wanted; there are: {', '.join(RECIPES)}")
+    where = RECIPES.get(name, name)
+    if ":" not in where:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(RECIPES)}"
+        raise InputError(f"recipe={name}: there is none of that name; {hint} One of your own is given as package.module:name")
+    module, _, attribute = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"recipe={name}: the module {error.name} cannot be imported; is its folder on PYTHONPATH?"
+        ) from None
+    except AttributeError:
+        raise InputError(f"recipe={name}: {module} has no {attribute}") from None
+    if not isinstance(found, Recipe):
+        raise InputError(f"recipe={name}: {attribute} is a {type(found).__name__}, a recursive_jax Recipe is wanted")
+    return found
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Any:
+    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values); what keys there are, its recipe says.
+
+    Raises `InputError` with every problem at once: unknown and unused keys (with the nearest known one), wrong types,
+    values out of range.
+    """
+    raw = {} if path is None else read_yaml(path)
+    if recipe is None:
+        chosen = [split_override(o)[1] for o in overrides if o.partition("=")[0] == "recipe"]
+        recipe = find_recipe((chosen or [raw.get("recipe", "collapse")])[-1])
+    return parse_section(recipe.Config, raw, overrides, where=str(path) if path else "config")
+
+
+def recipe_of(config: RecipeConfig) -> Recipe:
+    return find_recipe(config.recipe)
+
+
+def run(config: RecipeConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
+    """Runs (or goes on with) what a config describes; returns the metrics records, one per evaluation."""
+    recipe = recipe_of(config)
+    recipe.preflight(config)
+    return recipe.run(config, workdir, fork=fork, quiet=quiet)

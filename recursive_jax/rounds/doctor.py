@@ -11,6 +11,7 @@ import jax
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig
+from recursive_jax.data.dataset import real_rows
 from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import LanguageTokenizer
 from recursive_jax.errors import RecursiveJaxError
@@ -18,16 +19,16 @@ from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import transformer
+from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.run import versions
-from recursive_jax.rounds.stored import load_model, write_model
+from recursive_jax.rounds.writing import write_model
 from recursive_jax.train.loop import train
-from recursive_jax.train.step import resolve_dtype
 
 
 def doctor() -> tuple[str, bool]:
     """(text, everything works)."""
     devices = jax.devices()
-    dtype = resolve_dtype("auto")
+    dtype = meshes.resolve_dtype("auto")
     lines = [f"{name:<18} {version}" for name, version in versions().items()]
     lines.append(
         f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
@@ -56,7 +57,7 @@ def doctor() -> tuple[str, bool]:
 def _small():
     language = Language()
     model = transformer(
-        ModelConfig(layers=1, width=32, heads=2, context=32), LanguageTokenizer(language), meshes.make_mesh()
+        ModelConfig(layers=1, d_model=32, heads=2, max_length=32), LanguageTokenizer(language), meshes.make_mesh()
     )
     rows = language.sample(0, 0, 64)
     batch = 8 * meshes.batch_divisor(model.mesh)
@@ -64,8 +65,6 @@ def _small():
 
 
 def rows_as_dataset(rows):
-    from recursive_jax.data.dataset import real_rows
-
     return real_rows(rows, [""] * len(rows))
 
 

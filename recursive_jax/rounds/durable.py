@@ -2,60 +2,68 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import ModelConfig, difference
+from recursive_jax.config import difference
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError, problems
-from recursive_jax.models.model import Model, source_mark
+from recursive_jax.identity import derived, digest
 from recursive_jax.rounds import storage
 
-FORMAT = 1  # of the run folder; part of every fingerprint
-
-
-def fingerprint(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def data_fingerprint(data: Dataset) -> str:
-    """Of the rows' ids and tokens, in order."""
-    digest = hashlib.sha256()
-    rows = data.tokens()
-    digest.update("\n".join(data.column("id")).encode())
-    if "loss" in data.table.column_names:
-        digest.update(np.concatenate([np.asarray(r, bool) for r in data.column("loss")] or [np.empty(0)]).tobytes())
-    if "weight" in data.table.column_names:
-        digest.update(np.asarray(data.column("weight"), np.float32).tobytes())
-    digest.update(np.fromiter(map(len, rows), np.int64, len(rows)).tobytes())
-    digest.update(np.concatenate(rows).tobytes() if rows else b"")
-    return digest.hexdigest()[:16]
+FORMAT = 2  # of the run folder; part of every fingerprint
 
 
 class Stored:
-    """A committed result: `value` is read when first asked for."""
+    """A committed result: `value` is read when first asked for. Of rows, it selects and joins like the Dataset it holds."""
 
-    def __init__(self, path: epath.Path, mark: str, read: Callable[[epath.Path], Any], manifest: dict):
-        self.path, self.fingerprint, self.manifest, self._read, self._value = path, mark, manifest, read, None
+    def __init__(self, path: epath.Path, mark: str, read: Callable[[epath.Path], Any], manifest: dict, value: Any = None):
+        self.path, self.fingerprint, self.manifest, self._read, self._value = path, mark, manifest, read, value
 
     @property
     def value(self) -> Any:
         if self._value is None:
             self._value = self._read(self.path)
+            if isinstance(self._value, Dataset):
+                self._value = Dataset(self._value.table, self.fingerprint)
         return self._value
 
-    def view(self, part: Callable[[Any], Any]) -> Stored:
-        """A part of the value under the same fingerprint."""
-        return Stored(self.path, self.fingerprint, lambda _: part(self.value), self.manifest)
+    def view(self, name: str, part: Callable[[Any], Any]) -> Stored:
+        """A part of the value, named: its fingerprint is of the name and of this result."""
+        mark = derived("view", name, [self.fingerprint])
+        return Stored(self.path, mark, lambda _: part(self.value), self.manifest)
+
+    def where(self, keep: Callable[[dict[str, Any]], bool] | None = None, **equals: Any) -> Dataset:
+        return self.value.where(keep, **equals)
+
+    def take(self, indices: Any) -> Dataset:
+        return self.value.take(indices)
+
+    def column(self, name: str) -> list[Any]:
+        return self.value.column(name)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.value[index]
+
+    def __add__(self, other: Dataset | Stored) -> Dataset:
+        return self.value + value_of(other)
+
+    def __radd__(self, other: Dataset) -> Dataset:
+        return other + self.value
+
+
+def value_of(data: Any) -> Any:
+    """What a stored result holds; anything else as it is."""
+    return data.value if isinstance(data, Stored) else data
 
 
 class DurableFolder:
@@ -67,11 +75,28 @@ class DurableFolder:
     path: epath.Path
     label: str
 
-    def durable(self, verb, name, inputs, config, seed, produce, read) -> Stored:
+    def durable(
+        self,
+        verb: str,
+        name: str,
+        inputs: dict[str, str],
+        config: Any,
+        seed: int | None,
+        produce: Callable[[epath.Path], Any],
+        read: Callable[[epath.Path], Any],
+        check: Callable[[dict], None] | None = None,
+    ) -> Stored:
+        """The result `name` of this round: as stored, or made by `produce(folder)`, which returns its counts, or (counts, the
+        value itself) where that need not be read back. inputs: fingerprints by name; config: what else decides the result,
+        as plain values. check: looks at the manifest of a stored result before it is used.
+
+        Raises InputError where a result of other inputs, done or half-done, is in the place.
+        """
         folder = self.path / name
+        _check_name(name, folder)
         config = json.loads(json.dumps(config, default=str))
         recipe = {"format": FORMAT, "verb": verb, "inputs": inputs, "config": config, "seed": seed}
-        mark = fingerprint(recipe)
+        mark = digest(json.dumps(recipe, sort_keys=True).encode())
         with storage.disk_errors(self.run.path):
             manifest = _manifest(folder)
             meshes.barrier(f"{verb}-looked")  # before the main process may change what the others look at
@@ -79,21 +104,17 @@ class DurableFolder:
                 manifest = self._take_from_fork(folder, mark)
             if manifest is not None:
                 if manifest["fingerprint"] != mark:
-                    raise problems(
-                        f"{folder} was made from other inputs and is not mixed in. Give another --workdir, or `--fork "
-                        f"{self.run.path}` with a new one. The differences:",
-                        difference(
-                            {k: manifest.get(k) for k in recipe if k != "format"},
-                            {k: v for k, v in recipe.items() if k != "format"},
-                        ),
-                    )
+                    self._refuse(folder, "was made", {k: manifest.get(k) for k in recipe}, recipe)
                 storage.verify(folder, manifest["files"])
+                if check is not None:
+                    check(manifest)
                 _drop_resume(folder)
                 self.run.progress.finished(f"{self.label} · {name}", manifest, stored=True)
                 return Stored(folder, mark, read, manifest)
-            self._begin(folder, mark)
+            self._begin(folder, mark, recipe)
             start = time.time()
-            counts = produce(folder)
+            made = produce(folder)
+            counts, value = made if isinstance(made, tuple) else (made, None)
             meshes.barrier(f"{verb}-produced")
             manifest = {
                 "verb": verb,
@@ -116,22 +137,34 @@ class DurableFolder:
                 storage.write_json(folder / "manifest.json", manifest)
                 (folder / "pending.json").unlink(missing_ok=True)
                 if verb == "evaluate":
-                    self.run.refresh_metrics()
+                    self.run.add_metrics(folder)
 
             meshes.on_main(commit)
             _drop_resume(folder)
             self.run.progress.finished(f"{self.label} · {name}", manifest)
-            return Stored(folder, mark, read, manifest)
+            return Stored(folder, mark, read, manifest, value)
 
-    def _begin(self, folder: epath.Path, mark: str) -> None:
-        """Marks a half-done result with its fingerprint; a half-done one of other inputs is thrown away."""
+    def _refuse(self, folder: epath.Path, how: str, before: dict, now: dict) -> None:
+        plain = lambda recipe: {k: v for k, v in recipe.items() if k != "format"}
+        raise problems(
+            f"{folder} {how} from other inputs and is not mixed in. Give another --workdir, or add `--fork {self.run.path}` "
+            f"(fork= in Python) with a new one to reuse what is unchanged; or delete {folder} to have it made again. The "
+            "differences:",
+            difference(plain(before), plain(now)) or ["the format of the run folder"],
+        )
+
+    def _begin(self, folder: epath.Path, mark: str, recipe: dict) -> None:
+        """Marks a half-done result with what it is made from. One of other inputs is never thrown away unasked."""
         pending = folder / "pending.json"
 
         def begin() -> None:
-            if folder.exists() and not (pending.exists() and _pending_mark(pending) == mark):
+            before = _pending(pending)
+            if before is not None and before.get("fingerprint") != mark and _has_work(folder):
+                self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
+            if folder.exists() and (before is None or before.get("fingerprint") != mark):
                 folder.rmtree()
             folder.mkdir(parents=True, exist_ok=True)
-            storage.write_json(pending, {"fingerprint": mark})
+            storage.write_json(pending, {"fingerprint": mark, "recipe": recipe})
 
         meshes.on_main(begin)
 
@@ -153,16 +186,30 @@ class DurableFolder:
             storage.sync_tree(copy)
             copy.rename(folder)
             if manifest["verb"] == "evaluate":
-                self.run.refresh_metrics()
+                self.run.add_metrics(folder)
 
         meshes.on_main(take)
         return _manifest(folder)
 
 
-def _pending_mark(pending: epath.Path) -> str | None:
+def _check_name(name: str, folder: epath.Path) -> None:
+    if not name or name in (".", "..") or "/" in name or name.startswith("."):
+        raise InputError(f"a result is a folder, {name!r} is no name for one: letters, digits, '-', '_' and '.' are")
+
+
+def _has_work(folder: epath.Path) -> bool:
+    """Whether a half-done result holds what took time: checkpoints or rows."""
+    return any((folder / "resume").glob("*")) or any(folder.glob("partial-*")) or any(folder.glob("rows-*"))
+
+
+def _pending(pending: epath.Path) -> dict | None:
+    """What a half-done folder says of itself; None where there is nothing to go on with."""
+    if not pending.exists():
+        return None
     try:
-        return json.loads(pending.read_text())["fingerprint"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        found = json.loads(pending.read_text())
+        return found if isinstance(found, dict) else None
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return None  # torn by a kill before anything was made
 
 
@@ -181,32 +228,7 @@ def _manifest(folder: epath.Path) -> dict | None:
 
 def _drop_resume(folder: epath.Path) -> None:
     """In-flight checkpoints go only after the commit; what a kill left of them goes at the next start."""
-    if meshes.is_main() and (folder / "resume").exists():
-        (folder / "resume").rmtree()
-
-
-def data_mark(data: Dataset | Stored) -> str:
-    return data.fingerprint if isinstance(data, Stored) else data_fingerprint(data)
-
-
-def model_mark(model: Model) -> str:
-    """The fingerprint of a model; of params that no run made, their content."""
-    if model.fingerprint or model.params is None:
-        return model.fingerprint
-    digest = hashlib.sha256(architecture_mark(model.architecture).encode())
-    for leaf in jax.tree.leaves(model.params):
-        digest.update(np.ascontiguousarray(meshes.fetch(leaf)).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def callable_mark(function: Any) -> str:
-    """A function by name and source, so that an edited one is another input."""
-    return f"{getattr(function, '__name__', type(function).__name__)}-{source_mark(function)}"
-
-
-def architecture_mark(architecture: Any) -> Any:
-    config: ModelConfig | None = architecture.config
-    if config is None:
-        return f"{architecture.name}/{architecture.vocab}/{architecture.context}"
-    lora = {} if architecture.lora is None else {"lora": architecture.lora.model_dump()}
-    return fingerprint({**config.model_dump(), **lora})
+    if meshes.is_main():
+        if (folder / "resume").exists():
+            (folder / "resume").rmtree()
+        (folder / "training.json").unlink(missing_ok=True)

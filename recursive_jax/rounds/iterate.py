@@ -11,6 +11,7 @@ from recursive_jax.config import ArmConfig, RoundsConfig
 from recursive_jax.curate.select import Rule
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
+from recursive_jax.identity import named
 from recursive_jax.models.model import Model
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.round import Chain, Round
@@ -48,7 +49,8 @@ class Pool:
         shares = {k: getattr(arm, k) for k in ("data", "window", "anchor", "fresh", "carry", "weighted")}
         filtered = arm.filtered and (verifier, arm.filtered.keep_right, arm.filtered.keep_wrong)
         grow = rounds.budget == "grow"
-        return cls(real, rounds.tokens, **shares, filtered=filtered, grow=grow, sizes=rounds.sizes)
+        shares["window"] = arm.window or 2
+        return cls(real, rounds.token_budget, **shares, filtered=filtered, grow=grow, sizes=rounds.sizes)
 
     def begin(self, number: int) -> None:
         """The budget of round `number` (from 1)."""
@@ -96,7 +98,7 @@ class Pool:
         if self.accumulates:
             members = [real, *members]
         rng = np.random.default_rng([seed, number])
-        drawn = usable(sum(members[1:], members[0])) if members else Dataset.empty()
+        drawn = usable(Dataset.concat([alone(m) for m in members]))
         drawn = drawn.take(rng.permutation(len(drawn)))
         if not self.grow or self.data == "accumulate_subsample":
             drawn = drawn.first_tokens(self.tokens - self.kept_tokens) if self.synthetic_tokens else Dataset.empty()
@@ -112,18 +114,13 @@ class Pool:
             parts.insert(0, real.first_tokens(round(self.anchor * self.tokens)))
         if self.fresh:
             parts.insert(0, self._fresh(real, number, self.fresh))
-        return sum(parts[1:], parts[0])
+        return Dataset.concat(parts)
 
     def verified(self, seed: int) -> Rule:
         """The rule of `filtered`: each row is kept at its rate, random numbers of `seed` deciding."""
         verifier, keep_right, keep_wrong = self.filtered
-
-        def keep(data: Dataset) -> np.ndarray:
-            rate_N = np.where(np.asarray(verifier.keep(data), bool), keep_right, keep_wrong)
-            return np.random.default_rng(seed).random(len(data)) < rate_N
-
         name = f"{verifier.name}: right at {keep_right:g}, wrong at {keep_wrong:g}, seed {seed}"
-        return Rule(name, keep, verifier.source or verifier.keep)
+        return Rule(name, Verified(verifier, keep_right, keep_wrong, seed))
 
     def _fresh(self, real: Dataset, number: int, share: float) -> Dataset:
         """Real rows that neither the anchor nor an earlier round used."""
@@ -135,9 +132,31 @@ class Pool:
         if high >= len(ends):
             raise InputError(
                 f"round {number} has no new real rows left: a share of {share:g} of {self.tokens} tokens a round uses "
-                f"{begin + want} real tokens by then, there are {int(ends[-1])}; raise data.tokens or give more data"
+                f"{begin + want} real tokens by then, there are {int(ends[-1])}; raise data.real_tokens or give more data"
             )
         return real.take(np.arange(low, high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """Keeps rows at one rate where the verifier calls them right, at another where wrong."""
+
+    verifier: Rule
+    keep_right: float
+    keep_wrong: float
+    seed: int
+
+    def __call__(self, data: Dataset) -> np.ndarray:
+        rate_N = np.where(np.asarray(self.verifier.keep(data), bool), self.keep_right, self.keep_wrong)
+        return np.random.default_rng(self.seed).random(len(data)) < rate_N
+
+
+def alone(data: Dataset) -> Dataset:
+    """Rows as texts of their own: a student learns what was written from the start token, as the collapse papers do, not as
+    the answer to the prompt it was written to."""
+    if not any(len(p) > 1 for p in data.prompts()):
+        return data
+    return data.with_column("prompt", [[]] * len(data))
 
 
 def usable(data: Dataset) -> Dataset:
@@ -193,5 +212,6 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
     inputs = {str(i): s.fingerprint for i, s in enumerate(pool.sources())}
     seed = round.seed("mix")
     settings = {**pool.settings(), "seed": seed}
-    pool.training = round.dataset("training", lambda: pool.mix(round.number, seed), inputs, settings)
+    mix = named("mix", 1)(lambda: pool.mix(round.number, seed))  # all that it captures is in inputs and settings
+    pool.training = round.dataset("training", mix, inputs=inputs, config=settings)
     return pool.training

@@ -13,7 +13,8 @@ from etils import epath
 
 from recursive_jax import mesh as meshes
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.generate.reader import Row
+from recursive_jax.errors import InputError
+from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Request
 from recursive_jax.rounds import storage
 
@@ -32,12 +33,29 @@ class Journal:
         self._make: Callable[[Sequence[Row]], Dataset] | None = None
         self._written = time.perf_counter()
         self._parts = sorted(folder.glob("partial-*.arrow"))
+        self._next_part = 1 + max((int(p.stem.rpartition("-")[2]) for p in self._parts), default=-1)
         finished = [Dataset.read([str(p)]) for p in sorted(folder.glob("rows-*.parquet"))]  # killed before the commit
-        self._made = [_distinct(sum([*finished, *(Dataset(_read_stream(p)) for p in self._parts)], Dataset.empty()))]
+        self._made = [_distinct(Dataset.concat([*finished, *(Dataset(_read_stream(p)) for p in self._parts)]))]
         self.lengths: dict[int, int] = {}
         for (number, _), tokens in zip(_numbers(self._made[0]), self._made[0].tokens(), strict=True):
             self.lengths[number] = self.lengths.get(number, 0) + len(tokens)
         meshes.barrier("journal-read")
+
+    def check(self, requests: Callable[[int, int], Sequence[Request]] | None, bos: int) -> None:
+        """Raises InputError where a kept row was written to another prompt than its request has now."""
+        kept = self._made[0]
+        if requests is None or not len(kept):
+            return
+        block: dict[int, Request] = {}
+        for (number, _), prompt in zip(_numbers(kept), kept.prompts(), strict=True):
+            if number not in block:
+                first = number - number % BLOCK
+                block = {r.id: r for r in requests(first, BLOCK)}
+            if number not in block or not np.array_equal(block[number].tokens(bos), prompt):
+                raise InputError(
+                    f"{self.folder} is half-done, and request {number} had another prompt then: give the prompts of before to "
+                    f"go on with it, or delete {self.folder} to have it made anew"
+                )
 
     def append(self, row: Row, make: Callable[[Sequence[Row]], Dataset]) -> None:
         self._waiting.append(row)
@@ -50,16 +68,22 @@ class Journal:
             data = self._make(self._waiting)
             self._made.append(data)
             if meshes.is_main():
+                if self._writer is not None and data.table.schema != self._schema:  # a column that was empty till now
+                    self._end_part()
                 if self._writer is None:
-                    path = self.folder / f"partial-{len(self._parts):05d}.arrow"
-                    self._file = open(path, "wb")
-                    self._writer = pa.ipc.new_stream(self._file, data.table.schema)
+                    path = self.folder / f"partial-{self._next_part:05d}.arrow"
+                    self._next_part += 1
+                    self._file, self._schema = open(path, "wb"), data.table.schema
+                    self._writer = pa.ipc.new_stream(self._file, self._schema)
                 self._writer.write_table(data.table)
                 self._file.flush()
         self._waiting, self._written = [], time.perf_counter()
 
     def close(self) -> None:
         self._flush()
+        self._end_part()
+
+    def _end_part(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._file.close()
@@ -68,7 +92,7 @@ class Journal:
     def finish(self, wanted: int) -> Dataset:
         """The rows of the first `wanted` requests in request order, written as the result; the journal is removed."""
         self.close()
-        made = sum(self._made[1:], self._made[0])
+        made = Dataset.concat(self._made)
         numbers = _numbers(made)
         order = sorted((i for i, n in enumerate(numbers) if n[0] < wanted), key=lambda i: numbers[i])
         data = made.take(np.array(order, np.int64))

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.rounds import storage
 
@@ -92,8 +93,6 @@ def ancestors(run: Any, row_id: str) -> list[dict]:
 
 def _find_row(run: epath.Path, stored: list[dict], row_id: str) -> tuple[dict, dict]:
     """The row, and the manifest of the result it is in."""
-    from recursive_jax.data.dataset import Dataset
-
     for manifest in stored:
         if manifest["verb"] != "generate" or not re.search(rf"(^|/){re.escape(manifest['name'])}/", row_id):
             continue

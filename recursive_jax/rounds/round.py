@@ -8,25 +8,34 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import SamplingConfig, TrainConfig
+from recursive_jax.config import SamplingConfig, TrainConfig, row_length
+from recursive_jax.curate.rewards import Scores, checked_scores
 from recursive_jax.curate.select import Rule, select
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.packing import Batches
+from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
 from recursive_jax.generate.generate import FIRST, stream, to_dataset
-from recursive_jax.generate.reader import Row
-from recursive_jax.generate.request import Request
-from recursive_jax.models.model import Model, source_mark
-from recursive_jax.objectives.causal import Objective, causal
+from recursive_jax.generate.prefill import Row
+from recursive_jax.generate.request import FromTemplate, Request, requests_fingerprint
+from recursive_jax.identity import describe
+from recursive_jax.models.model import Model
+from recursive_jax.objectives.base import Objective
+from recursive_jax.objectives.causal import causal
 from recursive_jax.rounds import storage
-from recursive_jax.rounds.durable import DurableFolder, Stored, architecture_mark, callable_mark, data_mark, model_mark
-from recursive_jax.rounds.journal import Budget, Journal
-from recursive_jax.rounds.stored import load_stored_model, write_model
-from recursive_jax.train import signals
-from recursive_jax.train.loop import train
+from recursive_jax.rounds.durable import DurableFolder, Stored, value_of
+from recursive_jax.rounds.journal import BLOCK, Budget, Journal
+from recursive_jax.rounds.opening import load_stored_model
+from recursive_jax.rounds.writing import write_model
+from recursive_jax.train import checkpoint, signals
+from recursive_jax.train.loop import resolved_objective, train
+
+Requests = Callable[[int, int], Sequence[Request]]
 
 
 class Chain:
@@ -59,48 +68,55 @@ class Round(DurableFolder):
     # The verbs.
 
     def dataset(
-        self, name: str, make: Callable[[], Dataset], inputs: dict[str, str] | None = None, config: Any = None
+        self, name: str, make: Callable[..., Dataset], *arguments: Any, inputs: dict[str, str] | None = None, config: Any = None
     ) -> Stored:
-        """Rows made by a function of the given inputs: read from disk, composed, imported."""
+        """Rows made by `make(*arguments)`: read from disk, composed, imported. `make` is a function of a module, a frozen
+        dataclass or `named`; arguments are plain values, stored results, models. inputs, config: what else decides."""
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            data = make()
+            data = make(*map(value_of, arguments))
             meshes.on_main(lambda: data.write(str(folder / "rows-00000.parquet")))
             return _counts(data)
 
-        return self.durable("data", name, inputs or {}, config, None, produce, _read_rows)
+        settings = {"make": describe(make), "arguments": describe(arguments), "config": describe(config)}
+        return self.durable("data", name, inputs or {}, _given(settings), None, produce, _read_rows)
 
     def train(
         self,
         name: str,
         model: Model,
-        data: Dataset | Stored,
+        data: Dataset | Stored | Batches,
         config: TrainConfig | None = None,
         objective: Objective = causal,
     ) -> Model:
         """A new model: `model` (or, without params, its fresh initialisation) trained on `data`."""
         config = config or TrainConfig()
         seed = self.seed(name)
-        architecture = model.architecture
+        objective = resolved_objective(objective, config, model)
         inputs = {
-            "model": model_mark(model) if model.params is not None else f"init:{architecture_mark(architecture)}",
-            "data": data_mark(data),
+            "model": model.fingerprint if model.params is not None else f"init:{model.network.fingerprint}",
+            "data": data.fingerprint,
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
         }
 
-        def produce(folder: epath.Path) -> dict[str, Any]:
+        def produce(folder: epath.Path) -> tuple[dict[str, Any], Model]:
             label = f"{self.label} · train {name}"
-            rows = data.value if isinstance(data, Stored) else data
-            trained = train(
-                model, rows, objective, config, seed=seed, directory=folder, label=label, quiet=self.run.progress.quiet
-            )
+            rows = value_of(data)
+            quiet = self.run.progress.quiet
+            plain = config.model_copy(update={"truncate": 1.0})  # the objective knows
+            trained = train(model, rows, objective, plain, seed=seed, directory=folder, label=label, quiet=quiet)
             write_model(folder, trained.model)
-            return trained.summary
+            extra = {"params": trained.extra.params, "state": trained.extra.state}
+            if jax.tree.leaves(extra):
+                checkpoint.save(folder / "extra", extra)
+            return trained.summary, trained.model
 
-        result = {
-            k: v for k, v in config.model_dump().items() if k not in ("checkpoint_every", "log_every", "tensorboard")
+        decided = {
+            "dtype": meshes.resolve_dtype(config.dtype, model.mesh),
+            "length": row_length(config.length, model.max_length),
+            "truncate": 1.0,
         }
-        settings = {"train": result, "objective": callable_mark(objective)}
+        settings = {"train": describe(config.model_copy(update=decided)), "objective": describe(objective)}
         stored = self.durable(
             "train", name, inputs, settings, seed, produce, lambda folder: load_stored_model(folder, model)
         )
@@ -110,28 +126,32 @@ class Round(DurableFolder):
         self,
         name: str,
         model: Model,
-        requests: Callable[[int, int], Sequence[Request]],
+        requests: Requests | Sequence[Request] | Dataset | Stored,
         sampling: SamplingConfig | None = None,
         *,
+        template: Template | None = None,
+        each: int = 1,
         count: int | None = None,
         tokens: int | None = None,
         inputs: dict[str, str] | None = None,
     ) -> Stored:
-        """Rows from `model`: those of the first `count` requests, or of as many as it takes to hold `tokens` tokens (then
-        cut to the budget). requests(first, n) gives the requests with ids first .. first + n.
+        """Rows from `model`, one to a request: of a list; of a Dataset whose rows a template asks, `each` times; or of
+        requests(first, n), which gives those with ids first .. first + n, and of which the first `count` are taken, or as
+        many as it takes to hold `tokens` tokens (then cut to the budget). Requests count by value, a function's too.
 
         Rows are kept as they finish. A kill loses those in work and of the last quarter second; the rows that are made
         again have the same bits.
         """
         sampling = sampling or SamplingConfig()
         seed = self.seed(name)
-        if (count is None) == (tokens is None):
-            raise ValueError("give either count or tokens")
+        asked, count = _requests(requests, template, model, each, count, tokens)
+        identity, by_value = _identity(asked, count)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
             journal = Journal(folder)
-            budget = Budget(journal.lengths, requests, count, tokens)
-            rows = stream(model, budget, sampling, seed=seed, like=requests(0, min(FIRST, count or FIRST)))
+            journal.check(asked if by_value else None, model.tokenizer.bos)
+            budget = Budget(journal.lengths, asked, count, tokens)
+            rows = stream(model, budget, sampling, seed=seed, like=asked(0, min(FIRST, count or FIRST)))
             for row in rows:
                 journal.append(row, self._as_rows(name, model, seed))
                 budget.finished(row)
@@ -149,15 +169,26 @@ class Round(DurableFolder):
                     f"{self.label} · {name}: the model writes no tokens (do the prompts fill the context?)"
                 )
             data = journal.finish(budget.wanted)
-            return {**_counts(data), "budget_tokens": tokens}
+            used = _blocks_fingerprint(asked, budget.wanted) if by_value else None
+            return {**_counts(data), "budget_tokens": tokens, "requests": budget.wanted, "requests_fingerprint": used}
+
+        def check(manifest: dict) -> None:
+            """Of requests that a function gives without end, the fingerprint holds the first ones only."""
+            counts = manifest["counts"]
+            if by_value and tokens is not None and counts.get("requests_fingerprint") is not None:
+                now = _blocks_fingerprint(asked, counts["requests"])
+                if now != counts["requests_fingerprint"]:
+                    before = {"requests": counts["requests_fingerprint"]}
+                    self._refuse(self.path / name, "was made", before, {"requests": now})
 
         def read(folder: epath.Path) -> Dataset:
             data = _read_rows(folder)
             return data if tokens is None else data.first_tokens(tokens)
 
-        ins = {"model": model_mark(model), **(inputs or {})}
-        settings = {"sampling": sampling.model_dump(), "count": count, "tokens": tokens}
-        return self.durable("generate", name, ins, settings, seed, produce, read)
+        ins = {"model": model.fingerprint, **(inputs or {})}
+        decided = sampling.model_copy(update={"dtype": meshes.resolve_dtype(sampling.dtype, model.mesh)})
+        settings = {"requests": identity, "sampling": describe(decided), "count": count, "tokens": tokens}
+        return self.durable("generate", name, ins, settings, seed, produce, read, check)
 
     def _as_rows(self, name: str, model: Model, seed: int) -> Callable[[Sequence[Row]], Dataset]:
         """How finished rows are kept: their ids begin with the chain, the round and the result's name."""
@@ -166,44 +197,47 @@ class Round(DurableFolder):
         prefix = "/".join([*parts, str(self.number), name])
         return lambda rows: to_dataset(rows, model, seed=seed, round=self.number, name=prefix)
 
-    def select(self, name: str, data: Stored, rules: Sequence[Rule]) -> Stored:
+    def select(self, name: str, data: Dataset | Stored, rules: Sequence[Rule]) -> Stored:
         """The rows every rule keeps, and for each rule how many it dropped."""
-        kept: dict[str, int] = {}
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            chosen, dropped = select(data.value, rules)
-            kept.update(dropped)
+            rows = value_of(data)
+            chosen, dropped = select(rows, rules)
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
-            return {**_counts(chosen), "proposed": len(data.value), "dropped": dropped}
+            return {**_counts(chosen), "proposed": len(rows), "dropped": dropped}
 
-        settings = {"rules": [f"{r.name} ({source_mark(r.source or r.keep)})" for r in rules]}
+        settings = {"rules": [[r.name, r.fingerprint] for r in rules]}
         return self.durable("select", name, {"data": data.fingerprint}, settings, None, produce, _read_rows)
 
     def score(
-        self, name: str, data: Stored, reward: Callable[[Dataset], Sequence[float]], column: str = "score"
+        self, name: str, data: Dataset | Stored, reward: Callable[[Dataset], Scores], column: str = "score"
     ) -> Stored:
-        """The rows with a number per row in `column`."""
+        """The rows with a number per row in `column`; None where the reward gives none."""
+        called = getattr(reward, "__name__", type(reward).__name__)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            scored = data.value.with_column(column, [float(x) for x in reward(data.value)])
+            rows = value_of(data)
+            scored = rows.with_column(column, checked_scores(reward(rows), len(rows), called))
             meshes.on_main(lambda: scored.write(str(folder / "rows-00000.parquet")))
             return _counts(scored)
 
-        settings = {"reward": callable_mark(reward), "column": column}
+        settings = {"reward": describe(reward), "column": column}
         return self.durable("score", name, {"data": data.fingerprint}, settings, None, produce, _read_rows)
 
     def evaluate(
         self,
         name: str,
         model: Model,
-        measure: Callable[[], dict[str, Any]],
+        measure: Callable[..., dict[str, Any]],
+        *arguments: Any,
         inputs: dict[str, str] | None = None,
         config: Any = None,
     ) -> dict[str, Any]:
-        """Numbers about `model`, stored and added to RUN/metrics.jsonl."""
+        """Numbers about `model`, stored and added to RUN/metrics.jsonl: those of `measure(*arguments)`. measure, arguments,
+        inputs and config as in `dataset`."""
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            metrics = measure()
+            metrics = measure(*map(value_of, arguments))
             record = {
                 "arm": self.chain.arm,
                 "round": self.number,
@@ -218,9 +252,44 @@ class Round(DurableFolder):
         def read(folder: epath.Path) -> dict[str, Any]:
             return storage.read_json(folder / "metrics.json", "the evaluation")["metrics"]
 
-        return self.durable(
-            "evaluate", name, {"model": model_mark(model), **(inputs or {})}, config, None, produce, read
-        ).value
+        settings = {"measure": describe(measure), "arguments": describe(arguments), "config": describe(config)}
+        ins = {"model": model.fingerprint, **(inputs or {})}
+        return self.durable("evaluate", name, ins, _given(settings), None, produce, read).value
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if v not in (None, [])}
+
+
+def _requests(
+    requests: Any, template: Template | None, model: Model, each: int, count: int | None, tokens: int | None
+) -> tuple[Requests, int | None]:
+    """(requests as a function, how many are wanted)."""
+    if isinstance(requests, (Dataset, Stored)):
+        if template is None:
+            raise InputError("rows are asked through a template: generate(..., data, template=...)")
+        asked: Requests = FromTemplate(value_of(requests), template, model.tokenizer, each)
+        return asked, len(asked) if count is None else count
+    if not callable(requests):
+        listed = list(requests)
+        return lambda first, n: listed[first : first + n], len(listed) if count is None else count
+    if (count is None) == (tokens is None):
+        raise InputError("give either count or tokens: how many requests are wanted, or how many tokens")
+    return requests, count
+
+
+def _identity(asked: Requests, count: int | None) -> tuple[Any, bool]:
+    """(what names the requests, whether that is their content). A function without an identity of its own is asked: all of
+    its requests where their number is known, else the first ones (the rest is checked when a result is used)."""
+    try:
+        return describe(asked), False
+    except InputError:
+        return _blocks_fingerprint(asked, BLOCK if count is None else count), True
+
+
+def _blocks_fingerprint(asked: Requests, count: int) -> str:
+    blocks = [requests_fingerprint(asked(first, min(BLOCK, count - first))) for first in range(0, count, BLOCK)]
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
 
 
 def _counts(data: Dataset) -> dict[str, Any]:

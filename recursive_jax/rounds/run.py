@@ -11,10 +11,12 @@ import jax
 from etils import epath
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import difference
+from recursive_jax.config import Section, difference
 from recursive_jax.errors import InputError, problems
+from recursive_jax.identity import describe
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.durable import FORMAT
+from recursive_jax.rounds.lineage import evaluations
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
 from recursive_jax.train import signals
@@ -23,11 +25,12 @@ from recursive_jax.train import signals
 class Run:
     """A folder that a chain of rounds lives in.
 
-    config: anything JSON; a second start with another one is refused with the difference. fork: another run folder
-    whose results are reused where their fingerprints agree. Raises InputError; use as a context manager, or `close`.
+    config: a config section, a frozen dataclass or a dict of plain values; a second start with another one is refused with
+    the difference. Keys that only say how (devices, logging) may change. fork: another run folder whose results are reused
+    where their fingerprints agree. Raises InputError; use as a context manager, or `close`.
     """
 
-    def __init__(self, path: Any, config: dict | None = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
+    def __init__(self, path: Any, config: Any = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
         self.path, self.seed = epath.Path(path), seed
         self.progress = RunProgress(quiet or not meshes.is_main())
         self.fork = epath.Path(fork) if fork is not None else None
@@ -42,7 +45,7 @@ class Run:
         try:
             with storage.disk_errors(self.path):
                 meshes.on_main(self._take_lock)
-                meshes.on_main(lambda: self._open(config or {}))
+                meshes.on_main(lambda: self._open({} if config is None else config))
         except BaseException:
             self.close()
             raise
@@ -51,12 +54,19 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = storage.Lock(self.path)
 
-    def _open(self, config: dict) -> None:
+    def _open(self, config: Any) -> None:
         file = self.path / "run.json"
-        resolved = json.loads(json.dumps(config, default=str))
+        resolved = config.model_dump(mode="json") if isinstance(config, Section) else json.loads(json.dumps(config, default=str))
+        identity = describe(config)
         if file.exists():
             stored = storage.read_json(file, "the run record")
-            changes = difference(stored.get("config", {}), resolved)
+            if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+                found = stored.get("format") if isinstance(stored, dict) else None
+                raise InputError(
+                    f"{self.path} was made by another version of recursive_jax (run folder format {found}, this one writes "
+                    f"{FORMAT}): finish it with that version, or give a new --workdir"
+                )
+            changes = difference(stored["identity"], identity)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:
@@ -64,7 +74,7 @@ class Run:
             if any(Path(self.path).rglob("manifest.json")):
                 raise problems(
                     f"{self.path} holds a run of another config. Give another --workdir, or add `--fork {self.path}` "
-                    "with a new --workdir to reuse what is unchanged. The differences:",
+                    "(fork= in Python) with a new one to reuse what is unchanged. The differences:",
                     changes,
                 )  # else it failed before anything was made, and the new config takes the folder
         elif any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
@@ -75,6 +85,7 @@ class Run:
                 "format": FORMAT,
                 "seed": self.seed,
                 "config": resolved,
+                "identity": identity,
                 "versions": versions(),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "processes": jax.process_count(),
@@ -92,10 +103,30 @@ class Run:
         folder = self.path if arm == "main" else self.path / arm
         return Chain(self, arm, replicate, folder if replicates == 1 else folder / f"replicate-{replicate}")
 
+    def name_model(self, name: str, round: Round, result: str, default: bool = False) -> None:
+        """Names a stored model of this run, so that `load_model("RUN:name")` opens it; the default one is what `load_model(RUN)`
+        opens. A name may be given again, to a later round's."""
+        path = str((round.path / result).relative_to(self.path))
+
+        def write() -> None:
+            file = self.path / "models.json"
+            named = storage.read_json(file, "the names of the models") if file.exists() else {"models": {}}
+            before = json.dumps(named)
+            named["models"][name] = path
+            if default:
+                named["default"] = name
+            if json.dumps(named) != before:
+                storage.write_json(file, named)
+
+        meshes.on_main(write)
+
+    def add_metrics(self, folder: Any) -> None:
+        """Appends a committed evaluation to RUN/metrics.jsonl; a line torn by a kill is mended by `refresh_metrics`."""
+        record = storage.read_json(folder / "metrics.json", "the evaluation")
+        storage.append_line(self.path / "metrics.jsonl", json.dumps(record))
+
     def refresh_metrics(self) -> list[dict]:
         """Rewrites RUN/metrics.jsonl from the committed evaluations, in the order arm, replicate, round."""
-        from recursive_jax.rounds.lineage import evaluations
-
         records = evaluations(self.path)
         if meshes.is_main():
             text = "".join(json.dumps(r) + "\n" for r in records)

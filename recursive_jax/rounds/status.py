@@ -6,11 +6,10 @@ from typing import Any
 
 from etils import epath
 
+from recursive_jax.collapse.metrics import headlines
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests, resolve
 from recursive_jax.rounds.progress import summary
-
-HEADLINE = ("accuracy", "format", "ce_task", "ce_real", "kl_total", "ppl_gen", "valid", "distinct_2", "tail_mass_lost")
 
 
 def status_text(run: Any, short: bool = False) -> str:
@@ -43,16 +42,16 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
 
 
 def _table(records: list[dict], arms: list[str]) -> list[str]:
-    shown = [m for m in HEADLINE if any(m in r["metrics"] for r in records)]
-    if not shown:
+    if not records:
         return ["no evaluation yet"]
+    shown = headlines({k for r in records for k, v in r["metrics"].items() if isinstance(v, (int, float))})
     several = any(r["replicate"] for r in records)
     head = (
         f"{'regime':<14}{'round':>6}" + (f"{'replicate':>10}" if several else "") + "".join(f"{m:>16}" for m in shown)
     )
     lines = [head]
     for r in records:
-        arm = r["arm"] if r["round"] else "teacher" if "ce_task" not in r["metrics"] else "base"
+        arm = r["arm"] if r["round"] else "before"
         cells = "".join(f"{r['metrics'].get(m, float('nan')):>16.4f}" for m in shown)
         lines.append(f"{arm:<14}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
     return lines

@@ -14,6 +14,8 @@ from etils import epath
 
 from recursive_jax.errors import InputError
 
+#: Of a result's folder, what is no part of the result: the commit itself, logs, parts of an unfinished training.
+NOT_RESULTS = ("manifest.json", "pending.json", "training.json", "train.jsonl", "tensorboard", "resume")
 _DIGEST_LIMIT = 64 * 2**20  # larger files are checked by size; the formats in them carry checksums of their own
 
 
@@ -26,6 +28,18 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+def append_line(path: epath.Path, line: str) -> None:
+    """One more line of a text file, on the disk before it returns. A line without an end, torn by a kill, is ended first."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -67,7 +81,7 @@ def describe(folder: epath.Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in _walk(folder):
         name = os.path.relpath(os.fspath(file), os.fspath(folder))
-        if name.split(os.sep)[0] in ("manifest.json", "pending.json", "train.jsonl", "tensorboard", "resume"):
+        if name.split(os.sep)[0] in NOT_RESULTS:
             continue
         size = file.stat().length
         found[name] = {"bytes": size, **({"sha256": _digest(file)} if size <= _DIGEST_LIMIT else {})}

@@ -9,11 +9,13 @@ from typing import Any
 from etils import epath
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import Config, DataConfig
+from recursive_jax.config import DataConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World, open_world, source_files
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.data.tokenizers import tokenizer_from_json
+from recursive_jax.errors import InputError
+from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.durable import Stored
@@ -22,23 +24,24 @@ from recursive_jax.rounds.run import Run
 _HASHED = 256 * 2**20  # bytes of a source file that count in its digest
 
 
-def stored_world(run: Run, config: Config, base: Model | None = None) -> Stored:
+def stored_world(
+    run: Run, data: DataConfig, row_tokens: int, held_out_rows: int, base: Model | None = None
+) -> Stored:
     """Reads and tokenizes the real data, or, on a second start, what the first one stored. A source file that changed
-    since is an input that changed: refused. base: an imported model, whose tokenizer is taken; rows then hold at most
-    `train.length` tokens, its context being far longer than a row."""
-    files = source_files(config.data)
-    context = config.model.context if base is None else min(base.context, config.train.length or 256)
-    if base is None and config.data.resolved_kind != "language" and config.data.tokenizer not in ("byte", "bpe"):
-        files.append(Path(config.data.tokenizer))
+    since is an input that changed: refused. row_tokens: the most that a row holds. base: an imported model, whose tokenizer
+    is taken."""
+    files = source_files(data)
+    if base is None and data.resolved_kind != "language" and data.tokenizer not in ("byte", "bpe"):
+        files.append(Path(data.tokenizer))
     inputs = {f"file {i}: {f.name}": _digest(f) for i, f in enumerate(files)}
-    settings = {"data": config.data.model_dump(), "context": context}
+    settings = {"data": describe(data), "row_tokens": row_tokens}
     if base is not None:
         settings["tokenizer"] = tokenizer_fingerprint(base.tokenizer)
-    if config.data.resolved_kind == "language":
-        settings["held_out_rows"] = config.evaluate.rows
+    if data.resolved_kind == "language":
+        settings["held_out_rows"] = held_out_rows
 
     def produce(folder: epath.Path) -> dict[str, Any]:
-        world = open_world(config.data, context, config.evaluate.rows, None if base is None else base.tokenizer)
+        world = open_world(data, row_tokens, held_out_rows, None if base is None else base.tokenizer)
 
         def write() -> None:
             storage.write_json(folder / "tokenizer.json", world.tokenizer.to_json())
@@ -74,8 +77,6 @@ def _digest(file: Path) -> str:
 
 def check_data(config: DataConfig) -> list[str]:
     """Problems of the data section that can be seen without reading the data."""
-    from recursive_jax.errors import InputError
-
     try:
         files = source_files(config)
     except InputError as error:

@@ -4,6 +4,7 @@ device never waits for the host."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,35 @@ from typing import Any
 import jax
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import TrainConfig
+from recursive_jax.config import TrainConfig, difference, row_length
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.packing import PackedRows, batches, pack_dataset
-from recursive_jax.errors import InputError, Preempted, TrainingDiverged
-from recursive_jax.models.flops import peak_flops, train_flops_per_token
+from recursive_jax.data.packing import Batches
+from recursive_jax.errors import InputError, Preempted, TrainingDiverged, problems
+from recursive_jax.identity import describe
+from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.causal import Objective, causal, truncated
+from recursive_jax.objectives.base import Extra, Objective
+from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.train import signals
 from recursive_jax.train.checkpoint import Resume
 from recursive_jax.train.log import TrainLog, console
 from recursive_jax.train.optimizer import Hyper
-from recursive_jax.train.step import init_program, join, resolve_dtype, split, start_program, step_program
+from recursive_jax.train.step import TrainState, init_program, join, split, start_program, step_program
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """model: with the new params. summary: steps, tokens, packed rows, epochs, final loss (all reproducible)."""
+    """model: with the new params. summary: steps, tokens, packed rows, epochs, final loss (all reproducible). extra: the
+    objective's own params and state, as they ended."""
 
     model: Model
     summary: dict[str, Any]
+    extra: Extra = dataclasses.field(default_factory=Extra)
 
 
 def train(
     model: Model,
-    data: Dataset | PackedRows,
+    data: Dataset | Batches,
     objective: Objective = causal,
     config: TrainConfig | None = None,
     *,
@@ -44,36 +49,39 @@ def train(
     label: str = "train",
     quiet: bool = False,
 ) -> Trained:
-    """Trains a copy of `model` on `data` (packed if it is not yet) and returns it; `model` stays as it was.
+    """Trains a copy of `model` on `data` (packed by the objective if it is not yet) and returns it; `model` stays as it was.
 
     A model without params starts from `init(seed)`. With a `directory` the training is resumable: the train state is
-    kept in `directory/resume`, and a second call with equal arguments goes on from there to bit-equal params.
-    Raises InputError (bad shapes, empty data), TrainingDiverged (loss not finite), Preempted (SIGTERM; saved).
+    kept in `directory/resume`, and a second call with equal arguments goes on from there to bit-equal params, on any mesh.
+    Raises InputError (bad shapes, empty data, a directory of another training), TrainingDiverged (loss not finite),
+    Preempted (SIGTERM; saved).
     """
     config = config or TrainConfig()
     mesh = model.mesh or meshes.make_mesh()
     model = model.on(mesh)
-    length = config.length or model.context
+    length = row_length(config.length, model.max_length)
     check_batch(config, mesh)
-    rows = data if isinstance(data, PackedRows) else pack_dataset(data, length, model.tokenizer)
-    directory = Path(directory) if directory is not None else None
+    objective = resolved_objective(objective, config, model)
+    batches = objective.pack(data, model, length) if isinstance(data, Dataset) else data
+    if hasattr(batches, "columns"):
+        objective.check(batches.columns)
+    dtype = meshes.resolve_dtype(config.dtype, mesh)
+    if directory is not None:
+        directory = Path(directory)
+        meshes.on_main(lambda: _claim(directory, _settings(model, batches, objective, config, dtype, length, seed)))
     resume = Resume(directory / "resume") if directory is not None else None
-    dtype = resolve_dtype(config.dtype)
-    if config.truncate < 1.0:
-        if objective is not causal:
-            raise InputError(f"train.truncate={config.truncate} is for the causal objective; leave it at 1")
-        objective = truncated(config.truncate)
-    step_fn = step_program(model.architecture, objective, config.accumulate, dtype)
+    others = {name: other.on(mesh) for name, other in objective.models(model).items()}
+    held = tuple((name, other.network) for name, other in others.items())
+    held_params = {name: other.params for name, other in others.items()}
+    step_fn = step_program(model.network, objective.static(), config.gradient_accumulation, dtype, held)
     try:
         with jax.set_mesh(mesh):
-            trained, frozen = (None, {}) if model.params is None else split(model.architecture, model.params)
-            state = _start(model, trained, config, seed, resume, mesh)
+            trained, frozen = (None, {}) if model.params is None else split(model.network, model.params)
+            state = _start(model, objective, trained, config, seed, resume, mesh)
             start = int(state.step)
             if start and not quiet and meshes.is_main():
                 console.print(f"{label}: goes on from its checkpoint at step {start:,}", style="dim")
-            flops = train_flops_per_token(model.architecture.config, length) if model.architecture.config else None
-            if flops and model.architecture.lora:
-                flops *= 2 / 3  # frozen weights get no gradient of their own
+            flops = model.network.train_flops_per_token(length)
             log = TrainLog(
                 label,
                 config.steps,
@@ -88,55 +96,99 @@ def train(
                 quiet=quiet or not meshes.is_main(),
             )
             try:
-                step = lambda state, batch: step_fn(state, batch, frozen)
-                state, loss = _run(state, step, rows, config, seed, mesh, resume, log, start, label)
+                step = lambda state, batch: step_fn(state, batch, frozen, held_params)
+                batches.begin(config.batch, seed)
+                state, loss = _run(state, step, batches, config, mesh, resume, log, start, label)
             finally:
                 log.close()
     finally:
         if resume is not None:
             resume.close()
-    tokens = config.steps * config.batch * length
-    summary = {
-        "steps": config.steps,
-        "tokens": tokens,
-        "packed_rows": len(rows),
-        "packed_fill": round(rows.fill, 4),
-        "epochs": round(config.steps * config.batch / len(rows), 3),
-        "loss": loss,
-    }
-    return Trained(model.with_params(join(model.architecture, state.params, frozen)), summary)
+    summary = {"steps": config.steps, **batches.summary(config.steps, config.batch), "loss": loss}
+    params = join(model.network, state.params.model, frozen)
+    return Trained(model.with_params(params), summary, Extra(state.params.extra, state.state))
+
+
+def resolved_objective(objective: Objective, config: TrainConfig, model: Model) -> Objective:
+    """With what the config and the model leave to it. Raises InputError for what is no objective."""
+    if not isinstance(objective, Objective):
+        raise InputError(
+            f"{objective!r} is not an objective: a frozen dataclass that derives from recursive_jax.objectives.Objective "
+            "is wanted"
+        )
+    if config.truncate < 1.0:
+        if objective != causal:
+            raise InputError(f"train.truncate={config.truncate} is for the causal objective; leave it at 1")
+        objective = Causal(truncate=config.truncate)
+    return objective.resolved(model)
 
 
 def check_batch(config: TrainConfig, mesh) -> None:
-    divisor = meshes.batch_divisor(mesh) * config.accumulate
+    divisor = meshes.batch_divisor(mesh) * config.gradient_accumulation
     if config.batch % divisor:
         raise InputError(
             f"batch={config.batch} is not divisible by {divisor} (mesh data x fsdp = {meshes.batch_divisor(mesh)}, "
-            f"accumulate = {config.accumulate})"
+            f"gradient_accumulation = {config.gradient_accumulation})"
         )
 
 
-def _start(model: Model, trained: Any, config: TrainConfig, seed: int, resume: Resume | None, mesh):
+def _settings(
+    model: Model, batches: Batches, objective: Objective, config: TrainConfig, dtype: str, length: int, seed: int
+) -> dict[str, Any]:
+    """What decides the params, as plain values."""
+    start = model.fingerprint if model.params is not None else "fresh"
+    return {
+        "model": start,
+        "data": batches.fingerprint,
+        "objective": describe(objective),
+        "config": describe(config.model_copy(update={"dtype": dtype, "length": length})),
+        "seed": seed,
+    }
+
+
+def _claim(directory: Path, settings: dict[str, Any]) -> None:
+    """Says in the directory what is trained in it. Raises InputError where checkpoints of another training lie."""
+    file = directory / "training.json"
+    if file.exists():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            before = None  # torn by a kill before anything was made
+        if isinstance(before, dict) and before != settings and any((directory / "resume").glob("*")):
+            raise problems(
+                f"{directory} holds a half-done training of other settings. Give these again to go on with it, another "
+                "directory to keep it, or delete it. The differences:",
+                difference(before, settings),
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / "training.json.tmp"
+    temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def _start(model: Model, objective: Objective, trained: Any, config: TrainConfig, seed: int, resume: Resume | None, mesh):
     """The newest checkpoint of this training, else its first state."""
-    hyper = meshes.replicate(mesh, Hyper.of(config, seed))
+    hyper = meshes.put_replicated(mesh, Hyper.of(config, seed))
+    key = meshes.random_key(seed)
+    extra = objective.init(jax.random.fold_in(key, 1), model)
     if resume is not None and resume.latest is not None:
-        if model.architecture.frozen:
-            target = meshes.abstract(mesh, start_program(), trained, hyper)
+        if trained is not None:  # with the dtypes of the params that it began with
+            target = meshes.abstract(mesh, start_program(), trained, extra.params, extra.state, hyper)
         else:
-            target = meshes.abstract(mesh, init_program(model.architecture), jax.random.key(0), Hyper.of(config, seed))
+            target = meshes.abstract(mesh, init_program(model.network), key, extra.params, extra.state, hyper)
         return resume.load(resume.latest, target)
     if trained is None:
-        return init_program(model.architecture)(jax.random.key(seed), hyper)
-    return start_program()(trained, hyper)
+        return init_program(model.network)(key, extra.params, extra.state, hyper)
+    return start_program()(trained, extra.params, extra.state, hyper)
 
 
-def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: TrainLog, start: int, label: str):
-    stream = batches(rows, config.batch, seed, start)
-    positions = config.batch * (rows.tokens_NT.shape[1] - 1)
+def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh, resume, log: TrainLog, start, label):
     pending = None
     loss = math.nan
+    positions = getattr(batches, "positions", 1) * config.batch
     for step in range(start + 1, config.steps + 1):
-        state, metrics = step_fn(state, meshes.put_batch(mesh, next(stream)))
+        columns = batches.next(step - 1, state.params)
+        state, metrics = step_fn(state, meshes.put_batch(mesh, columns))
         if pending is not None:
             loss = _settle(*pending, log, positions, label, resume)
         pending = (step, metrics)
@@ -155,13 +207,13 @@ def _run(state, step_fn, rows, config: TrainConfig, seed, mesh, resume, log: Tra
 
 def _settle(step: int, metrics: dict[str, jax.Array], log: TrainLog, positions: int, label: str, resume) -> float:
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}  # replicated: every process has them
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+    broken = next((k for k in ("loss", "gradient_norm") if not math.isfinite(values[k])), None)
+    if broken is not None:
         kept = resume.latest if resume is not None else None
         last = f"the last good checkpoint is step {kept}" if kept is not None else "there is no earlier checkpoint"
         raise TrainingDiverged(
-            f"{label}: the {'loss' if not math.isfinite(values['loss']) else 'gradient norm'} became "
-            f"{values['loss'] if not math.isfinite(values['loss']) else values['gradient_norm']} at step {step} "
-            f"(learning rate {values['learning_rate']:.3g}); {last}. Lower train.learning_rate or train.clip, or raise train.warmup."
+            f"{label}: the {broken.replace('_', ' ')} became {values[broken]} at step {step} (learning rate "
+            f"{values['learning_rate']:.3g}); {last}. Lower train.learning_rate or train.clip, or raise train.warmup."
         )
     log.step(step, values, positions)
     return values["loss"]

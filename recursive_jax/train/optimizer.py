@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from recursive_jax.config import TrainConfig
+from recursive_jax.mesh import seed_words
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
@@ -27,7 +28,7 @@ class Hyper:
     clip: jax.Array
     beta1: jax.Array
     beta2: jax.Array
-    seed: jax.Array  # of the dropout in adapters
+    seed: jax.Array  # uint32 [2]: of dropout and of objectives that draw
 
     @classmethod
     def of(cls, c: TrainConfig, seed: int = 0) -> Hyper:
@@ -43,7 +44,7 @@ class Hyper:
             f(c.clip),
             f(c.beta1),
             f(c.beta2),
-            np.uint32(seed & 0xFFFFFFFF),
+            seed_words(seed),
         )
 
 
@@ -72,10 +73,10 @@ def transformation(h: Hyper, step: jax.Array) -> optax.GradientTransformation:
 
 
 def decayed(params):
-    """Weight decay touches matrices only. Stacked layers add one axis to gains and biases, so the name decides."""
+    """Weight decay touches matrices only. Stacked layers add one axis to scales and biases, so the name decides."""
 
     def is_matrix(path, x) -> bool:
         name = str(getattr(path[-1], "key", path[-1]))
-        return x.ndim >= 2 and not (name in ("gain", "magnitude") or name.endswith("bias"))
+        return x.ndim >= 2 and not (name in ("scale", "magnitude") or name.endswith("bias"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

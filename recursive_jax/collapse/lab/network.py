@@ -78,7 +78,7 @@ class TransformerFamily(Family):
         return train(self._blank(), dataset, config=config, seed=seed, quiet=True).model
 
     def _blank(self) -> Model:
-        config = ModelConfig(layers=self.layers, width=self.width, heads=self.heads, context=self.context)
+        config = ModelConfig(layers=self.layers, d_model=self.width, heads=self.heads, max_length=self.context)
         return transformer(config, LanguageTokenizer(_language()))
 
     def log_prob(self, params: Model | None, data) -> np.ndarray:

@@ -38,10 +38,10 @@ def _read_bert(k: Keys) -> dict[str, Any]:
     return _ENCODER | dict(
         vocab=k("vocab_size"),
         layers=k("num_hidden_layers"),
-        width=k("hidden_size"),
+        d_model=k("hidden_size"),
         heads=k("num_attention_heads"),
-        hidden=k("intermediate_size"),
-        context=k("max_position_embeddings"),
+        d_ff=k("intermediate_size"),
+        max_length=k("max_position_embeddings"),
         norm_eps=k("layer_norm_eps", 1e-12),
         activation=k.activation("hidden_act", "gelu"),
         token_types=k("type_vocab_size", 2),
@@ -51,17 +51,17 @@ def _read_bert(k: Keys) -> dict[str, Any]:
 
 def _read_roberta(k: Keys) -> dict[str, Any]:
     offset = k("pad_token_id", 1) + 1
-    return _read_bert(k) | dict(context=k("max_position_embeddings") - offset, position_offset=offset)
+    return _read_bert(k) | dict(max_length=k("max_position_embeddings") - offset, position_offset=offset)
 
 
 def _write_bert(c: ModelConfig) -> dict[str, Any]:
     return dict(
         vocab_size=c.vocab,
         num_hidden_layers=c.layers,
-        hidden_size=c.width,
+        hidden_size=c.d_model,
         num_attention_heads=c.heads,
         intermediate_size=c.F,
-        max_position_embeddings=c.context + c.position_offset,
+        max_position_embeddings=c.max_length + c.position_offset,
         layer_norm_eps=c.norm_eps,
         hidden_act=ACTIVATION_NAMES[c.activation],
         type_vocab_size=c.token_types,
@@ -78,10 +78,10 @@ def _read_distilbert(k: Keys) -> dict[str, Any]:
     return _ENCODER | dict(
         vocab=k("vocab_size"),
         layers=k("n_layers"),
-        width=k("dim"),
+        d_model=k("dim"),
         heads=k("n_heads"),
-        hidden=k("hidden_dim"),
-        context=k("max_position_embeddings"),
+        d_ff=k("hidden_dim"),
+        max_length=k("max_position_embeddings"),
         norm_eps=1e-12,
         activation=k.activation("activation", "gelu"),
         tied=k("tie_word_embeddings", True),
@@ -92,10 +92,10 @@ def _write_distilbert(c: ModelConfig) -> dict[str, Any]:
     return dict(
         vocab_size=c.vocab,
         n_layers=c.layers,
-        dim=c.width,
+        dim=c.d_model,
         n_heads=c.heads,
         hidden_dim=c.F,
-        max_position_embeddings=c.context,
+        max_position_embeddings=c.max_length,
         activation=ACTIVATION_NAMES[c.activation],
         tie_word_embeddings=c.tied,
     )
@@ -107,10 +107,10 @@ def _read_modernbert(k: Keys) -> dict[str, Any]:
     return dict(
         vocab=k("vocab_size"),
         layers=layers,
-        width=k("hidden_size"),
+        d_model=k("hidden_size"),
         heads=k("num_attention_heads"),
-        hidden=k("intermediate_size"),
-        context=k("max_position_embeddings"),
+        d_ff=k("intermediate_size"),
+        max_length=k("max_position_embeddings"),
         norm="layer",
         norm_bias=False,
         norm_eps=k("norm_eps", 1e-5),
@@ -131,16 +131,16 @@ def _write_modernbert(c: ModelConfig) -> dict[str, Any]:
     return dict(
         vocab_size=c.vocab,
         num_hidden_layers=c.layers,
-        hidden_size=c.width,
+        hidden_size=c.d_model,
         num_attention_heads=c.heads,
         intermediate_size=c.F,
-        max_position_embeddings=c.context,
+        max_position_embeddings=c.max_length,
         norm_eps=c.norm_eps,
         norm_bias=False,
         hidden_activation=ACTIVATION_NAMES[c.activation],
         tie_word_embeddings=c.tied,
         decoder_bias=c.head_bias,
-        local_attention=2 * ((c.window or 1) - 1),
+        local_attention=2 * ((c.sliding_window or 1) - 1),
         global_attn_every_n_layers=full[0] if full else c.layers,
         layer_types=write_windows(c)["layer_types"],
         **write_rope(c, ("global_rope_theta", "local_rope_theta")),
@@ -197,10 +197,10 @@ _DISTILBERT_NAMES = _bert_names(
 _MODERNBERT_NAMES = tensor_names(
     {
         "embedding": "model.embeddings.tok_embeddings.weight",
-        "embedding_norm/gain": "model.embeddings.norm.weight",
-        "final_norm/gain": "model.final_norm.weight",
+        "embedding_norm/scale": "model.embeddings.norm.weight",
+        "final_norm/scale": "model.final_norm.weight",
         "head_dense": "head.dense.weight",
-        "head_norm/gain": "head.norm.weight",
+        "head_norm/scale": "head.norm.weight",
         "head_bias": "decoder.bias",
         "head": "decoder.weight",
     },
@@ -210,8 +210,8 @@ _MODERNBERT_NAMES = tensor_names(
         "attention/out": "attn.Wo.weight",
         "mlp/gate+mlp/up": ("mlp.Wi.weight",),
         "mlp/down": "mlp.Wo.weight",
-        "attention_norm/gain": "attn_norm.weight",
-        "mlp_norm/gain": "mlp_norm.weight",
+        "attention_norm/scale": "attn_norm.weight",
+        "mlp_norm/scale": "mlp_norm.weight",
     },
 )
 

@@ -30,12 +30,12 @@ def _llama(
     return dict(
         vocab=k("vocab_size"),
         layers=k("num_hidden_layers"),
-        width=k("hidden_size"),
+        d_model=k("hidden_size"),
         heads=heads,
         kv_heads=k("num_key_value_heads", heads),
         head_dim=k("head_dim", k("hidden_size") // heads),
-        hidden=k("intermediate_size"),
-        context=k("max_position_embeddings"),
+        d_ff=k("intermediate_size"),
+        max_length=k("max_position_embeddings"),
         norm_eps=k("rms_norm_eps", eps),
         activation=k.activation("hidden_act", act),
         tied=k("tie_word_embeddings", tied),
@@ -47,12 +47,12 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
     return dict(
         vocab_size=c.vocab,
         num_hidden_layers=c.layers,
-        hidden_size=c.width,
+        hidden_size=c.d_model,
         num_attention_heads=c.heads,
         num_key_value_heads=c.G,
         head_dim=c.K,
         intermediate_size=c.F,
-        max_position_embeddings=c.context,
+        max_position_embeddings=c.max_length,
         rms_norm_eps=c.norm_eps,
         hidden_act=ACTIVATION_NAMES[c.activation],
         tie_word_embeddings=c.tied,
@@ -62,12 +62,12 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
 
 _LLAMA_TOP = {
     "embedding": "model.embed_tokens.weight",
-    "final_norm/gain": "model.norm.weight",
+    "final_norm/scale": "model.norm.weight",
     "head": "lm_head.weight",
 }
 _LLAMA_LAYER = {
-    "attention_norm/gain": "input_layernorm.weight",
-    "mlp_norm/gain": "post_attention_layernorm.weight",
+    "attention_norm/scale": "input_layernorm.weight",
+    "mlp_norm/scale": "post_attention_layernorm.weight",
     "attention/query": "self_attn.q_proj.weight",
     "attention/key": "self_attn.k_proj.weight",
     "attention/value": "self_attn.v_proj.weight",
@@ -76,8 +76,8 @@ _LLAMA_LAYER = {
     "attention/key_bias": "self_attn.k_proj.bias",
     "attention/value_bias": "self_attn.v_proj.bias",
     "attention/out_bias": "self_attn.o_proj.bias",
-    "attention/query_norm/gain": "self_attn.q_norm.weight",
-    "attention/key_norm/gain": "self_attn.k_norm.weight",
+    "attention/query_norm/scale": "self_attn.q_norm.weight",
+    "attention/key_norm/scale": "self_attn.k_norm.weight",
     "mlp/gate": "mlp.gate_proj.weight",
     "mlp/up": "mlp.up_proj.weight",
     "mlp/down": "mlp.down_proj.weight",
@@ -86,9 +86,9 @@ _LLAMA_LAYER = {
     "mlp/down_bias": "mlp.down_proj.bias",
 }
 _SANDWICH = {
-    "attention_out_norm/gain": "post_attention_layernorm.weight",
-    "mlp_norm/gain": "pre_feedforward_layernorm.weight",
-    "mlp_out_norm/gain": "post_feedforward_layernorm.weight",
+    "attention_out_norm/scale": "post_attention_layernorm.weight",
+    "mlp_norm/scale": "pre_feedforward_layernorm.weight",
+    "mlp_out_norm/scale": "post_feedforward_layernorm.weight",
 }
 
 
@@ -118,7 +118,7 @@ def _read_mistral(k: Keys) -> dict[str, Any]:
 
 
 def _write_mistral(c: ModelConfig) -> dict[str, Any]:
-    return _write_llama(c) | dict(sliding_window=c.window)
+    return _write_llama(c) | dict(sliding_window=c.sliding_window)
 
 
 def _read_qwen(k: Keys) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _read_qwen3_moe(k: Keys) -> dict[str, Any]:
         experts=k("num_experts", k("num_local_experts", 128)),
         experts_per_token=k("num_experts_per_tok", 8),
         experts_renormalize=k("norm_topk_prob", False),
-        hidden=k("moe_intermediate_size"),
+        d_ff=k("moe_intermediate_size"),
     )
 
 
@@ -232,7 +232,7 @@ def _read_phi3(k: Keys) -> dict[str, Any]:
 
 
 def _write_phi3(c: ModelConfig) -> dict[str, Any]:
-    return _write_mistral(c) | dict(original_max_position_embeddings=c.context)
+    return _write_mistral(c) | dict(original_max_position_embeddings=c.max_length)
 
 
 def _read_olmo2(k: Keys) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _write_smollm3(c: ModelConfig) -> dict[str, Any]:
         | dict(
             no_rope_layers=[int(i not in c.nope_layers) for i in range(c.layers)],
             no_rope_layer_interval=c.nope_layers[0] + 1 if c.nope_layers else c.layers + 1,
-            use_sliding_window=c.window is not None,
+            use_sliding_window=c.sliding_window is not None,
         )
     )
 
@@ -279,8 +279,8 @@ FAMILIES: dict[str, Family] = {
         _read_olmo2,
         _write_llama,
         {
-            "attention_out_norm/gain": "post_attention_layernorm.weight",
-            "mlp_out_norm/gain": "post_feedforward_layernorm.weight",
+            "attention_out_norm/scale": "post_attention_layernorm.weight",
+            "mlp_out_norm/scale": "post_feedforward_layernorm.weight",
         },
     ),
     "smollm3": _like_llama("SmolLM3ForCausalLM", _read_smollm3, _write_smollm3),

@@ -153,12 +153,12 @@ def windows(k: Keys, layers: int, window: int | None, default: Callable[[int], b
     ]
     if set(kinds) - {"full", "window"}:
         raise InputError(f"{k.where}: layer_types has {sorted(set(kinds) - {'full', 'window'})}, not supported")
-    return {"window": window, "layer_types": tuple(kinds)} if "window" in kinds else {}
+    return {"sliding_window": window, "layer_types": tuple(kinds)} if "window" in kinds else {}
 
 
 def write_windows(c: ModelConfig) -> dict[str, Any]:
     kinds = ["window" if c.is_windowed(i) else "full" for i in range(c.layers)]
-    return {"sliding_window": c.window, "layer_types": [_KIND_NAMES[x] for x in kinds]}
+    return {"sliding_window": c.sliding_window, "layer_types": [_KIND_NAMES[x] for x in kinds]}
 
 
 def tensor_names(top: Mapping[str, str], prefix: str, layer: Mapping[str, Any]) -> dict[str, Source]:
@@ -179,11 +179,11 @@ def tensor_names(top: Mapping[str, str], prefix: str, layer: Mapping[str, Any]) 
 
 
 def norms(*pairs: tuple[str, str]) -> dict[str, str]:
-    """Layer norms: gain and bias of each (ours, theirs)."""
+    """Layer norms: scale and bias of each (ours, theirs)."""
     return {
         f"{ours}/{leaf}": f"{theirs}.{w}"
         for ours, theirs in pairs
-        for leaf, w in (("gain", "weight"), ("bias", "bias"))
+        for leaf, w in (("scale", "weight"), ("bias", "bias"))
     }
 
 

@@ -13,11 +13,12 @@ from etils import epath
 
 from recursive_jax.collapse import figures
 from recursive_jax.collapse.likelihood import merged_bins
+from recursive_jax.collapse.metrics import panels as panel_metrics
 from recursive_jax.errors import InputError
 from recursive_jax.rounds import storage
 from recursive_jax.rounds.lineage import evaluations, manifests
 from recursive_jax.rounds.profile import run_profiles
-from recursive_jax.rounds.report.page import PANELS, PARTS
+from recursive_jax.rounds.report.regimes import PARTS
 from recursive_jax.rounds.report.series import Arm, arms_of
 
 
@@ -83,10 +84,11 @@ def _means(arms: list[Arm], folder: Path) -> Path:
 
 def _figures(arms: list[Arm]) -> dict[str, Any]:
     panels = []
-    for metric, title, note in (("kl_total", "Exact KL to the truth", "nats per token"), *PANELS):
-        lines = {}
+    known = {k for a in arms for r in a.rounds.values() for m in r for k, v in m.items() if isinstance(v, (int, float))}
+    for m in panel_metrics(known):
+        title, note, lines = m.title, m.note or m.unit, {}
         for arm in arms:
-            s = arm.series(metric)
+            s = arm.series(m.name)
             if s.x:
                 lines[arm.name] = {"x": s.x, "y": s.y, "low": s.low, "high": s.high}
         if lines:

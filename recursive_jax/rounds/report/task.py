@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import html
 
+from recursive_jax.collapse.metrics import metric
 from recursive_jax.rounds.report import charts
+from recursive_jax.rounds.report.page import Layout, View
 from recursive_jax.rounds.report.series import Arm
 
-METRICS = (
-    ("accuracy", "Right answers", "share of held-out rows with every field right"),
-    ("format", "Well-formed answers", "share that has the completion's form and ends by itself"),
-    ("ce_task", "Loss of the right answers", "nats per token on held-out rows; lower is better"),
-)
+METRICS = tuple(metric(name) for name in ("accuracy", "format", "ce_task"))
 
 
-def task_section(arm: Arm) -> str:
+def header(view: View) -> str:
+    c = view.config
+    how = "all weights"
+    if c.get("lora"):
+        how = f"an adapter of rank {c['lora']['rank']} on the frozen base"
+    return (
+        f"{html.escape(str(c['base']))} fine-tuned on {html.escape(str(c['task']['path']))}: {how}, {c['train']['steps']} steps. "
+        "Round 0 is the model as it came, round 1 the trained one."
+    )
+
+
+def sections(view: View) -> list[str]:
+    return [_before_and_after(view.arms[0])] if view.arms else []
+
+
+task_layout = Layout(header, sections)
+
+
+def _before_and_after(arm: Arm) -> str:
     last = max(arm.rounds)
     cards = []
-    for key, title, note in METRICS:
+    for m in METRICS:
+        key, title, note = m.name, m.title, m.note
         if not arm.values(key, 0) or not arm.values(key, last):
             continue
         before, after = (f"{arm.mean(key, k):.3f} ± {charts.number(arm.stderr(key, k))}" for k in (0, last))

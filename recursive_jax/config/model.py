@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import pydantic
 from pydantic import Field, PositiveInt, model_validator
 
-
-class Section(pydantic.BaseModel):
-    """Frozen, hashable, and refusing unknown keys."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+from recursive_jax.config.section import Section
 
 
 class RopeScaling(Section):
@@ -29,14 +24,18 @@ class ModelConfig(Section):
     """One Transformer, decoder or encoder; every family of `models/families.py` is a setting of these switches.
     `vocab` is filled from the tokenizer when it is left out."""
 
+    # Layouts of the same weights and ways to compute the same function.
+    HOW = frozenset(("scan", "remat", "attention"))
+    RENAMED = {"width": "d_model", "hidden": "d_ff", "context": "max_length", "window": "sliding_window"}  # noqa: RUF012
+
     vocab: PositiveInt | None = None
     layers: PositiveInt = 4
-    width: PositiveInt = 256
+    d_model: PositiveInt = Field(256, description="width of the residual stream")
     heads: PositiveInt = 4
     kv_heads: PositiveInt | None = Field(None, description="grouped-query attention; default: heads")
-    head_dim: PositiveInt | None = Field(None, description="default: width / heads")
-    hidden: PositiveInt | None = Field(None, description="MLP width; default: 8/3 width (gated) or 4 width")
-    context: PositiveInt = Field(256, description="longest sequence, in tokens")
+    head_dim: PositiveInt | None = Field(None, description="default: d_model / heads")
+    d_ff: PositiveInt | None = Field(None, description="width of the MLP; default: 8/3 d_model (gated) or 4 d_model")
+    max_length: PositiveInt = Field(256, description="longest sequence, in tokens")
     causal: bool = Field(True, description="false: an encoder, every token sees every other")
     block: Literal["pre", "post", "sandwich", "output", "parallel"] = Field(
         "pre",
@@ -46,7 +45,7 @@ class ModelConfig(Section):
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-6, gt=0.0)
     norm_bias: bool = Field(True, description="layer norms add a bias")
-    norm_plus_one: bool = Field(False, description="the gain is 1 + weight (Gemma)")
+    norm_plus_one: bool = Field(False, description="the scale is 1 + weight (Gemma)")
     final_norm: bool = True
     first_norm: bool = Field(True, description="false: layer 0 does not normalise before attention (ModernBERT)")
     embedding_norm: bool = Field(False, description="a norm right after the embeddings")
@@ -60,9 +59,9 @@ class ModelConfig(Section):
     rope_fraction: float = Field(1.0, gt=0.0, le=1.0, description="share of each head that is rotated")
     rope_scaling: RopeScaling | None = Field(None, description="of full-attention layers, and of all with one theta")
     nope_layers: tuple[int, ...] = Field((), description="layers without rotary positions")
-    window: PositiveInt | None = Field(None, description="sliding-window attention: tokens visible")
+    sliding_window: PositiveInt | None = Field(None, description="sliding-window attention: tokens visible")
     layer_types: tuple[Literal["full", "window"], ...] | None = Field(
-        None, description="which layers use `window`; default: all"
+        None, description="which layers slide; default: all"
     )
     qk_norm: Literal["none", "head", "flat"] = Field("none", description="RMS norm of queries and keys, before rope")
     attention_scale: float | None = Field(None, gt=0.0, description="multiplies the scores; default: head_dim^-0.5")
@@ -93,13 +92,13 @@ class ModelConfig(Section):
 
     @property
     def K(self) -> int:
-        return self.head_dim or self.width // self.heads
+        return self.head_dim or self.d_model // self.heads
 
     @property
     def F(self) -> int:
-        if self.hidden:
-            return self.hidden
-        return -(-self.width * 8 // 3 // 8) * 8 if self.gated else 4 * self.width
+        if self.d_ff:
+            return self.d_ff
+        return -(-self.d_model * 8 // 3 // 8) * 8 if self.gated else 4 * self.d_model
 
     @property
     def V(self) -> int:
@@ -108,28 +107,28 @@ class ModelConfig(Section):
 
     @property
     def E(self) -> int:
-        return self.embedding_width or self.width
+        return self.embedding_width or self.d_model
 
     def has_bias(self, where: Literal["qkv", "out", "mlp"]) -> bool:
         chosen = getattr(self, f"{where}_bias")
         return self.bias if chosen is None else chosen
 
     def is_windowed(self, layer: int) -> bool:
-        return self.window is not None and (self.layer_types is None or self.layer_types[layer] == "window")
+        return self.sliding_window is not None and (self.layer_types is None or self.layer_types[layer] == "window")
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         errors = []
-        if self.head_dim is None and self.width % self.heads:
-            errors.append(f"width={self.width} is not a multiple of heads={self.heads}; set head_dim")
+        if self.head_dim is None and self.d_model % self.heads:
+            errors.append(f"d_model={self.d_model} is not a multiple of heads={self.heads}; set head_dim")
         elif self.position == "rope" and int(self.K * self.rope_fraction) % 2:
             errors.append(f"rope needs an even head_dim, it is {int(self.K * self.rope_fraction)}")
         if self.heads % self.G:
             errors.append(f"heads={self.heads} is not a multiple of kv_heads={self.G}")
         if self.layer_types is not None and len(self.layer_types) != self.layers:
             errors.append(f"layer_types names {len(self.layer_types)} layers, layers={self.layers}")
-        if self.layer_types is not None and "window" in self.layer_types and self.window is None:
-            errors.append("layer_types has windowed layers but window is not set")
+        if self.layer_types is not None and "window" in self.layer_types and self.sliding_window is None:
+            errors.append("layer_types has windowed layers but sliding_window is not set")
         if self.experts and self.experts_per_token > self.experts:
             errors.append(f"experts_per_token={self.experts_per_token} is more than experts={self.experts}")
         if errors:
@@ -140,6 +139,8 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """A low-rank adapter: W + scale A B on the chosen weights (LoRA, arXiv:2106.09685)."""
 
+    RENAMED = {"base": "quantization"}  # noqa: RUF012
+
     rank: PositiveInt = 8
     alpha: float = Field(16.0, gt=0.0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the input of the update, in training")
@@ -149,7 +150,15 @@ class LoraConfig(Section):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) (arXiv:2312.03732)")
     dora: bool = Field(False, description="train magnitudes apart from directions (arXiv:2402.09353)")
-    base: Literal["float32", "nf4"] = Field("float32", description="nf4: the frozen weights in four bits (QLoRA)")
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4: the frozen weights in four bits (QLoRA)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_values(cls, raw: Any) -> Any:
+        """`base: float32` of before is `quantization: none`."""
+        if isinstance(raw, dict) and raw.get("quantization") == "float32":
+            return {**raw, "quantization": "none"}
+        return raw
 
     @property
     def scale(self) -> float:

@@ -29,26 +29,27 @@ import numpy as np
 from flax import struct
 from jax import NamedSharding, P
 
-from recursive_jax.mesh import TRACES, local, spec
+from recursive_jax.mesh import TRACES, local, platform, spec
 from recursive_jax.models.attention import Branches
-from recursive_jax.models.model import Architecture
+from recursive_jax.models.network import Network
 from recursive_jax.models.transformer import Cache, Transformer, unstacked
 
 
-def stepper(architecture: Architecture, dtype: str) -> CachedStepper | PlainStepper:
-    return CachedStepper(architecture, dtype) if architecture.config else PlainStepper(architecture)
+def decoder(network: Network, dtype: str) -> CachedDecoder | PrefixDecoder:
+    """How a kind of network takes the next tokens; one that only gives logits runs its prefix again."""
+    return DECODERS.get(network.kind, PrefixDecoder)(network, dtype)
 
 
-class CachedStepper:
+class CachedDecoder:
     """The built-in Transformer. The KV cache is in the compute dtype."""
 
-    def __init__(self, architecture: Architecture, dtype: str):
-        self.config, self.dtype = architecture.config, jnp.dtype(dtype)
-        self.module = Transformer(architecture.config, self.dtype)
+    def __init__(self, network: Network, dtype: str):
+        self.config, self.dtype = network.config, jnp.dtype(dtype)
+        self.module = Transformer(network.config, self.dtype)
 
     def prepare(self, params: Any) -> Any:
         floats = [w for w in jax.tree.leaves(params) if jnp.issubdtype(w.dtype, jnp.floating)]
-        if jax.default_backend() == "cpu" and all(w.dtype == self.dtype for w in floats):
+        if platform(jax.tree.leaves(params)[0].sharding.mesh) == "cpu" and all(w.dtype == self.dtype for w in floats):
             layers = [jax.tree.map(lambda w, i=i: _layer(w, i), params["blocks"]) for i in range(self.config.layers)]
             return {**params, "blocks": tuple(layers)}
         return _prepare_program(self.config, str(self.dtype))(params)
@@ -132,11 +133,11 @@ class Prefix:
         return self.replace(tokens_BS=jnp.pad(self.tokens_BS, ((0, 0), (0, more)))[:, :slots])
 
 
-class PlainStepper:
+class PrefixDecoder:
     """A user's `apply`: the whole prefix is run again for every token."""
 
-    def __init__(self, architecture: Architecture):
-        self.apply = architecture.apply
+    def __init__(self, network: Network, dtype: str):
+        self.apply = network.bind(dtype)
 
     def prepare(self, params: Any) -> Any:
         return params
@@ -178,3 +179,7 @@ class PlainStepper:
         logits_RV, branched = self.extend(params, branched, tokens_R1, jnp.ones_like(branched.length_B))
         V = logits_RV.shape[1]
         return local(lambda x: x.reshape(-1, W, V), (rows,), rows)(logits_RV), branched
+
+
+#: Kinds of networks that keep what they have read.
+DECODERS: dict[str, type] = {"transformer": CachedDecoder}

@@ -6,24 +6,44 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from recursive_jax.cli.common import set_up
 from recursive_jax.errors import InputError
 
+HELP = "run a closed-form collapse experiment: thousands of chains in seconds, beside what theory expects"
+EXAMPLE = (
+    "recursive-jax lab gaussian samples=20 rounds=50 regime=fresh fraction=0.1 replicates=20000\n"
+    "  recursive-jax lab categorical zipf=1.2 categories=5000 samples=10000 replicates=200 --json\n"
+    "  recursive-jax lab kde samples=30 rounds=100 --sweep bandwidth=0.1,0.2,0.4"
+)
 
-def lab_command(args: argparse.Namespace, setup: Callable[[], None]) -> int:
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "family",
+        metavar="FAMILY",
+        help="gaussian, categorical, mixture, poisson, kde, regression, classifier, ngram, vae, transformer; or a YAML of configs/lab",
+    )
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options; docs/lab.md has them all")
+    p.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V", help="run every value; repeat for a grid")
+    p.add_argument("--json", action="store_true", help="print JSON: one object, with --sweep a list")
+    p.add_argument("--out", metavar="FOLDER", help="write lab.json, lab.csv and a figure (SVG, PNG)")
+
+
+def run(args: argparse.Namespace) -> int:
     options, sweep = (
         _experiment(args.family) if args.family.endswith((".yaml", ".yml")) else ({"family": args.family}, {})
     )
     options |= dict(_pair(word) for word in args.overrides)
     sweep |= {key: values.split(",") for key, values in map(_pair, args.sweep)}
     sweep = {key: values for key, values in sweep.items() if key not in options}
-    setup()
+    set_up()
     from recursive_jax.collapse.lab.lab import lab
 
     found = lab(options.pop("family"), sweep=sweep, **options)

@@ -20,7 +20,6 @@ from recursive_jax.generate import programs
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import History, Rules, used_rules
 from recursive_jax.models.model import Model
-from recursive_jax.train.step import resolve_dtype
 
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
 SHARED = 32  # a prefix shorter than this is not worth reading apart
@@ -47,7 +46,7 @@ class Row:
     last: bool = True
 
 
-class Reader:
+class Prefill:
     """What the engine and beam search have in common. models: the one that writes, and a second one that goes along (a
     guide or a draft). settings: those that requests bring along. shared: tokens that (most) prompts begin with.
 
@@ -70,11 +69,11 @@ class Reader:
             raise InputError(
                 f"the two models have {' and '.join(str(m.vocab) for m in models)} tokens: not one vocabulary"
             )
-        self.sampling, self.dtype = sampling, resolve_dtype(sampling.dtype)
-        self.context = min(m.context for m in models)
+        self.sampling, self.dtype = sampling, meshes.resolve_dtype(sampling.dtype, self.mesh)
+        self.max_length = min(m.max_length for m in models)
         self.divisor = meshes.batch_divisor(self.mesh)
-        self.architectures = [m.architecture for m in self.models]
-        self.layers = max(a.config.layers if a.config else 1 for a in self.architectures)
+        self.networks = [m.network for m in self.models]
+        self.layers = max(n.layers for n in self.networks)
         # Which rules take part is compiled in, and so are the sizes of their tables: fixed here for all requests to come.
         settings = list(dict.fromkeys([sampling, *settings]))
         self.settings = frozenset(settings)
@@ -86,9 +85,9 @@ class Reader:
         ends = {i for ids in self.stops.values() for i in ids}
         never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, self.model.vocab)} - {None} - ends
         with jax.set_mesh(self.mesh):
-            self.banned = meshes.replicate(self.mesh, np.array(sorted(never), np.int32))
-            self.key = jax.random.key(seed)
-            self.params = [programs.stepper(m.architecture, self.dtype).prepare(m.params) for m in self.models]
+            self.banned = meshes.put_replicated(self.mesh, np.array(sorted(never), np.int32))
+            self.key = meshes.random_key(seed)
+            self.params = [programs.decoder(m.network, self.dtype).prepare(m.params) for m in self.models]
         self.shared = np.asarray(shared, np.int32)
         self._prefixes: dict[int, Any] = {}
 
@@ -102,9 +101,9 @@ class Reader:
             raise InputError(
                 f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
             )
-        asked = self.context if sampling.max_tokens is None else sampling.max_tokens
-        row.limit = max(0, min(asked, self.context + 1 - len(row.prompt)))
-        if len(row.prompt) > self.context + 1:
+        asked = self.max_length if sampling.max_tokens is None else sampling.max_tokens
+        row.limit = max(0, min(asked, self.max_length + 1 - len(row.prompt)))
+        if len(row.prompt) > self.max_length + 1:
             row.status, row.text = "prompt_too_long", ""
         elif row.limit == 0:
             row.status, row.text = "length", ""
@@ -133,7 +132,7 @@ class Reader:
             weight_B=np.array([s.guidance for s in settings], np.float32),
             done_B=np.array([row is None for row in rows]),
             rules=Rules.of(settings).replace(bad_words_BWL=words, uses=self.uses),
-            history=History.of(prompts, programs.padded_vocab(self.architectures[0]), self.uses, L),
+            history=History.of(prompts, programs.padded_vocab(self.networks[0]), self.uses, L),
         )
 
     def plan(self, prompt: np.ndarray) -> tuple[bool, int, int]:
@@ -155,7 +154,7 @@ class Reader:
             for u, prompt in enumerate(prompts):
                 part = prompt[begin + piece * width : begin + (piece + 1) * width]
                 tokens[u, : len(part)], count[u] = part, len(part)
-            program = programs.prefill_program(self.architectures[side], self.dtype, U, slots, memory is None)
+            program = programs.prefill_program(self.networks[side], self.dtype, U, slots, memory is None)
             placed = meshes.put_batch(self.mesh, (tokens, count))
             logits, memory = program(self.params[side], memory, *placed)
         return logits, memory
@@ -170,18 +169,18 @@ class Reader:
 
     def size(self, need: int) -> int:
         """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose programs
-        take long to compile, powers of two from 128 on. Never more than the context."""
+        take long to compile, powers of two from 128 on. Never more than the model reads."""
         power = 1 << (need - 1).bit_length()
         if self.layers > 8:
-            return min(max(128, power), self.context)
+            return min(max(128, power), self.max_length)
         tight = power >= 256 and need <= power * 3 // 4
-        return min(power * 3 // 4 if tight else max(64, power), self.context)
+        return min(power * 3 // 4 if tight else max(64, power), self.max_length)
 
 
 def check_writer(model: Model) -> None:
     if model.params is None:
         raise InputError("this model has no params to generate with: train it or load one")
-    if model.architecture.config is not None and not model.architecture.config.causal:
+    if not model.network.causal:
         raise InputError("this model is an encoder: it reads in both directions and cannot write")
 
 

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any
 
+from recursive_jax.cli.common import MODEL, set_up
 from recursive_jax.errors import EXIT_PREEMPTED, InputError
 
 LONG = 1024  # contexts beyond this get a limit of new tokens
 NEW = 512
 
 
-def generate_command(args: argparse.Namespace, setup: Callable[[Any], None]) -> int:
-    from recursive_jax.config import load_config
+HELP = "sample text from a stored model, or chat with one"
+EXAMPLE = (
+    "recursive-jax generate runs/quickstart --count 5 sampling.temperature=0.7\n"
+    "  recursive-jax generate smollm2 --chat --prompt 'What is the capital of France?'\n"
+    "  recursive-jax generate smollm2 --chat --in prompts.jsonl --out answers.jsonl sampling.max_tokens=200"
+)
 
-    foreign = [o for o in args.overrides if not o.startswith(("sampling.", "mesh."))]
-    if foreign:
-        raise InputError(f"generate takes sampling.* and mesh.* keys only, not {' '.join(foreign)}")
-    config = load_config(None, args.overrides)
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
+    p.add_argument("--prompt", default="", help="text to go on from; with --chat, what the user says")
+    p.add_argument(
+        "--in",
+        dest="source",
+        metavar="FILE",
+        help="prompts: .jsonl or .parquet with `prompt` or `messages`, a text file with one on each line, or - for "
+        "standard input",
+    )
+    p.add_argument("--chat", action="store_true", help="prompts are what a user says; alone: a conversation")
+    p.add_argument("--system", default="", help="with --chat: the system message")
+    p.add_argument("--count", type=int, default=None, help="rows of each prompt; default 3, with --chat or --in 1")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--draft", metavar="MODEL", help="a small model of the same vocabulary that guesses ahead")
+    p.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write rows with tokens and log-probabilities: .jsonl, .parquet, or - for JSON lines on standard output; "
+        "stopped, the same command goes on",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from recursive_jax.config.loader import parse_section
+    from recursive_jax.rounds.options import GenerateOptions
+
+    config = parse_section(GenerateOptions, {}, args.overrides, "generate")
     sampling = config.sampling
     count = args.count if args.count is not None else 1 if args.chat or args.source else 3
     _check(args, count)
-    setup(config)
+    set_up(config.mesh)
     from recursive_jax.generate.files import Prompts
     from recursive_jax.generate.request import Draft
     from recursive_jax.mesh import make_mesh
-    from recursive_jax.rounds.stored import load_model, model_name
+    from recursive_jax.rounds.opening import chosen_name, load_model, model_name
 
     model = load_model(args.model, make_mesh(config.mesh))
     draft = Draft(load_model(args.draft, model.mesh)) if args.draft else None
-    notes = f"model: {model_name(args.model)}"
-    if sampling.max_tokens is None and model.context > LONG:
+    notes = chosen_name(args.model) or f"model: {model_name(args.model)}"
+    if sampling.max_tokens is None and model.max_length > LONG:
         notes += f"\nat most {NEW} new tokens a row; sampling.max_tokens=N changes it"
         sampling = sampling.model_copy(update={"max_tokens": NEW})
     if args.chat and not args.prompt and not args.source:
@@ -43,9 +73,9 @@ def generate_command(args: argparse.Namespace, setup: Callable[[Any], None]) -> 
             update={"batch": min(sampling.batch, count * max(sampling.best_of, sampling.beams))}
         )
         first = next(prompts.requests(model.tokenizer, sampling, bytearray()))
-        if len(first.prompt) >= model.context:
+        if len(first.prompt) >= model.max_length:
             raise InputError(
-                f"--prompt has {len(first.prompt)} tokens, the model's context is {model.context}; shorten it"
+                f"--prompt has {len(first.prompt)} tokens, the model reads at most {model.max_length}; shorten it"
             )
     print(notes, file=sys.stderr)
     if args.out is None:
@@ -120,8 +150,8 @@ def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: An
             continue
         messages.append({"role": "user", "content": said})
         prompt = chat.encode_prompt(model.tokenizer, messages)
-        if len(prompt) >= model.context:
-            raise InputError(f"the conversation has {len(prompt)} tokens, the model's context is {model.context}")
+        if len(prompt) >= model.max_length:
+            raise InputError(f"the conversation has {len(prompt)} tokens, the model reads at most {model.max_length}")
         rows = generate(model, [Request(turn, prompt, opened=True)], sampling, seed=args.seed, draft=draft)
         answer = rows.column("text")[0].strip()
         print(answer, flush=True)

@@ -1,0 +1,46 @@
+"""recursive-jax run: a whole experiment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from recursive_jax.cli.common import config_arguments, set_up
+
+HELP = "run a whole experiment, whatever its recipe: data, models, evaluation, report"
+EXAMPLE = "recursive-jax run configs/quickstart.yaml rounds.count=3 --workdir runs/three"
+arguments = config_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    from recursive_jax.recipes import load_config
+
+    return run_config(load_config(args.config, args.overrides), args)
+
+
+def run_config(config: Any, args: argparse.Namespace) -> int:
+    """Runs a config, or prices it."""
+    set_up(config.mesh)
+    from recursive_jax.mesh import is_main
+    from recursive_jax.recipes import recipe_of
+    from recursive_jax.rounds.status import status_text
+
+    recipe = recipe_of(config)
+    recipe.preflight(config)
+    if args.dry_run:
+        print(dry_run(config, recipe))
+        return 0
+    recipe.run(config, args.workdir, fork=args.fork, quiet=args.quiet)
+    if is_main():
+        print(status_text(args.workdir, short=True))
+        print(f"report: {Path(args.workdir) / 'report.html'}")
+    return 0
+
+
+def dry_run(config: Any, recipe: Any) -> str:
+    """The resolved config as YAML, and what it takes."""
+    import yaml
+
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
+    return "\n".join([resolved, "---", *recipe.cost(config)])

@@ -1,0 +1,146 @@
+"""The table of metrics: what a number is called, what it is in, and in which direction something is lost. Report, status and
+profile read it; a new metric is a line here and the function that computes it. One that is not here is shown by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """loss: the direction in which something is lost: `higher`, `lower` or `either`. unit: empty for shares and counts.
+    panel: its chart in the report has this place, 0: none. headline: its column in `status` has this place, 0: none. note:
+    a line below the chart's title. needs: what it is computed from."""
+
+    name: str
+    title: str
+    loss: str = "either"
+    unit: str = ""
+    panel: int = 0
+    headline: int = 0
+    note: str = ""
+    needs: str = "rows"
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("accuracy", "Right answers", "lower", "", 0, 1, "share of held-out rows with every field right", "task"),
+        Metric(
+            "format", "Well-formed answers", "lower", "", 0, 2, "share that has the completion's form and ends by itself", "task"
+        ),
+        Metric(
+            "ce_task",
+            "Loss of the right answers",
+            "higher",
+            "nats per token",
+            0,
+            3,
+            "nats per token on held-out rows; lower is better",
+            "task",
+        ),
+        Metric(
+            "kl_total",
+            "KL to the truth",
+            "higher",
+            "nats per token",
+            1,
+            5,
+            "exact, nats per token; lower is better",
+            "model, embedded language",
+        ),
+        Metric(
+            "ce_real",
+            "Held-out real text",
+            "higher",
+            "nats per token",
+            2,
+            4,
+            "cross-entropy, nats per token; lower is better",
+            "model, real rows",
+        ),
+        Metric(
+            "ppl_gen",
+            "Generated text, judged by the round-0 model",
+            "either",
+            "",
+            3,
+            6,
+            "perplexity",
+            "rows, the round-0 model",
+        ),
+        Metric(
+            "valid",
+            "Valid sentences",
+            "lower",
+            "",
+            4,
+            7,
+            "right form, agreement and facts; share of generated sentences",
+            "rows, embedded language",
+        ),
+        Metric(
+            "distinct_2",
+            "Distinct bigrams",
+            "lower",
+            "",
+            5,
+            8,
+            "share of generated bigrams that differ, at a fixed token count",
+        ),
+        Metric("entropy_2gram", "Bigram entropy", "lower", "nats", 6, 0, "nats, at a fixed token count"),
+        Metric(
+            "tail_mass_lost",
+            "Tail mass lost",
+            "higher",
+            "",
+            7,
+            9,
+            "share of the truth's mass on types no longer produced",
+            "rows, real rows",
+        ),
+        Metric("repetition_2", "Repetition", "higher", "", 8, 0, "share of repeated bigrams within a row"),
+        Metric("length_mean", "Length", "either", "tokens", 9, 0, "tokens per generated row"),
+        Metric("entropy_1gram_mm", "unigram entropy, nats", "lower", "nats"),
+        Metric("entropy_2gram_mm", "bigram entropy, nats", "lower", "nats"),
+        *(Metric(f"distinct_{n}", f"distinct {n}-grams, share", "lower") for n in (1, 3, 4)),
+        *(Metric(f"self_bleu_{n}", f"self-BLEU-{n}", "higher") for n in (2, 3, 4)),
+        Metric("zipf_mle", "Zipf exponent"),
+        Metric("types_alive", "token types in use", "lower"),
+        Metric("good_turing", "mass of unseen types (Good-Turing)", "lower"),
+        Metric("decile_drift", "drift of the frequency deciles, |log ratio|", "higher", needs="rows, real rows"),
+        Metric("kl_1gram", "KL(real || generated) of unigrams, nats", "higher", "nats", needs="rows, real rows"),
+        Metric("js_1gram", "Jensen-Shannon of unigrams, nats", "higher", "nats", needs="rows, real rows"),
+        Metric("tv_1gram", "total variation of unigrams", "higher", needs="rows, real rows"),
+        Metric("variance_ratio", "variance over the real one", "lower", needs="vectors"),
+        Metric("logdet_diff", "log-determinant against the real one, nats per feature", "lower", "nats", needs="vectors"),
+        Metric("frechet", "Frechet distance", "higher", needs="vectors"),
+        Metric("kid", "kernel distance (KID)", "higher", needs="vectors"),
+        Metric("wasserstein_sliced", "sliced Wasserstein-1", "higher", needs="vectors"),
+        *(Metric(f"vendi_{q}", f"Vendi score, order {q}", "lower", needs="vectors") for q in ("0.5", "1", "2", "inf")),
+        Metric("mean_cosine", "mean cosine of two rows", "higher", needs="vectors"),
+        Metric("neighbour_entropy", "entropy from neighbours, nats", "lower", "nats", needs="vectors"),
+        *(Metric(name, name, "lower", needs="vectors") for name in ("precision", "recall", "density", "coverage")),
+        Metric("mauve", "MAUVE", "lower", needs="vectors"),
+        Metric("representation_drift", "distance of the means over the real spread", "higher", needs="vectors"),
+    )
+}
+
+
+def metric(name: str) -> Metric:
+    """The table's line, or for a metric of the user's its name alone."""
+    return METRICS.get(name) or Metric(name, name)
+
+
+def headlines(names: set[str]) -> list[str]:
+    """Of the metrics that there are, those of `status`, in the table's order; where it names none, all of them."""
+    known = sorted((m for m in METRICS.values() if m.headline and m.name in names), key=lambda m: m.headline)
+    return [m.name for m in known] or sorted(n for n in names if not n.endswith("_stderr"))[:8]
+
+
+def panels(names: set[str]) -> list[Metric]:
+    """The charts of a report, in the table's order; behind them those of metrics that the table does not know."""
+    known = sorted((m for m in METRICS.values() if m.panel and m.name in names), key=lambda m: m.panel)
+    own = [n for n in sorted(names) if n not in METRICS and not n.endswith(("_stderr", "_null"))]
+    return known or [metric(n) for n in [*own, *(n for n in sorted(names) if n in METRICS)]]

@@ -1,0 +1,42 @@
+"""A task before and after: how many answers are right, how many are formed, and the loss of the right ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from recursive_jax.collapse.likelihood import cross_entropy, example_losses
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.template import ParseError, Template
+from recursive_jax.models.model import Model
+
+
+def task_metrics(model: Model, template: Template, rows: list[dict], answers: Dataset) -> dict[str, Any]:
+    """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself.
+    ce_task: nats per token of the right completions. Standard errors are over rows."""
+    right, formed = [], []
+    for row, text, status in zip(rows, answers.column("text"), answers.column("status"), strict=True):
+        found, wanted = template.read(row, text), template.wanted(row)
+        well = not isinstance(found, ParseError) and status == "ok"
+        formed.append(well)
+        right.append(well and bool(wanted) and found == wanted)
+    losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
+    n = len(rows)
+    spread = lambda x: float(np.std(np.asarray(x, float), ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    ce_task, ce_task_stderr = cross_entropy(losses)  # of the same ratio: all nats over all tokens
+    shown = [
+        {"prompt": template.asked(row)[-1]["content"], "answer": text, "right": bool(ok)}
+        for row, text, ok in zip(rows[:8], answers.column("text"), right, strict=False)
+    ]
+    return {
+        "accuracy": float(np.mean(right)),
+        "accuracy_stderr": spread(right),
+        "format": float(np.mean(formed)),
+        "format_stderr": spread(formed),
+        "ce_task": ce_task,
+        "ce_task_stderr": ce_task_stderr,
+        "rows": n,
+        "shown": shown,
+    }

@@ -1,0 +1,29 @@
+"""The sections that configs are put together from, and how they are read. What a whole config holds, its recipe says."""
+
+from recursive_jax.config.data import DataConfig, LanguageConfig, TaskConfig
+from recursive_jax.config.devices import MeshConfig
+from recursive_jax.config.loader import difference
+from recursive_jax.config.model import LoraConfig, ModelConfig, RopeScaling
+from recursive_jax.config.rounds import ArmConfig, EvaluateConfig, FilterConfig, RoundsConfig
+from recursive_jax.config.sampling import SamplingConfig
+from recursive_jax.config.section import Section
+from recursive_jax.config.train import TrainConfig, row_length
+
+__all__ = [
+    "ArmConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FilterConfig",
+    "LanguageConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "RopeScaling",
+    "RoundsConfig",
+    "SamplingConfig",
+    "Section",
+    "TaskConfig",
+    "TrainConfig",
+    "difference",
+    "row_length",
+]

@@ -1,0 +1,183 @@
+"""YAML -> frozen typed config, dotted overrides, all errors in one message."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import pydantic
+import yaml
+
+from recursive_jax.config.section import Section
+from recursive_jax.errors import InputError, problems
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A config file as nested dicts. Raises InputError, naming the files that are there where this one is not."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
+        hint = f"; there are: {', '.join(near)}" if near else ""
+        raise InputError(f"config file {path} does not exist{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"config file {path} cannot be read as YAML: {error}") from None
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"config file {path} must be a mapping of sections, it is a {type(loaded).__name__}")
+    return loaded or {}
+
+
+def parse_section(kind: type[Kind], raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config") -> Kind:
+    """`raw` with `key=value` overrides (dotted keys, YAML values) as a section. Raises one InputError with every problem:
+    unknown keys (with the nearest known one), wrong types, values out of range."""
+    merged = copy.deepcopy(dict(raw))
+    for override in overrides:
+        apply_override(merged, override, kind)
+    try:
+        return kind.model_validate(merged)
+    except pydantic.ValidationError as error:
+        lines = explain(error, kind)
+        raise problems(f"{where} has {len(lines)} problem(s):", lines) from None
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """`key=value` -> (key, value as YAML)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override '{override}' is not of the form key=value, for example train.steps=100")
+    try:
+        return key, yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return key, text
+
+
+def apply_override(raw: dict[str, Any], override: str, kind: type[Section]) -> None:
+    """Sets one dotted key in nested dicts; old names of keys are taken for their new ones."""
+    key, value = split_override(override)
+    node, section = raw, kind
+    *parents, last = key.split(".")
+    for parent in parents:
+        parent = section.RENAMED.get(parent, parent) if section is not None else parent
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"override '{override}': {parent} is a value, not a section")
+        node, section = child, _inner(section, parent)
+    new = section.RENAMED.get(last) if section is not None else None
+    if new is not None:
+        node.pop(new, None)  # the override stands for it; the section says that the key was renamed
+    node[last] = value
+
+
+def _inner(kind: Any, key: str) -> Any:
+    """The section class under a key, `None` where there is none; a dict of sections stands for its values' class."""
+    if isinstance(kind, _Values):
+        return kind.kind
+    if kind is None:
+        return None
+    field = kind.model_fields.get(kind.RENAMED.get(key, key))
+    if field is None:
+        return None
+    inner = section_of(field.annotation)
+    return _Values(inner) if inner is not None and _is_dict(field.annotation) else inner
+
+
+class _Values:
+    """Stands for a dict of sections: every key leads to the same class."""
+
+    RENAMED: typing.ClassVar[dict[str, str]] = {}
+
+    def __init__(self, kind: type[Section]):
+        self.kind = kind
+
+
+def explain(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
+    """One line for each problem."""
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        key = ".".join(location) or "config"
+        if item["type"] == "extra_forbidden":
+            lines.append(unknown_key(root, location))
+        elif item["type"] == "value_error":
+            prefix = "" if key == "config" else f"{key}: "
+            lines.extend(prefix + line for line in str(item["ctx"]["error"]).split("\n"))
+        else:
+            lines.append(f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return list(dict.fromkeys(lines))
+
+
+def unknown_key(root: type[Section], location: Sequence[str]) -> str:
+    """The message for a key that is not there, with what was probably meant."""
+    known = _known_keys(root, location[:-1])
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    elsewhere = [k for k in all_keys(root) if k.rsplit(".", 1)[-1] == location[-1]]
+    hint = f"known here: {', '.join(known)}"
+    if near:
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    elif elsewhere:
+        hint = f"did you mean {elsewhere[0]}?"
+    return f"unknown key {'.'.join(location)}; {hint}"
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The Section class inside an annotation such as `X`, `X | None` or `dict[str, X]`."""
+    candidates = [annotation]
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) in (dict, typing.Union):
+        candidates = list(get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+
+
+def _is_dict(annotation: Any) -> bool:
+    return get_origin(annotation) is dict
+
+
+def _known_keys(root: type[Section], path: Sequence[str]) -> list[str]:
+    section: Any = root
+    for part in path:
+        section = _inner(section, part)
+        if section is None:
+            return []
+    section = section.kind if isinstance(section, _Values) else section
+    return list(section.model_fields)
+
+
+def all_keys(root: type[Section], prefix: str = "") -> list[str]:
+    """Every dotted key of a section."""
+    keys = []
+    for name, field in root.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is None:
+            keys.append(prefix + name)
+        else:
+            keys.extend(all_keys(inner, f"{prefix}{name}.<name>." if _is_dict(field.annotation) else f"{prefix}{name}."))
+    return keys
+
+
+def set_keys(section: Section, prefix: str = "") -> list[str]:
+    """The dotted keys that were given, rather than left at their defaults."""
+    keys = []
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        keys += set_keys(value, f"{prefix}{name}.") if isinstance(value, Section) else [prefix + name]
+    return sorted(keys)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two mappings differ, as `key: old -> new` lines."""
+    lines = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines.extend(difference(a, b, f"{prefix}{key}."))
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

@@ -1,0 +1,46 @@
+"""What all sections of a config share: frozen, typed, refusing unknown keys, named by value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pydantic
+from pydantic import model_validator
+
+
+class Section(pydantic.BaseModel):
+    """Frozen, hashable, and refusing unknown keys.
+
+    HOW: keys that say how a result is made, not what it is (logging, memory, slots): they stand in no fingerprint, and may
+    change when a run goes on. RENAMED: old names of keys, which still work for one release and say the new one.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    HOW: ClassVar[frozenset[str]] = frozenset()
+    RENAMED: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or not cls.RENAMED.keys() & raw.keys():
+            return raw
+        found = {}
+        for key, value in raw.items():
+            new = cls.RENAMED.get(key, key)
+            if new != key:
+                if new in raw:
+                    raise ValueError(f"{key} was renamed to {new}, and both are given")
+                _say_once(f"{cls.__name__.removesuffix('Config').lower()}.{key} was renamed to {new}; the old name goes with the next release")
+            found[new] = value
+        return found
+
+
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        print(f"recursive-jax: {text}", file=sys.stderr)

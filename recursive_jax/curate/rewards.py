@@ -1,0 +1,62 @@
+"""Rewards: a number for every row, or none. A new one is a frozen dataclass here and a line in `REWARDS`.
+
+    round.score("right", answers, ExactMatch("answer"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.errors import InputError
+
+Scores = Sequence[float | None]
+
+
+class Reward:
+    """Called with a Dataset; gives a number for each row, None where it has none to give. Subclasses are frozen dataclasses of
+    plain values (a model they hold counts by its fingerprint); raise `version` when one computes something else."""
+
+    version = 1
+
+    def __call__(self, data: Dataset) -> Scores:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactMatch(Reward):
+    """1 where the row's text is that of a column, blanks around both left out; 0 where not; none where the column has none."""
+
+    column: str = "answer"
+
+    def __call__(self, data: Dataset) -> Scores:
+        pairs = zip(data.column("text"), data.column(self.column), strict=True)
+        return [None if right is None else float(text.strip() == str(right).strip()) for text, right in pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCount(Reward):
+    """The row's tokens, up to `most`."""
+
+    most: int = 1_000_000
+
+    def __call__(self, data: Dataset) -> Scores:
+        return [float(min(self.most, len(t))) for t in data.tokens()]
+
+
+REWARDS: dict[str, type[Reward]] = {"exact_match": ExactMatch, "token_count": TokenCount}
+
+
+def checked_scores(found: Scores, rows: int, name: str) -> list[float | None]:
+    """Scores as floats and None. Raises InputError, naming the reward and the row, for anything else."""
+    found = list(found)
+    if len(found) != rows:
+        raise InputError(f"the reward {name} gave {len(found)} scores for {rows} rows")
+    scores: list[float | None] = []
+    for n, value in enumerate(found):
+        try:
+            scores.append(None if value is None else float(value))
+        except (TypeError, ValueError):
+            raise InputError(f"the reward {name} gave row {n} {value!r}: a number or None is wanted") from None
+    return scores

@@ -1,0 +1,196 @@
+"""Identity by value: what decides a result is named by its type, its version and its values, never by its source text alone.
+
+    fingerprint(Template("{q}", "{a}")) == fingerprint(Template("{q}", "{a}"))      # equal values agree, in every process
+    round.score("s", rows, Longest(3))                                            # another 3 is another result
+
+A value joins by being a frozen dataclass of plain values (raise its class variable `version` when its meaning changes).
+Fields equal to their default stand in no fingerprint, so that a new field with a default strands no run; nor do fields
+that say only *how* a result is made (`HOW` of a config section, `field(metadata={"how": True})` of a dataclass).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recursive_jax.errors import InputError
+
+LENGTH = 16  # hexadecimal digits of a fingerprint
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that name `value`. Raises InputError for what has no identity (see `describe`)."""
+    return digest(json.dumps(describe(value), sort_keys=True).encode())
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """The fingerprint of bytes."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:LENGTH]
+
+
+def describe(value: Any) -> Any:
+    """`value` as plain JSON that two equal values share.
+
+    Plain values, mappings and sequences, arrays (by their bytes), frozen dataclasses and config sections (by type, version
+    and the fields that differ from their defaults), whatever has a `fingerprint` (a Dataset, a Model, a stored result, a
+    tokenizer), functions of a module (by name and source), functions with a name and version (`named`), partial
+    functions and methods of what has an identity. Raises InputError, with the remedy, for closures, lambdas and others.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        return _number(value)
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, bytes):
+        return {"bytes": digest(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, type):
+        return _name_of(value)
+    own = getattr(value, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    return _describe_composed(value)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    return int(value) if value.is_integer() else value  # 1 and 1.0 are one value
+
+
+def _describe_composed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((describe(v) for v in value), key=lambda x: json.dumps(x, sort_keys=True))
+    if hasattr(type(value), "model_fields"):
+        return describe_section(value)
+    if dataclasses.is_dataclass(value):
+        return _describe_dataclass(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        array = np.asarray(value)
+        return {"array": [str(array.dtype), list(array.shape), digest(np.ascontiguousarray(array).data)]}
+    if isinstance(value, functools.partial):
+        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+    if isinstance(value, types.MethodType):
+        return {"method": value.__func__.__name__, "of": describe(value.__self__)}
+    if callable(value):
+        return _describe_function(value)
+    raise InputError(
+        f"{type(value).__name__} has no identity, so a stored result could not tell that it changed: make it a frozen "
+        "dataclass of plain values, or give it a `fingerprint`"
+    )
+
+
+def describe_section(section: Any) -> dict[str, Any]:
+    """The keys of a config section that differ from their defaults and change a result; `HOW` of its class names those
+    that do not."""
+    found = {}
+    for name, field in type(section).model_fields.items():
+        if name in getattr(type(section), "HOW", ()):
+            continue
+        value = describe(getattr(section, name))
+        if field.is_required() or value != describe(field.get_default(call_default_factory=True)):
+            found[name] = value
+    return found
+
+
+def _describe_dataclass(value: Any) -> dict[str, Any]:
+    if not type(value).__dataclass_params__.frozen:
+        raise InputError(f"{type(value).__name__} may change after it was fingerprinted: make it dataclass(frozen=True)")
+    found: dict[str, Any] = {"type": _name_of(type(value)), "version": getattr(value, "version", 1)}
+    for field in dataclasses.fields(value):
+        if field.metadata.get("how") or field.name == "version":
+            continue
+        described = describe(getattr(value, field.name))
+        if field.default is not dataclasses.MISSING:
+            default = describe(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = describe(field.default_factory())
+        else:
+            default = found  # no default: always named
+        if described != default:
+            found[field.name] = described
+    return found
+
+
+def _name_of(kind: type) -> str:
+    """A type's own name; of another package's (a user's) with its module, where two may share one."""
+    return kind.__qualname__ if kind.__module__.startswith("recursive_jax.") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def named(name: str, version: int | str) -> Callable[[Callable], Callable]:
+    """Gives a function that is not a module's (a closure, a lambda) an identity of its own:
+
+        round.score("s", rows, named("longer than", (1, limit))(lambda data: ...))
+
+    name and version say what it computes; change one of them whenever that changes, captured values included.
+    """
+    identity = {"named": name, "version": describe(version)}
+
+    def give(function: Callable) -> Callable:
+        try:
+            function.__identity__ = identity
+            return function
+        except (AttributeError, TypeError):  # a builtin or a bound method
+
+            @functools.wraps(function)
+            def wrapped(*args: Any, **keywords: Any) -> Any:
+                return function(*args, **keywords)
+
+            wrapped.__identity__ = identity
+            return wrapped
+
+    return give
+
+
+def _describe_function(function: Any) -> dict[str, Any]:
+    own = getattr(function, "__identity__", None)
+    if own is not None:
+        return own
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        raise InputError(
+            f"an instance of {type(function).__name__} is called here, and has no identity: make it a frozen dataclass"
+        )
+    module = getattr(function, "__module__", None) or "builtins"
+    if "<lambda>" in name or "<locals>" in name:
+        raise InputError(
+            f"{name} of {module} is a function made inside another one: what it captured cannot be seen, so a stored "
+            "result could not tell that it changed. Make it a function of a module or a frozen dataclass with __call__, "
+            'or give it a name and a version: recursive_jax.named("name", version)(function)'
+        )
+    found: dict[str, Any] = {"function": f"{module}:{name}"}
+    if module.startswith("recursive_jax."):
+        return {**found, "version": getattr(function, "version", 1)}
+    try:
+        found["source"] = digest(inspect.getsource(function).encode())
+    except (OSError, TypeError):  # compiled, or typed at a prompt
+        pass
+    defaults = [function_defaults for function_defaults in (getattr(function, "__defaults__", None),) if function_defaults]
+    return {**found, **({"defaults": describe(defaults[0])} if defaults else {})}
+
+
+def derived(operation: str, arguments: Any, parents: Iterable[str]) -> str:
+    """The fingerprint of what an operation makes of stored results."""
+    return fingerprint({"operation": operation, "arguments": arguments, "parents": list(parents)})

