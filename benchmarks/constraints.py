@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from recursive_jax.rounds.stored import load_model
+from recursive_jax.rounds.opening import load_model
 
 SCHEMA = {
     "type": "object",

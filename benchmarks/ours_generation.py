@@ -21,7 +21,7 @@ from recursive_jax.mesh import make_mesh, split_cpu
 from recursive_jax.models.flops import decode_cost_per_token
 from recursive_jax.models.model import bound, transformer
 from recursive_jax.objectives.causal import token_nll
-from recursive_jax.rounds.stored import load_model
+from recursive_jax.rounds.opening import load_model
 
 
 class Ids(ByteTokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 
 from recursive_jax import LoraConfig, TrainConfig, adapted_model, load_adapter, load_model, save_adapter, train
 from recursive_jax.config import MeshConfig
-from recursive_jax.data.packing import Example, pack_examples
+from recursive_jax.data.dataset import real_rows
+from recursive_jax.data.packing import pack_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models import nf4
 from recursive_jax.models.weights import leaf_paths
+from recursive_jax.objectives.base import Params
 from recursive_jax.train.step import new_state, split
 from tests.test_families import FOLDER
 
@@ -22,7 +25,7 @@ KINDS = {
     "lora": {},
     "rslora": {"rslora": True},
     "dora": {"dora": True},
-    "nf4": {"base": "nf4"},
+    "nf4": {"quantization": "nf4"},
 }
 
 
@@ -34,8 +37,9 @@ def llama(mesh):
 @pytest.fixture(scope="module")
 def rows():
     draw = np.random.default_rng(0)
-    examples = [Example(draw.integers(3, 48, 14).astype(np.int32), np.arange(14) >= 6) for _ in range(24)]
-    return pack_examples(examples, 28, None)
+    examples = [draw.integers(3, 48, 14).astype(np.int32) for _ in range(24)]
+    data = real_rows([e[6:] for e in examples], [""] * 24, prompts=[e[:6] for e in examples])
+    return pack_tokens(data, 28, SimpleNamespace(bos=1, pad=None))
 
 
 def moved(model, size=0.2):
@@ -75,7 +79,7 @@ def test_the_optimizer_holds_what_trains(llama):
     trained, frozen = split(model.network, model.params)
     from recursive_jax.train.optimizer import Hyper
 
-    state = new_state(trained, Hyper.of(TrainConfig()))
+    state = new_state(Params(trained, {}), {}, Hyper.of(TrainConfig()))
     c = llama.network.config
     wanted = 2 * c.layers * ((c.d_model + c.heads * c.K) + (c.F + c.d_model))
     assert sum(x.size for x in jax.tree.leaves(state.params)) == wanted

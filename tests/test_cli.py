@@ -15,13 +15,13 @@ from recursive_jax.rounds import storage
 
 CONFIG = """
 data:
-  tokens: 2500
+  real_tokens: 2500
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
 model: {layers: 1, d_model: 16, heads: 2, max_length: 32}
 train: {steps: 6, batch: 8, tensorboard: false}
 sampling: {batch: 32}
-rounds: {count: 1, tokens: 800}
-evaluate: {rows: 16, samples: 16, tokens: 200}
+rounds: {count: 1, token_budget: 800}
+evaluate: {rows: 16, samples: 16, token_budget: 200}
 mesh: {data: 1}
 """
 
@@ -83,7 +83,7 @@ def copy(finished, tmp_path):
         ),
         (["mesh.data=9"], ["needs 9 devices, 8 are here"]),
         (["data.path=nowhere/*.txt"], ["nowhere/*.txt does not exist"]),
-        (["data.path=config.py", "data.tokenizer=none.json"], ["none.json does not exist"]),
+        (["data.path=README.md", "data.tokenizer=none.json"], ["none.json does not exist"]),
     ],
 )
 def test_bad_config(capsys, config, tmp_path, overrides, expected):
@@ -146,7 +146,7 @@ def test_another_config_is_refused_with_the_difference_and_can_fork(capsys, fini
 def test_fork_with_other_logging_and_evaluation_retrains_nothing(finished, tmp_path):
     words = [
         "train.log_every=1",
-        "evaluate.tokens=150",
+        "evaluate.token_budget=150",
         "--workdir",
         tmp_path / "new",
         "--fork",
@@ -248,7 +248,7 @@ def test_source_data_that_changed_is_an_input_that_changed(capsys, config, tmp_p
 def test_dry_run_costs_and_writes_nothing(capsys, config, tmp_path):
     assert run("run", config, "--workdir", tmp_path / "run", "--dry-run") == 0
     out = capsys.readouterr().out
-    for word in ("parameters", "memory", "compute", "context: 32", "TFLOP"):
+    for word in ("parameters", "memory", "compute", "max_length: 32", "TFLOP"):
         assert word in out
     assert not (tmp_path / "run").exists()
 
@@ -288,7 +288,7 @@ def test_bad_words_for_the_small_commands(capsys, finished, tmp_path):
     workdir = finished / "run"
     assert "does not exist" in refused(capsys, "generate", tmp_path / "none")
     assert "no stored model" in refused(capsys, "generate", tmp_path)
-    assert "sampling.* and mesh.* keys only" in refused(capsys, "generate", workdir, "train.steps=3")
+    assert "unknown key train" in refused(capsys, "generate", workdir, "train.steps=3")
     assert "mesh -1x3x1" in refused(capsys, "generate", workdir, "mesh.fsdp=3")
     assert "--count=0" in refused(capsys, "generate", workdir, "--count", "0")
     assert "is not a word" in refused(capsys, "generate", workdir, "--prompt", "xyzzy")

@@ -161,9 +161,9 @@ def test_packing_keeps_every_token_once_and_apart():
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 50, rng.integers(1, 20)).astype(np.int32) for _ in range(200)]
     packed = pack(rows, 32, bos=1, pad=0)
-    assert packed.tokens_NT.shape[1] == 33 and packed.fill > 0.9
+    assert packed.columns["tokens"].shape[1] == 33 and packed.fill > 0.9
     found = []
-    for tokens, segments in zip(packed.tokens_NT, packed.segments_NT, strict=True):
+    for tokens, segments in zip(packed.columns["tokens"], packed.columns["segments"], strict=True):
         for s in range(1, segments.max() + 1):
             piece = tokens[segments == s]
             assert piece[0] == 1
@@ -175,7 +175,7 @@ def test_packing_keeps_every_token_once_and_apart():
 
 def test_long_rows_become_several_segments():
     packed = pack([np.arange(3, 28, dtype=np.int32)], 10, 1, 0)
-    assert packed.targets == 25 and sorted(packed.tokens_NT[packed.segments_NT > 0][:3]) == [1, 3, 4]
+    assert packed.targets == 25 and sorted(packed.columns["tokens"][packed.columns["segments"] > 0][:3]) == [1, 3, 4]
 
 
 def test_limit_keeps_at_most_so_many_real_tokens(tmp_path):
@@ -215,5 +215,5 @@ def test_dataset_joins_selects_and_survives_parquet(tmp_path):
     again = Dataset.read([str(tmp_path / "rows.parquet")])
     assert again.table.equals(scored.table)
     assert both.table.num_columns == 12  # nothing changed in place
-    with pytest.raises(KeyError, match="there are"):
+    with pytest.raises(InputError, match="no column"):
         both.column("nope")

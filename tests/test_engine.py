@@ -3,7 +3,6 @@ what a row is depends on its request alone; settings, guides, drafts and constra
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
@@ -27,6 +26,7 @@ from tests.test_model import randomised
 
 CONFIG = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=96)
 COMMON = {"batch": 4, "chunk": 4}
+from tests.helpers import plain_functions
 
 
 @pytest.fixture(scope="module")
@@ -287,14 +287,14 @@ def test_a_common_header_is_read_once_and_changes_nothing(model):
 
 
 def test_long_prompts_are_read_in_pieces(mesh, monkeypatch):
-    from recursive_jax.generate import reader
+    from recursive_jax.generate import prefill
 
     model = randomised(transformer(CONFIG.model_copy(update={"max_length": 160}), ByteTokenizer(), mesh))
     rng = np.random.default_rng(3)
     requests = [Request(i, rng.integers(32, 127, n).astype(np.int32)) for i, n in enumerate((100, 150, 17))]
     sampling = SamplingConfig(max_tokens=5, **COMMON)
     whole = generate(model, requests, sampling)
-    monkeypatch.setattr(reader, "PIECE", 32)
+    monkeypatch.setattr(prefill, "PIECE", 32)
     assert [t.tolist() for t in generate(model, requests, sampling).tokens()] == [t.tolist() for t in whole.tokens()]
 
 
@@ -369,7 +369,8 @@ def test_scoring_and_embedding_are_the_unpacked_forward(model):
 @pytest.mark.slow
 def test_beams_of_user_functions_are_those_of_the_cache(model, requests):
     """Without its config the model is functions like a user's: every step is a whole forward pass."""
-    functions = dataclasses.replace(model, network=dataclasses.replace(model.network, config=None))
+    plain = plain_functions(model)
+    functions = plain.with_params(model.params)
     sampling = SamplingConfig(beams=3, n_best=2, max_tokens=5, batch=12, length_penalty=0.7)
     cached = generate(model, requests[:3], sampling)
     for other in (functions, model.on(make_mesh(MeshConfig(data=2, tensor=2)))):
@@ -385,7 +386,7 @@ def test_a_beam_as_wide_as_the_tree_is_the_best_of_all_rows(mesh):
         lambda key: {"table": jnp.zeros((259, 259))},
         lambda p, t, s=None: p["table"][t],
         tokenizer=ByteTokenizer(),
-        context=8,
+        max_length=8,
         mesh=mesh,
     ).with_params({"table": jnp.asarray(table)})
     rows = generate(bigram, unconditional(1), SamplingConfig(beams=6, n_best=6, max_tokens=2, batch=6))

@@ -333,8 +333,8 @@ def test_an_imported_model_is_teacher_and_student(tmp_path, mesh):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": r}) + "\n" for r in rows))
     words = [
         f"base={FOLDER / 'gpt2'}", f"data.path={tmp_path / 'train.jsonl'}", f"data.validation={tmp_path / 'held.jsonl'}",
-        "train.steps=3", "train.batch=4", "train.length=16", "rounds.count=2", "rounds.tokens=120", "sampling.batch=8",
-        "evaluate.rows=8", "evaluate.samples=8", "evaluate.tokens=64", "mesh.data=1",
+        "train.steps=3", "train.batch=4", "train.length=16", "rounds.count=2", "rounds.token_budget=120", "sampling.batch=8",
+        "evaluate.rows=8", "evaluate.samples=8", "evaluate.token_budget=64", "mesh.data=1",
     ]  # fmt: skip
     config = tmp_path / "config.yaml"
     config.write_text("name: base\n")

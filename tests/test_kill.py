@@ -15,20 +15,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recursive_jax.rounds.stored import load_model
+from recursive_jax.rounds.opening import load_model
 
 CONFIG = """
 data:
-  tokens: 4000
+  real_tokens: 4000
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
 model: {layers: 1, d_model: 32, heads: 2, max_length: 32}
 train: {steps: 40, batch: 8, checkpoint_every: 7, log_every: 4}
 sampling: {batch: 32}
-rounds: {count: 2, init: base, tokens: 2000}
+rounds: {count: 2, init: base, token_budget: 2000}
 arms:
   replace: {data: replace}
   accumulate: {data: accumulate, fresh: 0.2}
-evaluate: {rows: 16, samples: 64, tokens: 500}
+evaluate: {rows: 16, samples: 64, token_budget: 500}
 mesh: {data: 1}
 """
 

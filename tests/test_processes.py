@@ -16,13 +16,13 @@ import pytest
 
 CONFIG = """
 data:
-  tokens: 3000
+  real_tokens: 3000
   language: {types: 2, nouns: 4, verbs: 2, first_names: 5, last_names: 5, attributes: 2, values: 5}
 model: {layers: 1, d_model: 32, heads: 2, max_length: 32}
 train: {steps: 12, batch: 8, checkpoint_every: 5, log_every: 1}
 sampling: {batch: 32}
-rounds: {count: 1, init: previous, tokens: 800}
-evaluate: {rows: 16, samples: 32, tokens: 200}
+rounds: {count: 1, init: previous, token_budget: 800}
+evaluate: {rows: 16, samples: 32, token_budget: 200}
 mesh: {data: 2, fsdp: 2}
 """
 

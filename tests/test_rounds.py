@@ -9,24 +9,26 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from recursive_jax.config import SamplingConfig, TrainConfig, load_config
-from recursive_jax.curate.select import Rule, at_least, select, status, tokens_between, unique
+from recursive_jax.config import SamplingConfig, TrainConfig
+from recursive_jax.curate.select import Rule, at_least, select, tokens_between, unique, with_status
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.errors import InputError
 from recursive_jax.generate.request import unconditional
+from recursive_jax.identity import named
 from recursive_jax.models.model import transformer
+from recursive_jax.recipes import load_config
 from recursive_jax.recipes.collapse import collapse
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.iterate import Pool, iterate
 from recursive_jax.rounds.lineage import ancestors, evaluations, manifests
+from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.report.charts import ticks
 from recursive_jax.rounds.report.series import Arm, change
 from recursive_jax.rounds.run import Run
-from recursive_jax.rounds.stored import load_model
 from tests.conftest import ROOT
 
 SMALL = [
-    "data.tokens=4000",
+    "data.real_tokens=4000",
     "data.language.types=2",
     "data.language.nouns=4",
     "data.language.verbs=2",
@@ -42,10 +44,10 @@ SMALL = [
     "train.tensorboard=false",
     "sampling.batch=32",
     "rounds.count=2",
-    "rounds.tokens=1500",
+    "rounds.token_budget=1500",
     "evaluate.rows=16",
     "evaluate.samples=32",
-    "evaluate.tokens=300",
+    "evaluate.token_budget=300",
     "mesh.data=1",
 ]
 
@@ -151,7 +153,7 @@ def test_a_verifier_keeps_right_and_wrong_rows_at_their_rates():
 
 
 def test_rounds_may_grow_or_follow_a_schedule():
-    assert load_config(None, ["rounds.count=3", "rounds.tokens=100", "rounds.growth=2"]).rounds.sizes == (100, 400, 900)
+    assert load_config(None, ["rounds.count=3", "rounds.token_budget=100", "rounds.growth=2"]).rounds.sizes == (100, 400, 900)
     config = load_config(None, ["rounds.count=3", "rounds.schedule=[300, 200, 700]", "arms.main.fresh=0.5"])
     pool = Pool.of(REAL, config.arms["main"], config.rounds)
     used: list[str] = []
@@ -283,7 +285,7 @@ def test_every_regime_of_the_laboratory_runs_on_models(tmp_path):
 def test_a_verifier_by_name_needs_the_embedded_language(tmp_path):
     (tmp_path / "text.txt").write_text("some words about nothing\n\n" * 400)
     over = ["arms.main.filtered.keep_wrong=0.5", f"data.path={tmp_path}/text.txt", "data.tokenizer=byte"]
-    small = [x for x in SMALL if "language" not in x and "data.tokens" not in x]
+    small = [x for x in SMALL if "language" not in x and "data.real_tokens" not in x]
     with pytest.raises(InputError, match=r"arms.main.filtered: .* give one in Python"):
         collapse(load_config(None, [*small, *over]), tmp_path / "run", quiet=True)
 
@@ -387,8 +389,8 @@ def test_durable_verbs_store_and_refuse(tmp_path, tiny, tokenizer, language, mes
             "g", model, lambda i, n: unconditional(n, i), SamplingConfig(batch=8, max_tokens=6), count=20
         )
         assert len(made.value) == 20 and len(set(made.value.column("id"))) == 20
-        scored = first.score("s", made, lambda d: [len(t) for t in d.tokens()])
-        kept = first.select("k", scored, [status("ok", "length"), at_least(6), unique(), tokens_between(1, 99)])
+        scored = first.score("s", made, named("length", 1)(lambda d: [len(t) for t in d.tokens()]))
+        kept = first.select("k", scored, [with_status("ok", "length"), at_least(6), unique(), tokens_between(1, 99)])
         assert kept.manifest["counts"]["proposed"] == 20
         assert sum(kept.manifest["counts"]["dropped"].values()) == 20 - len(kept.value)
         with pytest.raises(InputError, match="made from other inputs") as error:
@@ -400,7 +402,7 @@ def test_durable_verbs_store_and_refuse(tmp_path, tiny, tokenizer, language, mes
             Run(tmp_path / "run", {"a": 1}, seed=3, quiet=True)
     with pytest.raises(InputError, match="a: 1 -> 2"):
         Run(tmp_path / "run", {"a": 2}, seed=3, quiet=True)
-    with pytest.raises(ValueError, match="decisions"):
+    with pytest.raises(InputError, match="decisions"):
         from recursive_jax.curate.select import select
 
         select(rows, [Rule("broken", lambda d: [True])])
@@ -418,7 +420,7 @@ def test_continuations_are_not_judged_as_sentences(tmp_path):
     records = collapse(config, tmp_path / "run", quiet=True)
     assert "kl_total" in records[0]["metrics"] and "valid" not in records[0]["metrics"]
     row = Dataset.read([str(tmp_path / "run/rounds/0001/rows/rows-00000.parquet")])[0]
-    assert row["prompt_tokens"] == 4 and row["parents"][0].startswith("real/")
+    assert len(row["prompt"]) == 5 and row["parents"][0].startswith("real/")
 
 
 def test_readme_example_runs(tmp_path, monkeypatch):

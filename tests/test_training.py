@@ -13,16 +13,17 @@ import pytest
 
 from recursive_jax.config import SamplingConfig, TrainConfig
 from recursive_jax.data.dataset import real_rows
-from recursive_jax.data.packing import pack, pack_dataset
+from recursive_jax.data.packing import pack, pack_tokens
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
 from recursive_jax.mesh import TRACES
 from recursive_jax.models.model import transformer
-from recursive_jax.objectives.causal import causal, targets, token_nll, truncated
+from recursive_jax.objectives.causal import Causal, causal, targets, token_nll
 from recursive_jax.train import signals
 from recursive_jax.train.loop import train
 from recursive_jax.train.optimizer import Hyper, learning_rate, transformation
+from tests.helpers import Exploding, sum_and_count
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,11 @@ def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, langu
     documents = [d[:32] for d in language.sample(5, 0, 20)]
     packed = pack(documents, 32, tokenizer.bos, tokenizer.pad)
     with jax.set_mesh(mesh):
-        total, count = causal(
+        total, count = sum_and_count(
+            causal,
             model.network.apply,
             model.params,
-            {"tokens": jnp.asarray(packed.tokens_NT), "segments": jnp.asarray(packed.segments_NT)},
+            {"tokens": jnp.asarray(packed.columns["tokens"]), "segments": jnp.asarray(packed.columns["segments"])},
         )
     expected = 0.0
     for d in documents:
@@ -131,15 +133,9 @@ def test_three_rounds_with_other_settings_compile_each_program_once(tiny, tokeni
 
 
 def test_nan_stops_with_the_last_good_checkpoint(tiny, tokenizer, rows, mesh, tmp_path):
-    def explodes(apply, params, batch):
-        total, count = causal(apply, params, batch)
-        return total * jnp.where(jnp.max(batch["tokens"]) >= 0, 1.0, 1.0) / jnp.where(
-            params["final_norm"]["scale"][0] > 0.999, 1.0, 0.0
-        ), count
-
     config = TrainConfig(steps=50, batch=8, learning_rate=1e-4, warmup=0.5, checkpoint_every=2)
     with pytest.raises(TrainingDiverged) as error:
-        train(transformer(tiny, tokenizer, mesh), rows, explodes, config, directory=tmp_path, quiet=True)
+        train(transformer(tiny, tokenizer, mesh), rows, Exploding(), config, directory=tmp_path, quiet=True)
     text = str(error.value)
     assert "became" in text and "the last good checkpoint is step" in text and "learning_rate" in text
     assert error.value.exit_code == 1
@@ -192,12 +188,12 @@ def test_truncated_loss_leaves_out_what_the_model_is_sure_of():
     p = np.take_along_axis(np.asarray(jax.nn.softmax(logits)), np.asarray(tokens)[:, 1:, None], 2)[..., 0]
     kept = p < 0.5
     assert 0 < kept.sum() < kept.size
-    loss, count = truncated(0.5)(apply, logits, batch)
+    loss, count = sum_and_count(Causal(truncate=0.5), apply, logits, batch)
     assert float(count) == kept.sum() and float(loss) == pytest.approx(-np.log(p[kept]).sum(), rel=1e-5)
-    gradient = np.asarray(jax.grad(lambda x: truncated(0.5)(apply, x, batch)[0])(logits))
+    gradient = np.asarray(jax.grad(lambda x: sum_and_count(Causal(truncate=0.5), apply, x, batch)[0])(logits))
     assert (np.abs(gradient[~kept]).max() == 0) and (np.abs(gradient[kept]).max(axis=-1) > 0).all()
-    whole = causal(apply, logits, batch)
-    assert float(truncated(1.0 - 1e-9)(apply, logits, batch)[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+    whole = sum_and_count(causal, apply, logits, batch)
+    assert float(sum_and_count(Causal(truncate=1.0 - 1e-9), apply, logits, batch)[0]) == pytest.approx(float(whole[0]), rel=1e-5)
 
 
 def test_a_weight_of_rows_is_their_weight_in_the_loss():
@@ -209,10 +205,10 @@ def test_a_weight_of_rows_is_their_weight_in_the_loss():
     tokenizer = SimpleNamespace(bos=1, pad=0)
 
     def loss(data):
-        rows = pack_dataset(data, 11, tokenizer)
-        batch = {"tokens": rows.tokens_NT, "segments": rows.segments_NT}
-        batch |= {} if rows.loss_NT is None else {"loss": rows.loss_NT}
-        return np.array(causal(apply, logits_V, jax.tree.map(jnp.asarray, batch)))
+        rows = pack_tokens(data, 11, tokenizer)
+        batch = {"tokens": rows.columns["tokens"], "segments": rows.columns["segments"]}
+        batch |= {} if "loss" not in rows.columns else {"loss": rows.columns["loss"]}
+        return np.array(sum_and_count(causal, apply, logits_V, jax.tree.map(jnp.asarray, batch)))
 
     weigh = lambda data, w: data.with_column("weight", [w] * len(data))
     both = loss(weigh(real, 0.7) + weigh(written, 0.3))

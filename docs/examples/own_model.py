@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import recursive_jax as rj
 
-CONTEXT, WIDTH, REACH = 32, 32, 4
+MAX_LENGTH, WIDTH, REACH = 32, 32, 4
 
 
 def init(key):
@@ -37,17 +37,17 @@ def main(workdir, overrides=()):
     config = rj.load_config(
         None,
         [
-            f"model.max_length={CONTEXT}",
+            f"model.max_length={MAX_LENGTH}",
             "train.batch=32",
             "train.steps=300",
             "rounds.count=3",
-            "rounds.tokens=20000",
-            "data.tokens=40000",
+            "rounds.token_budget=20000",
+            "data.real_tokens=40000",
             *overrides,
         ],
     )
     tokenizer = rj.LanguageTokenizer(rj.Language(config.data.language))
-    model = rj.user_model(init, apply, tokenizer=tokenizer, context=CONTEXT, vocab=256)
+    model = rj.user_model(init, apply, tokenizer=tokenizer, max_length=MAX_LENGTH, vocab=256)
     return rj.collapse(config, workdir, model=model)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from recursive_jax.collapse import profile_page, profile_text
 from recursive_jax.collapse.definitions import Finding, definitions, warnings
 from recursive_jax.collapse.inputs import Cloud, Texts, as_samples, one_vocabulary
 from recursive_jax.collapse.intervals import Measurement, measured
@@ -51,16 +52,12 @@ class Profile:
         ]
 
     def __str__(self) -> str:
-        from recursive_jax.collapse.profile_text import text
-
-        return text(self)
+        return profile_text.text(self)
 
     def save(self, folder: str | Path) -> Path:
         """Writes profile.jsonl, profile.csv, profile.html and, where matplotlib is installed (the extra `plots`), its
         figures as SVG and PNG. Returns the page's path."""
-        from recursive_jax.collapse.profile_page import write
-
-        return write(self, Path(folder))
+        return profile_page.write(self, Path(folder))
 
     def jsonl(self) -> str:
         return "".join(json.dumps(r) + "\n" for r in self.records())

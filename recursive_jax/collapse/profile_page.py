@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from recursive_jax.collapse import figures
 from recursive_jax.collapse.profile_text import MARKS, number
 from recursive_jax.collapse.suite import TEXT, VECTORS
-
-if TYPE_CHECKING:
-    from recursive_jax.collapse.profile import Profile
 
 TITLES = {m.name: m.title for m in (*TEXT, *VECTORS)} | {"ce_real": "cross-entropy of the real rows, nats per token"}
 CSS = """
@@ -25,7 +22,7 @@ figure{margin:1rem 0;background:#fff;border-radius:8px;padding:.5rem}figure svg{
 """
 
 
-def write(profile: Profile, folder: Path) -> Path:
+def write(profile: Any, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "profile.jsonl").write_text(profile.jsonl(), encoding="utf-8")
     (folder / "profile.csv").write_text(profile.csv(), encoding="utf-8")
@@ -39,7 +36,7 @@ def write(profile: Profile, folder: Path) -> Path:
     return page
 
 
-def panels(profile: Profile) -> list[tuple[str, dict]]:
+def panels(profile: Any) -> list[tuple[str, dict]]:
     """Every metric that has a value, as `figures.curves` takes it."""
     found = []
     for metric in profile.metrics:
@@ -54,7 +51,7 @@ def panels(profile: Profile) -> list[tuple[str, dict]]:
     return found
 
 
-def verdict_table(profile: Profile) -> str:
+def verdict_table(profile: Any) -> str:
     """Metrics against rounds, with the null's band; values outside it are marked."""
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in profile.rounds)
     lines = []
@@ -76,7 +73,7 @@ def _cell(m) -> str:
     return f"<td class='{'out' if m.outside else ''}' title='{tip}'>{number(m.value)}{mark}</td>"
 
 
-def findings_table(profile: Profile) -> str:
+def findings_table(profile: Any) -> str:
     """The definitions in the literature and the early signs."""
     lines = []
     for f in (*profile.definitions, *profile.warnings):
@@ -93,7 +90,7 @@ def findings_table(profile: Profile) -> str:
     return f"<div class=scroll><table>{head}{''.join(lines)}</table></div>"
 
 
-def _page(profile: Profile, picture: str) -> str:
+def _page(profile: Any, picture: str) -> str:
     s = profile.settings
     size = next(f"{v:,} {k}" for k, v in s.items() if k in ("tokens", "rows"))
     return (

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from recursive_jax.collapse.profile import Profile
+from typing import Any
 
 MARKS = {"higher": "▲", "lower": "▼", "same": " ", "untested": " "}
 
 
-def text(profile: Profile) -> str:
+def text(profile: Any) -> str:
     """Metrics as lines, rounds as columns; ▲ and ▼ stand beside values outside the null's band."""
     width = max(12, *(len(name) + 2 for name in profile.rounds))
     settings = ", ".join(

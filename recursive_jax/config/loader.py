@@ -6,7 +6,7 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -34,16 +34,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return loaded or {}
 
 
-def parse_section(kind: type[Kind], raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config") -> Kind:
+def parse_section(
+    kind: type[Kind],
+    raw: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    where: str = "config",
+    elsewhere: Callable[[str], str | None] = lambda key: None,
+) -> Kind:
     """`raw` with `key=value` overrides (dotted keys, YAML values) as a section. Raises one InputError with every problem:
-    unknown keys (with the nearest known one), wrong types, values out of range."""
+    unknown keys (with the nearest known one), wrong types, values out of range. elsewhere: says of an unknown key at the top
+    where it has a use, if it knows."""
     merged = copy.deepcopy(dict(raw))
     for override in overrides:
         apply_override(merged, override, kind)
     try:
         return kind.model_validate(merged)
     except pydantic.ValidationError as error:
-        lines = explain(error, kind)
+        lines = explain(error, kind, elsewhere)
         raise problems(f"{where} has {len(lines)} problem(s):", lines) from None
 
 
@@ -72,8 +79,9 @@ def apply_override(raw: dict[str, Any], override: str, kind: type[Section]) -> N
             raise InputError(f"override '{override}': {parent} is a value, not a section")
         node, section = child, _inner(section, parent)
     new = section.RENAMED.get(last) if section is not None else None
-    if new is not None:
-        node.pop(new, None)  # the override stands for it; the section says that the key was renamed
+    same = [new] if new is not None else [old for old, n in getattr(section, "RENAMED", {}).items() if n == last]
+    for other in same:
+        node.pop(other, None)  # the override stands for both names; the section says which is the new one
     node[last] = value
 
 
@@ -99,14 +107,17 @@ class _Values:
         self.kind = kind
 
 
-def explain(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
+def explain(
+    error: pydantic.ValidationError, root: type[Section], elsewhere: Callable[[str], str | None] = lambda key: None
+) -> list[str]:
     """One line for each problem."""
     lines = []
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         key = ".".join(location) or "config"
         if item["type"] == "extra_forbidden":
-            lines.append(unknown_key(root, location))
+            known = elsewhere(location[0]) if len(location) == 1 else None
+            lines.append(f"unknown key {key}: {known}" if known else unknown_key(root, location))
         elif item["type"] == "value_error":
             prefix = "" if key == "config" else f"{key}: "
             lines.extend(prefix + line for line in str(item["ctx"]["error"]).split("\n"))
@@ -172,12 +183,15 @@ def set_keys(section: Section, prefix: str = "") -> list[str]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two mappings differ, as `key: old -> new` lines."""
+    """The keys in which two mappings differ, as `key: old -> new` lines; one that is missing is `default`."""
     lines = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines.extend(difference(a, b, f"{prefix}{key}."))
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+        if isinstance(a, Mapping) or isinstance(b, Mapping):
+            if (a is None or isinstance(a, Mapping)) and (b is None or isinstance(b, Mapping)):
+                lines.extend(difference(a or {}, b or {}, f"{prefix}{key}."))
+                continue
+        if a != b or (key in old) != (key in new):
+            shown = [repr(v) if key in where else "default" for v, where in ((a, old), (b, new))]
+            lines.append(f"{prefix}{key}: {shown[0]} -> {shown[1]}")
     return lines

@@ -76,12 +76,13 @@ class Dataset:
     """An Arrow table of rows. `+` joins, `where` and `take` select; nothing changes in place.
 
     fingerprint: of the stored result the rows are, where a run gives one; else it is made from what the rows were derived
-    from, or of their content.
+    from, or of their content. origins: fingerprints of the stored results that they come from.
     """
 
-    def __init__(self, table: pa.Table, fingerprint: str | None = None):
+    def __init__(self, table: pa.Table, fingerprint: str | None = None, origins: tuple[str, ...] = ()):
         self.table = table
         self._fingerprint = fingerprint
+        self.origins = origins or (() if fingerprint is None else (fingerprint,))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Dataset:
@@ -151,7 +152,19 @@ class Dataset:
         for part in kept:
             columns = {name: _column_as(part, name, types[name], kept) for name in names}
             tables.append(pa.table(columns))
-        return cls(pa.concat_tables(tables), mark)
+        return cls(pa.concat_tables(tables), mark, tuple(dict.fromkeys(o for p in parts for o in p.origins)))
+
+    @staticmethod
+    def concat_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema | None:
+        """One schema that rows of all of them fit; None for none. Raises InputError for types that do not join."""
+        types: dict[str, pa.DataType] = {}
+        for schema in schemas:
+            for field in schema:
+                joined = _joined(types[field.name], field.type) if field.name in types else field.type
+                if joined is None:
+                    raise InputError(f"column {field.name!r} holds {types[field.name]} in some rows and {field.type} in others")
+                types[field.name] = joined
+        return pa.schema(list(types.items())) if types else None
 
     def write(self, path: Any) -> None:
         pq.write_table(self.table, path, compression="zstd", use_dictionary=["operation", "model", "status"])
@@ -170,9 +183,8 @@ class Dataset:
 
     def _derived(self, table: pa.Table, operation: str, arguments: Callable[[], Any]) -> Dataset:
         """`table`, made of these rows. Without a fingerprint of their own, the result's is of its content."""
-        if self._fingerprint is None:
-            return Dataset(table)
-        return Dataset(table, derived(operation, arguments(), [self._fingerprint]))
+        mark = None if self._fingerprint is None else derived(operation, arguments(), [self._fingerprint])
+        return Dataset(table, mark, self.origins)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -246,7 +258,7 @@ class Dataset:
             mask = pc.and_(mask, pc.fill_null(pc.equal(self.table[name], value), False))
         if keep is not None:
             mask = pc.and_(mask, pa.array([bool(keep(row)) for row in self.table.to_pylist()], pa.bool_()))
-            return Dataset(self.table.filter(mask))  # named by its content: a function need not have an identity here
+            return Dataset(self.table.filter(mask), None, self.origins)  # named by its content: a function need not have an identity here
         return self._derived(self.table.filter(mask), "where", lambda: equals)
 
     def with_column(self, name: str, values: Sequence[Any] | np.ndarray | pa.Array) -> Dataset:

@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     """vocab: number of ids. bos, eos, pad: ids of the special tokens. Padding is hidden by masks, not by its id: pad is
     None where a tokenizer has no id of its own for it, and never eos.
 
-    A tokenizer may also have: mask (the id that hides a token), special_ids, stops (ids that end a row, eos among them), starts (False: a prompt is not opened with
+    A tokenizer may also have: mask (the id that hides a token), special_ids, stops (ids that end a row, eos among them), has_bos (False: a prompt is not opened with
     bos), chat_template (Jinja), encode_batch.
     """
 
@@ -37,7 +37,15 @@ class Tokenizer(Protocol):
     def to_json(self) -> dict: ...
 
 
-class ByteTokenizer:
+class NamedByValue:
+    """A tokenizer is named by all that it would store."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+
+class ByteTokenizer(NamedByValue):
     """UTF-8 bytes, then start, end and padding. Any text round-trips."""
 
     vocab, bos, eos, pad = 259, 256, 257, 258
@@ -52,7 +60,7 @@ class ByteTokenizer:
         return {"kind": "byte"}
 
 
-class LanguageTokenizer:
+class LanguageTokenizer(NamedByValue):
     """The words of the embedded language."""
 
     bos, eos, pad = BOS, EOS, PAD
@@ -93,7 +101,7 @@ class Special:
     eos: int
     pad: int | None
     stops: tuple[int, ...]
-    starts: bool = True  # whether a prompt is opened with bos
+    has_bos: bool = True  # whether a prompt is opened with bos
 
 
 def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -101,7 +109,7 @@ def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys((tokenizer.eos, *getattr(tokenizer, "stops", ()))))
 
 
-class FileTokenizer:
+class FileTokenizer(NamedByValue):
     """A `tokenizer.json` of the `tokenizers` library.
 
     special: roles of the ids; without it they are found by their usual names, and missing start, end or padding tokens
@@ -213,7 +221,7 @@ class FileTokenizer:
 _MARK = "\n"  # in no vocabulary part of a word
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(NamedByValue):
     """A SentencePiece `tokenizer.model` (needs the package `sentencepiece`)."""
 
     def __init__(self, model: bytes, special: Special, chat_template: str | None = None, settings: dict | None = None):
@@ -284,7 +292,7 @@ class SentencePieceTokenizer:
         }
 
 
-class IdTokenizer:
+class IdTokenizer(NamedByValue):
     """For a model whose folder has no tokenizer: a text is its ids, separated by blanks."""
 
     chat_template = None

@@ -30,7 +30,7 @@ from flax import struct
 from jax import NamedSharding, P
 
 from recursive_jax.mesh import TRACES, local, platform, spec
-from recursive_jax.models.attention import Branches
+from recursive_jax.models.masks import Branches
 from recursive_jax.models.network import Network
 from recursive_jax.models.transformer import Cache, Transformer, unstacked
 

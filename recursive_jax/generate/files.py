@@ -9,10 +9,11 @@ from __future__ import annotations
 import array
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,10 +24,10 @@ import pydantic
 
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data import chat
-from recursive_jax.data.dataset import SCHEMA
+from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import FIRST, stream
+from recursive_jax.generate.generate import FIRST, own_name, stream
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Draft, Request
 from recursive_jax.models.model import Model
@@ -39,7 +40,7 @@ GROUP = 1024  # rows of one row group of a Parquet file
 class Prompts:
     """Where prompts come from. path: JSONL or Parquet with a column `prompt` (or `text`) or `messages`, a text file with a
     prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also bring
-    `negative` and, in a file, `sampling`. count: rows of each. chat: prompts are what a user says; system: before it."""
+    `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count: rows of each. chat: prompts are what a user says; system: before it."""
 
     path: str | None = None
     prompt: str = ""
@@ -83,9 +84,10 @@ class Prompts:
                 raise InputError("rows on standard input cannot bring `sampling` of their own: give a file")
             prompt, opened = self._encode(row, tokenizer, number)
             negative = tokenizer.encode(row["negative"]) if row.get("negative") else None
+            columns = {} if self.path is None else {k: v for k, v in row.items() if k != "sampling"}
             for i in range(first, first + self.count):
                 if i >= len(done) or not done[i]:
-                    yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative)
+                    yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative, columns=columns)
 
     def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
         prompt = row.get("prompt", row.get("text"))
@@ -174,7 +176,7 @@ def _rows(model, prompts, sampling, seed, draft, progress, done) -> Iterator[Row
 
 
 def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
-    """A row as the columns of a Dataset."""
+    """A row as the columns of a Dataset, those of its prompt's row among them."""
     values = {
         "id": f"rows/{row.request.id}" + (f".{row.rank}" if row.rank else ""),
         "parents": list(row.request.parents),
@@ -184,12 +186,13 @@ def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
         "seed": seed,
         "synthetic": True,
         "status": row.status,
-        "prompt_tokens": len(row.request.prompt),
+        "prompt": [int(t) for t in row.prompt],
         "tokens": [int(t) for t in row.tokens],
         "logprobs": [float(x) for x in row.logprobs],
         "text": row.text,
     }
-    return {name: values[name] for name in SCHEMA.names}
+    own = {own_name(name): value for name, value in row.request.columns.items()}
+    return {**{name: values[name] for name in SCHEMA.names}, **own}
 
 
 def _mark(model: Model, prompts: Prompts, sampling: SamplingConfig, seed: int) -> str:
@@ -266,7 +269,7 @@ class _Partial:
         latest = np.r_[np.any(place[1:, :2] != place[:-1, :2], axis=1), True] if len(place) else np.empty(0, bool)
         temporary = f"{out}.tmp"
         with open(self.path, "rb") as file:
-            _write_rows(temporary, out, (_line_at(file, at) for at in place[latest, 2].tolist()))
+            _write_rows(temporary, out, lambda: (_line_at(file, at) for at in place[latest, 2].tolist()))
         os.replace(temporary, out)
         os.remove(self.path)
 
@@ -278,18 +281,24 @@ def _line_at(file: Any, at: int) -> dict[str, Any]:
     return record
 
 
-def _write_rows(path: str, name: str, records: Iterable[dict[str, Any]]) -> None:
+def _write_rows(path: str, name: str, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """records: gives them anew at every call."""
     if name.endswith(".jsonl"):
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.writelines(json.dumps(record) + "\n" for record in records())
             file.flush()
             os.fsync(file.fileno())
         return
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        group: list[dict[str, Any]] = []
-        for record in records:
-            group.append(record)
-            if len(group) == GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
-                group = []
-        writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+    empty = Dataset.empty().table
+    schema = Dataset.concat_schemas(Dataset.from_rows(group).table.schema for group in _groups(records()))
+    with pq.ParquetWriter(path, schema or empty.schema, compression="zstd") as writer:
+        for group in _groups(records()):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        if schema is None:
+            writer.write_table(empty)
+
+
+def _groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    source = iter(records)
+    while group := list(itertools.islice(source, GROUP)):
+        yield group

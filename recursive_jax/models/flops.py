@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from recursive_jax.config import ModelConfig, TrainConfig
-from recursive_jax.models.model import parameter_count
-from recursive_jax.models.network import transformer_network
 
 #: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
 PEAK = {
@@ -58,7 +56,7 @@ def decode_cost_per_token(
     return flops / new, values * bytes_per_value / new
 
 
-def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_value: int) -> int:
+def train_memory_bytes(c: ModelConfig, t: TrainConfig, parameters: int, devices: int, bytes_per_value: int) -> int:
     """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
     logits and their gradient."""
     length = t.length or c.max_length
@@ -66,7 +64,7 @@ def train_memory_bytes(c: ModelConfig, t: TrainConfig, devices: int, bytes_per_v
     per_layer = {"none": 10 * c.d_model + 3 * c.F, "dots": 4 * c.d_model + 2 * c.F, "full": c.d_model}[c.remat]
     scores = c.heads * length if c.remat == "none" else 0
     activations = rows * length * c.layers * (per_layer + scores) * bytes_per_value
-    return 16 * parameter_count(transformer_network(c)) // devices + activations + rows * length * c.V * 8
+    return 16 * parameters // devices + activations + rows * length * c.V * 8
 
 
 def peak_flops(dtype: str) -> float | None:

@@ -17,7 +17,8 @@ from jax import P
 
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import spec
-from recursive_jax.models.attention import Mask, attention, cached_attention, write_cache
+from recursive_jax.models.attention import attention, cached_attention, write_cache
+from recursive_jax.models.masks import Mask
 from recursive_jax.models.nf4 import NF4, dequantize
 
 ACTIVATIONS = {

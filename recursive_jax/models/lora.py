@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding, P
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError
+from recursive_jax.models.merging import updates_of
 from recursive_jax.models.model import Model, abstract_params
 from recursive_jax.models.network import TransformerNetwork, adapted_network
-from recursive_jax.models.nf4 import NF4, dequantize, quantized
+from recursive_jax.models.nf4 import quantized
 from recursive_jax.models.weights import from_paths, inner_axes, is_matrix, leaf_paths, stacked
 
 
@@ -80,15 +79,6 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     return with_adapter(adapted, base, adapter)
 
 
-def updates_of(params: Any) -> dict[str, dict[str, Any]]:
-    """{path of the weight: {"a", "b", maybe "magnitude"}} of an adapted model's params."""
-    updates: dict[str, dict[str, Any]] = {}
-    for path, value in leaf_paths(params["lora"]).items():
-        weight, _, name = path.rpartition("/")
-        updates.setdefault(weight, {})[name] = value
-    return updates
-
-
 def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
     """Base params and host arrays of an adapter as the params of an adapted model, laid out like the weights."""
     shapes = leaf_paths(abstract_params(model.network.plain, model.mesh))
@@ -127,39 +117,3 @@ def quantized_base(model: Model, paths: list[str]) -> Any:
 def _split_over_fsdp(mesh: Any, values: np.ndarray) -> jax.Array:
     layout = P(None, "fsdp") if values.shape[1] % mesh.shape["fsdp"] == 0 else P()
     return jax.make_array_from_callback(values.shape, NamedSharding(mesh, layout), lambda index: values[index])
-
-
-def plain_base(base: Any) -> Any:
-    """Base params with four-bit weights as float32."""
-    is_nf4 = lambda x: isinstance(x, NF4)
-
-    def opened(x: Any) -> Any:
-        if not is_nf4(x):
-            return x
-        whole = jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, P())), x)
-        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(x.codes))]
-        return jnp.stack([dequantize(layer) for layer in layers])
-
-    return jax.tree.map(opened, base, is_leaf=is_nf4)
-
-
-def merge_params(params: Any, lora: LoraConfig) -> Any:
-    """{"base", "lora"} -> plain params with the updates added in float32."""
-    updates, leaves = updates_of(params), leaf_paths(plain_base(params["base"]))
-    return from_paths({p: _merged(w, updates[p], lora.scale) if p in updates else w for p, w in leaves.items()})
-
-
-@functools.partial(jax.jit, static_argnames="scale")
-def _merged(w: jax.Array, update: dict[str, jax.Array], scale: float) -> jax.Array:
-    """One stacked weight with its update; compiled once per shape, not at every merge."""
-    a, b = update["a"], update["b"]
-    inner = a.ndim - 2
-    left, right = "lijk"[: 1 + inner], "xyz"[: b.ndim - 2]
-    layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(w).sharding.spec
-    delta = jnp.einsum(f"{left}r,lr{right}->{left}{right}", a, b, out_sharding=layout)
-    new = w + scale * delta.astype(w.dtype)
-    if "magnitude" in update:
-        axes = tuple(range(1, 1 + inner))
-        norm = jnp.sqrt(jnp.sum(jnp.square(new), axis=axes, keepdims=True))
-        new = new / norm * jnp.expand_dims(update["magnitude"], axes)
-    return new

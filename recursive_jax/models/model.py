@@ -23,6 +23,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, ModelConfig
 from recursive_jax.errors import InputError
 from recursive_jax.identity import digest
+from recursive_jax.models.merging import merge_params, plain_base
 from recursive_jax.models.network import FunctionNetwork, Network, check_mesh, transformer_network
 
 
@@ -72,16 +73,12 @@ class Model:
         """The plain model under an adapter, its four-bit weights as float32."""
         if not self.network.frozen:
             return self
-        from recursive_jax.models.lora import plain_base
-
         return dataclasses.replace(self, network=self.network.plain, params=plain_base(self.params["base"]), mark="")
 
     def merged(self) -> Model:
         """The plain model that an adapted one computes; a plain one is itself. The base is not touched."""
         if not self.network.frozen:
             return self
-        from recursive_jax.models.lora import merge_params
-
         with jax.set_mesh(self.mesh):
             params = merge_params(self.params, self.network.lora)
         return dataclasses.replace(self, network=self.network.plain, params=params)

@@ -18,6 +18,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError, problems
 from recursive_jax.identity import describe, fingerprint
+from recursive_jax.models.flops import train_flops_per_token
 from recursive_jax.models.transformer import Transformer
 
 
@@ -168,8 +169,6 @@ class TransformerNetwork(Network):
         return [f"{name}={size} is not divisible by {axis}={n}" for name, size, n, axis in checks if size % n]
 
     def train_flops_per_token(self, length: int) -> float:
-        from recursive_jax.models.flops import train_flops_per_token
-
         share = 1.0 if self.lora is None else 2 / 3  # frozen weights get no gradient of their own
         return train_flops_per_token(self.config, length) * share
 

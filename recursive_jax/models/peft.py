@@ -18,7 +18,8 @@ from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.families import FAMILIES, Source, write_config
 from recursive_jax.models.huggingface import new_folder, read_json
-from recursive_jax.models.lora import adaptable, adapted_network, quantized_base, updates_of, with_adapter
+from recursive_jax.models.lora import adaptable, adapted_network, quantized_base, with_adapter
+from recursive_jax.models.merging import updates_of
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import TransformerNetwork
 from recursive_jax.models.weights import (

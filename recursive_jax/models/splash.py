@@ -7,7 +7,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from recursive_jax.mesh import spec
-from recursive_jax.models.attention import Mask
+from recursive_jax.models.masks import Mask
 
 
 def attention(q_BTHK, k_BSGK, v_BSGK, mask: Mask, cap: float | None = None, interpret: bool = False) -> jax.Array:

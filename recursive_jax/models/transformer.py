@@ -21,8 +21,8 @@ from flax import struct
 
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import rows_like, spec
-from recursive_jax.models.attention import Mask
 from recursive_jax.models.layers import ACTIVATIONS, Block, LayerKind, Norm, weight
+from recursive_jax.models.masks import Mask
 
 FAR = 1 << 30  # a window that hides nothing
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Packed, pack_tokens
 from recursive_jax.errors import InputError
+from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
 from recursive_jax.objectives.causal import token_nll, weighted_sum
@@ -29,9 +30,10 @@ def mask_tokens(
     """(inputs int32 `[B, T]`, chosen bool `[B, T]`): each token that is not special is chosen with probability `share`; a
     chosen one becomes `mask_id` (probability `replaced`), any id below `vocab` (`random`), or stays as it is."""
     choose, kind, other = jax.random.split(key, 3)
-    chosen_BT = (jax.random.uniform(choose, tokens_BT.shape) < share) & ~special_BT.astype(bool)
-    kind_BT = jax.random.uniform(kind, tokens_BT.shape)
-    random_BT = jax.random.randint(other, tokens_BT.shape, 0, vocab, tokens_BT.dtype)
+    lay = lambda x: rows_like(x, len(x))
+    chosen_BT = (lay(jax.random.uniform(choose, tokens_BT.shape)) < share) & ~special_BT.astype(bool)
+    kind_BT = lay(jax.random.uniform(kind, tokens_BT.shape))
+    random_BT = lay(jax.random.randint(other, tokens_BT.shape, 0, vocab, tokens_BT.dtype))
     changed_BT = jnp.where(kind_BT < replaced, mask_id, jnp.where(kind_BT < replaced + random, random_BT, tokens_BT))
     return jnp.where(chosen_BT, changed_BT, tokens_BT).astype(tokens_BT.dtype), chosen_BT
 

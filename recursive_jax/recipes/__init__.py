@@ -52,7 +52,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), r
     if recipe is None:
         chosen = [split_override(o)[1] for o in overrides if o.partition("=")[0] == "recipe"]
         recipe = find_recipe((chosen or [raw.get("recipe", "collapse")])[-1])
-    return parse_section(recipe.Config, raw, overrides, where=str(path) if path else "config")
+    return parse_section(recipe.Config, raw, overrides, str(path) if path else "config", _use_elsewhere)
+
+
+def _use_elsewhere(key: str) -> str | None:
+    """Of a key that this recipe does not have, which recipes do."""
+    found = [name for name in RECIPES if key in find_recipe(name).Config.model_fields]
+    return f"it is for recipe={' or recipe='.join(found)}" if found else None
 
 
 def recipe_of(config: RecipeConfig) -> Recipe:

@@ -23,21 +23,30 @@ FORMAT = 2  # of the run folder; part of every fingerprint
 class Stored:
     """A committed result: `value` is read when first asked for. Of rows, it selects and joins like the Dataset it holds."""
 
-    def __init__(self, path: epath.Path, mark: str, read: Callable[[epath.Path], Any], manifest: dict, value: Any = None):
+    def __init__(
+        self,
+        path: epath.Path,
+        mark: str,
+        read: Callable[[epath.Path], Any],
+        manifest: dict,
+        value: Any = None,
+        origins: tuple[str, ...] = (),
+    ):
         self.path, self.fingerprint, self.manifest, self._read, self._value = path, mark, manifest, read, value
+        self.origins = origins or (mark,)
 
     @property
     def value(self) -> Any:
         if self._value is None:
             self._value = self._read(self.path)
             if isinstance(self._value, Dataset):
-                self._value = Dataset(self._value.table, self.fingerprint)
+                self._value = Dataset(self._value.table, self.fingerprint, self.origins)
         return self._value
 
     def view(self, name: str, part: Callable[[Any], Any]) -> Stored:
         """A part of the value, named: its fingerprint is of the name and of this result."""
         mark = derived("view", name, [self.fingerprint])
-        return Stored(self.path, mark, lambda _: part(self.value), self.manifest)
+        return Stored(self.path, mark, lambda _: part(self.value), self.manifest, None, self.origins)
 
     def where(self, keep: Callable[[dict[str, Any]], bool] | None = None, **equals: Any) -> Dataset:
         return self.value.where(keep, **equals)
@@ -79,7 +88,7 @@ class DurableFolder:
         self,
         verb: str,
         name: str,
-        inputs: dict[str, str],
+        inputs: dict[str, Any],
         config: Any,
         seed: int | None,
         produce: Callable[[epath.Path], Any],
@@ -87,14 +96,16 @@ class DurableFolder:
         check: Callable[[dict], None] | None = None,
     ) -> Stored:
         """The result `name` of this round: as stored, or made by `produce(folder)`, which returns its counts, or (counts, the
-        value itself) where that need not be read back. inputs: fingerprints by name; config: what else decides the result,
-        as plain values. check: looks at the manifest of a stored result before it is used.
+        value itself) where that need not be read back. inputs: by name, fingerprints or what has one; config: what else
+        decides the result, as plain values. check: looks at the manifest of a stored result before it is used.
 
         Raises InputError where a result of other inputs, done or half-done, is in the place.
         """
         folder = self.path / name
         _check_name(name, folder)
         config = json.loads(json.dumps(config, default=str))
+        origins = {k: list(v.origins) for k, v in inputs.items() if getattr(v, "origins", ())}
+        inputs = {k: v if isinstance(v, str) else v.fingerprint for k, v in inputs.items()}
         recipe = {"format": FORMAT, "verb": verb, "inputs": inputs, "config": config, "seed": seed}
         mark = digest(json.dumps(recipe, sort_keys=True).encode())
         with storage.disk_errors(self.run.path):
@@ -121,6 +132,7 @@ class DurableFolder:
                 "name": name,
                 "fingerprint": mark,
                 "inputs": inputs,
+                "origins": {k: v for k, v in origins.items() if v != [inputs[k]]},
                 "config": config,
                 "seed": seed,
                 "arm": self.chain.arm,

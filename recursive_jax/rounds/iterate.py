@@ -209,7 +209,7 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
                 )
         pool.rows.append(new)
         pool.rows = pool.kept()
-    inputs = {str(i): s.fingerprint for i, s in enumerate(pool.sources())}
+    inputs = {str(i): s for i, s in enumerate(pool.sources())}
     seed = round.seed("mix")
     settings = {**pool.settings(), "seed": seed}
     mix = named("mix", 1)(lambda: pool.mix(round.number, seed))  # all that it captures is in inputs and settings

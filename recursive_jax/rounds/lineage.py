@@ -49,6 +49,12 @@ def resolve(stored: list[dict], mark: str, near: dict) -> dict | None:
     return (same or found or [None])[0]
 
 
+def inputs_of(manifest: dict) -> list[str]:
+    """Fingerprints of the stored results that a result was made from: of a view or a selection, those behind it."""
+    behind = manifest.get("origins", {})
+    return [f for name, mark in manifest["inputs"].items() for f in behind.get(name, [mark])]
+
+
 def evaluations(run: Any) -> list[dict]:
     """The metrics records of a run. A shared round 0 stands under the arm `main`."""
     run = epath.Path(run)
@@ -73,10 +79,11 @@ def ancestors(run: Any, row_id: str) -> list[dict]:
         chain.append(
             {"what": "model", "path": model["path"], "fingerprint": model["fingerprint"], "round": model["round"]}
         )
-        data = resolve(stored, model["inputs"].get("data", ""), near)
+        behind = model.get("origins", {}).get("data") or [model["inputs"].get("data", "")]
+        data = resolve(stored, behind[0], near)
         if data is None:
             break
-        sources = [s for s in (resolve(stored, f, near) for f in data["inputs"].values()) if s is not None]
+        sources = [s for s in (resolve(stored, f, near) for f in inputs_of(data)) if s is not None]
         chain.append(
             {
                 "what": "data",

@@ -72,9 +72,12 @@ def training_cost(
     axes = " x ".join(f"{a} {n}" for a, n in mesh.shape.items())
     lines = [f"mesh          {axes} on {mesh.size} x {jax.devices()[0].device_kind}, {dtype} compute"]
     padded = f" (vocabulary {network.vocab:,}, padded to {network.padded_vocab:,})" if network.vocab else ""
-    lines.append(f"parameters    {parameter_count(network):,}{padded}")
+    parameters = parameter_count(network)
+    lines.append(f"parameters    {parameters:,}{padded}")
     if isinstance(network, TransformerNetwork):
-        memory = flops.train_memory_bytes(network.config, train, mesh.size, 2 if dtype == "bfloat16" else 4)
+        memory = flops.train_memory_bytes(
+            network.config, train, parameters, mesh.size, 2 if dtype == "bfloat16" else 4
+        )
         lines.append(f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)")
     lines.append(f"training      {what or f'{trained:,} tokens'}")
     if generated:

@@ -61,14 +61,14 @@ class Round(DurableFolder):
             self.label = self.label.replace(" ·", f" {chain.replicate} ·", 1)
 
     def seed(self, name: str) -> int:
-        """A seed for one use in this round: a hash, so that no two uses share random numbers."""
+        """A seed of 63 bits for one use in this round: a hash, so that no two uses share random numbers."""
         key = [self.run.seed, self.chain.replicate, self.number, name]
-        return int(hashlib.sha256(json.dumps(key).encode()).hexdigest()[:7], 16)
+        return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8]) >> 1
 
     # The verbs.
 
     def dataset(
-        self, name: str, make: Callable[..., Dataset], *arguments: Any, inputs: dict[str, str] | None = None, config: Any = None
+        self, name: str, make: Callable[..., Dataset], *arguments: Any, inputs: dict[str, Any] | None = None, config: Any = None
     ) -> Stored:
         """Rows made by `make(*arguments)`: read from disk, composed, imported. `make` is a function of a module, a frozen
         dataclass or `named`; arguments are plain values, stored results, models. inputs, config: what else decides."""
@@ -79,7 +79,8 @@ class Round(DurableFolder):
             return _counts(data)
 
         settings = {"make": describe(make), "arguments": describe(arguments), "config": describe(config)}
-        return self.durable("data", name, inputs or {}, _given(settings), None, produce, _read_rows)
+        given = {str(i): a for i, a in enumerate(arguments) if isinstance(a, (Dataset, Stored))}
+        return self.durable("data", name, {**given, **(inputs or {})}, _given(settings), None, produce, _read_rows)
 
     def train(
         self,
@@ -95,7 +96,7 @@ class Round(DurableFolder):
         objective = resolved_objective(objective, config, model)
         inputs = {
             "model": model.fingerprint if model.params is not None else f"init:{model.network.fingerprint}",
-            "data": data.fingerprint,
+            "data": data,
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
         }
 
@@ -133,7 +134,7 @@ class Round(DurableFolder):
         each: int = 1,
         count: int | None = None,
         tokens: int | None = None,
-        inputs: dict[str, str] | None = None,
+        inputs: dict[str, Any] | None = None,
     ) -> Stored:
         """Rows from `model`, one to a request: of a list; of a Dataset whose rows a template asks, `each` times; or of
         requests(first, n), which gives those with ids first .. first + n, and of which the first `count` are taken, or as
@@ -207,7 +208,7 @@ class Round(DurableFolder):
             return {**_counts(chosen), "proposed": len(rows), "dropped": dropped}
 
         settings = {"rules": [[r.name, r.fingerprint] for r in rules]}
-        return self.durable("select", name, {"data": data.fingerprint}, settings, None, produce, _read_rows)
+        return self.durable("select", name, {"data": data}, settings, None, produce, _read_rows)
 
     def score(
         self, name: str, data: Dataset | Stored, reward: Callable[[Dataset], Scores], column: str = "score"
@@ -222,7 +223,7 @@ class Round(DurableFolder):
             return _counts(scored)
 
         settings = {"reward": describe(reward), "column": column}
-        return self.durable("score", name, {"data": data.fingerprint}, settings, None, produce, _read_rows)
+        return self.durable("score", name, {"data": data}, settings, None, produce, _read_rows)
 
     def evaluate(
         self,
@@ -230,7 +231,7 @@ class Round(DurableFolder):
         model: Model,
         measure: Callable[..., dict[str, Any]],
         *arguments: Any,
-        inputs: dict[str, str] | None = None,
+        inputs: dict[str, Any] | None = None,
         config: Any = None,
     ) -> dict[str, Any]:
         """Numbers about `model`, stored and added to RUN/metrics.jsonl: those of `measure(*arguments)`. measure, arguments,

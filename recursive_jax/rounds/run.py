@@ -66,7 +66,10 @@ class Run:
                     f"{self.path} was made by another version of recursive_jax (run folder format {found}, this one writes "
                     f"{FORMAT}): finish it with that version, or give a new --workdir"
                 )
-            changes = difference(stored["identity"], identity)
+            changed = [line.partition(":")[0] for line in difference(stored["identity"], identity)]
+            # Said of the resolved configs, where a default has its value.
+            changes = [x for x in difference(stored["config"], resolved) if x.partition(":")[0].startswith(tuple(changed))]
+            changes = changes or difference(stored["identity"], identity)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:

@@ -99,8 +99,7 @@ def step_program(network: Network, objective: Objective, accumulate: int, dtype:
     def step(state: TrainState, batch, frozen, held_params):
         TRACES["train_step"] += 1
         make_context = functools.partial(context, state, frozen, held_params)
-        gradients = _whole_batch_gradients if isinstance(objective, WholeBatch) and accumulate > 1 else _gradients
-        loss, grads = gradients(objective, make_context, state.params, batch, state.state, accumulate)
+        loss, grads = loss_and_gradients(objective, make_context, state.params, batch, state.state, accumulate)
         tx = transformation(state.hyper, state.step)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -124,6 +123,15 @@ def _metrics(loss: Loss) -> dict[str, jax.Array]:
         found |= {f"loss/{name}": value for name, value in values.items()}
     found |= {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in loss.metrics.items()}
     return {**found, "targets": jnp.maximum(loss.terms[first].count, 1.0)}
+
+
+def loss_and_gradients(
+    objective: Objective, make_context: Callable[[Any, Any], Context], params: Params, batch: Any, own: Any, accumulate: int
+) -> tuple[Loss, Params]:
+    """(the loss summed over the batch, the gradient of its value) in `accumulate` micro-batches. make_context(micro, own):
+    what the loss may use in a micro-batch; own: the objective's state."""
+    gradients = _whole_batch_gradients if isinstance(objective, WholeBatch) and accumulate > 1 else _gradients
+    return gradients(objective, make_context, params, batch, own, accumulate)
 
 
 def _gradients(objective: Objective, make_context, params: Params, batch, own, accumulate: int) -> tuple[Loss, Params]:

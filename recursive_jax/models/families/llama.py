@@ -182,7 +182,7 @@ def _read_gemma(k: Keys) -> dict[str, Any]:
     """`hidden_act` is a leftover in Gemma 1 files: every implementation runs the tanh form."""
     k.must(use_bidirectional_attention=False, attention_bias=False)
     found = _llama(k, tied=True) | dict(activation=k.activation("hidden_activation", "gelu_pytorch_tanh"))
-    return found | dict(norm_plus_one=True, embedding_scale=math.sqrt(found["width"]), head_dim=k("head_dim", 256))
+    return found | dict(norm_plus_one=True, embedding_scale=math.sqrt(found["d_model"]), head_dim=k("head_dim", 256))
 
 
 def _write_gemma(c: ModelConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from etils import epath
 from recursive_jax.collapse.metrics import Metric, panels
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, manifests, resolve
+from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, resolve
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of
 
@@ -176,7 +176,7 @@ def _ledger(stored: list[dict]) -> str:
 def _lineage(stored: list[dict]) -> str:
     lines = []
     for m in stored:
-        sources = [(resolve(stored, f, m), f) for f in m["inputs"].values()]
+        sources = [(resolve(stored, f, m), f) for f in inputs_of(m)]
         inputs = ", ".join(str(f) if s is None else s["path"] for s, f in sources)
         lines.append(
             f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td class=text>{html.escape(inputs)}</td></tr>"
