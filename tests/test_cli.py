@@ -12,6 +12,7 @@ import pytest
 
 from recursive_jax import cli
 from recursive_jax.rounds import storage
+from tests.conftest import ROOT
 
 CONFIG = """
 data:
@@ -308,3 +309,75 @@ def test_doctor(capsys):
     assert run("doctor") == 0
     out = capsys.readouterr().out
     assert "ok, params read back bit-equal" in out and "jax" in out
+
+
+def test_words_may_stand_anywhere_and_stray_ones_exit_2(capsys, config, tmp_path):
+    """Options were pulled apart with a list kept by hand, and one was missing in it."""
+    assert run("run", "--workdir", tmp_path / "a", "train.steps=3", config, "--dry-run", "train.batch=16") == 0
+    shown = capsys.readouterr().out
+    assert "steps: 3" in shown and "batch: 16" in shown
+    for words, says in (
+        (("status", tmp_path, "train.steps=3"), "takes no key=value words, got train.steps=3"),
+        (("run", config, "--workdir", tmp_path / "a", "stray"), "stray"),
+        (("run", config, "--workdir", tmp_path / "a", "--nope"), "unrecognized arguments: --nope"),
+        (("run", config, "--work", tmp_path / "a"), "--workdir"),
+    ):
+        try:
+            code = run(*words)
+        except SystemExit as stop:
+            code = stop.code
+        assert code == 2, words
+        assert says in capsys.readouterr().err
+
+
+def test_keys_that_nothing_reads_are_refused_in_every_command(capsys, config, finished, tmp_path):
+    workdir = tmp_path / "run"
+    for words, says in (
+        (("evaluate", finished / "run", "train.steps=3"), "unknown key train"),
+        (("generate", finished / "run", "evaluate.rows=3"), "unknown key evaluate"),
+        (("run", config, "task.path=x", "--workdir", workdir), "unknown key task: it is for recipe=finetune"),
+        (("run", config, "arms.main.window=3", "--workdir", workdir), "window=3 has no use with data=replace"),
+        (("run", config, "base=smollm2", "data.path=README.md", "--workdir", workdir), "model.d_model, model.heads"),
+        (("run", config, "recipe=nope", "--workdir", workdir), "recipe=nope: there is none of that name"),
+        (("train", ROOT / "configs/snips.yaml", "--workdir", workdir), "has none; use `run`"),
+    ):
+        assert says in refused(capsys, *words), words
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", "metrics.jsonl", "run.json", "models.json", "rounds", ".lock", "a/b", "x" * 200])
+def test_an_arm_is_no_file_of_the_run(capsys, config, tmp_path, name):
+    config.write_text(config.read_text() + f"arms: {{'{name}': {{}}}}\n")
+    assert "arms." in refused(capsys, "run", config, "--workdir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_old_names_of_keys_work_and_say_the_new_ones(capsys, config, tmp_path):
+    from recursive_jax.config import section
+
+    section._said.clear()
+    old = ["model.width=32", "train.accumulate=2", "data.tokens=3000", "rounds.tokens=900", "evaluate.tokens=100"]
+    assert run("run", config, *old, "--workdir", tmp_path / "run", "--dry-run") == 0
+    shown = capsys.readouterr()
+    for key in ("d_model: 32", "gradient_accumulation: 2", "real_tokens: 3000", "token_budget: 900", "token_budget: 100"):
+        assert key in shown.out
+    for said in ("model.width was renamed to d_model", "train.accumulate was renamed to gradient_accumulation"):
+        assert said in shown.err
+    config.write_text(config.read_text().replace("d_model: 16", "d_model: 16, width: 16"))
+    assert "width was renamed to d_model, and both are given" in refused(capsys, "run", config, "--workdir", tmp_path / "x")
+
+
+def test_a_shell_inside_an_allocation_is_one_process(monkeypatch):
+    """SLURM_NTASKS is of the allocation: only a step that srun started has several processes."""
+    from recursive_jax import mesh
+
+    for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert not mesh._several_processes()
+    for name, value in (("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "8")):
+        monkeypatch.setenv(name, value)
+    assert mesh._several_processes()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun --pty bash
+    assert not mesh._several_processes()

@@ -217,3 +217,54 @@ def test_dataset_joins_selects_and_survives_parquet(tmp_path):
     assert both.table.num_columns == 12  # nothing changed in place
     with pytest.raises(InputError, match="no column"):
         both.column("nope")
+
+
+def test_a_limit_is_a_limit_of_what_is_read(tmp_path, monkeypatch):
+    """`data.limit` acted after everything was read and tokenised. Here the corpus is 300 times as long as is wanted, in files
+    of every kind; what lies behind is never opened."""
+    from recursive_jax.data import sources
+
+    for i in range(300):
+        (tmp_path / f"{i:03d}.txt").write_text("the cat sat on the mat\n" * 100)
+    opened = []
+    read = sources._READERS["text"]
+    monkeypatch.setitem(sources._READERS, "text", lambda file, config: (opened.append(file), read(file, config))[1])
+    world = open_world(DataConfig(path=str(tmp_path), limit=2000), context=64)
+    assert world.train.token_count == 2000 and len(opened) < 20
+    big = tmp_path / "big.txt"
+    with big.open("w") as file:
+        file.truncate(3 * 2**30)  # three gigabytes of nothing, behind
+        file.seek(0)
+        file.write("words and words\n" * 4000)
+    world = open_world(DataConfig(path=str(big), limit=1000), context=64)
+    assert world.train.token_count == 1000
+    table = pa.table({"text": ["some text of a row\n" * 10] * 5000, "other": ["x" * 100] * 5000})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)
+    batches = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **kw: (batches.append(b) or b for b in iter_batches(self, batch_size=100, **kw)))
+    world = open_world(DataConfig(path=str(tmp_path / "t.parquet"), limit=1000), context=64)
+    assert world.train.token_count == 1000 and len(batches) < 5 and batches[0].schema.names == ["text"]
+
+
+def test_a_data_listing_opens_nothing_outside_its_folder(tmp_path):
+    from recursive_jax.data.sources import documents
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text("{}")
+    for name in ("../secret.arrow", str(tmp_path / "secret.arrow")):
+        (tmp_path / "data" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+        with pytest.raises(InputError, match="lies outside"):
+            list(documents(DataConfig(path=str(tmp_path / "data")), str(tmp_path / "data")))
+
+
+def test_offsets_hold_more_tokens_than_32_bits(tmp_path):
+    """A column's offsets are of 64 bits: 2^31 tokens are a corpus of eight gigabytes."""
+    from recursive_jax.data.dataset import SCHEMA, Dataset
+
+    for name in ("prompt", "tokens", "logprobs"):
+        assert pa.types.is_large_list(SCHEMA.field(name).type)
+    data = real_rows([[1, 2], [3]], ["a", "b"])
+    assert data.table["tokens"].chunk(0).offsets.type == pa.int64()
+    data.write(str(tmp_path / "x.parquet"))
+    assert pa.types.is_large_list(Dataset.read([str(tmp_path / "x.parquet")]).table.schema.field("tokens").type)

@@ -393,3 +393,53 @@ def test_a_beam_as_wide_as_the_tree_is_the_best_of_all_rows(mesh):
     logp = table - np.log(np.exp(table).sum(1, keepdims=True))
     every = sorted(((logp[256, a] + logp[a, b], [a, b]) for a in range(6) for b in range(6)), reverse=True)
     assert [t.tolist() for t in rows.tokens()] == [pair for _, pair in every[:6]]
+
+
+def test_a_row_that_cannot_follow_its_grammar_is_a_row_with_a_status(model, monkeypatch):
+    """It ended the call, and a run at every restart again. The parser of one slot gives up, as llguidance does on limits and
+    on tokens that it did not foresee; the other rows are those of an undisturbed call."""
+    from recursive_jax.generate.constrain import Constraint
+
+    sampling = SamplingConfig(regex="[ab]{6}", batch=4)
+    whole = generate(model, unconditional(8), sampling, seed=3)
+    start = Constraint.start
+
+    class Gives:
+        """Up after two tokens."""
+
+        def __init__(self, parser, in_masks):
+            self.parser, self.left, self.in_masks = parser, 2, in_masks
+
+        def consume_token(self, token):
+            self.left -= 1
+            return self.parser.consume_token(token) and (self.in_masks or self.left >= 0)
+
+        def is_error(self):
+            return self.in_masks and self.left <= 0
+
+        def get_error(self):
+            return "gave up"
+
+    for in_masks, kept in ((False, 3), (True, 2)):
+
+        def stubborn(self, slot, in_masks=in_masks):
+            start(self, slot)
+            if slot == 1:
+                self.parsers[slot] = Gives(self.parsers[slot], in_masks)
+
+        fill = Constraint._fill
+
+        def unwrapped(self, fill=fill):
+            real, self.parsers = self.parsers, {s: getattr(p, "parser", p) for s, p in self.parsers.items()}
+            fill(self)
+            self.parsers = real
+            self.failed |= {s: "gave up" for s, p in real.items() if isinstance(p, Gives) and p.is_error()}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Constraint, "start", stubborn)
+            patch.setattr(Constraint, "_fill", unwrapped)
+            rows = generate(model, unconditional(8), sampling, seed=3)
+        failed = [i for i, s in enumerate(rows.column("status")) if s != "ok"]
+        assert failed and {rows.column("status")[i] for i in failed} == {"constraint"}
+        for i, (text, wanted) in enumerate(zip(rows.column("text"), whole.column("text"), strict=True)):
+            assert (text == wanted[:kept]) if i in failed else (text == wanted), (i, text, wanted)

@@ -16,9 +16,10 @@ from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
+from recursive_jax.generate.score import embed
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models import huggingface
-from recursive_jax.models.model import Model
+from recursive_jax.models.model import Model, transformer
 from recursive_jax.models.network import transformer_network
 from recursive_jax.models.transformer import Cache, Transformer
 from recursive_jax.models.weights import leaf_paths
@@ -251,3 +252,22 @@ def test_our_own_model_becomes_a_llama(tiny, tokenizer, mesh, tmp_path):
     odd = transformer(tiny.model_copy(update={"score_cap": 5.0}), tokenizer, mesh).initialized(0)
     with pytest.raises(InputError, match="no Hugging Face family"):
         save_huggingface(odd, tmp_path / "odd")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+def test_states_of_a_masked_model_are_those_of_its_encoder(name, opened):
+    """They came out after the dense layer of the masked-language head."""
+    whole = opened(name)[0]
+    tokens = opened(name)[1]["tokens"]
+    config = whole.network.config.model_copy(update={"head": "none", "head_bias": False})
+    bare = Model(transformer_network(config), whole.tokenizer, whole.params, whole.mesh)
+    np.testing.assert_array_equal(np.asarray(whole.states(tokens)), np.asarray(bare.states(tokens)))
+    assert whole.network.config.head == "transform"  # there is one to stop before
+    np.testing.assert_allclose(embed(whole, list(tokens)), embed(bare, list(tokens)), atol=1e-6)
+
+
+def test_states_have_the_width_of_the_model_where_embeddings_are_narrower(mesh, tokenizer, tiny):
+    """OPT-350m: embeddings of 512, states of 1,024."""
+    model = transformer(tiny.model_copy(update={"embedding_width": 16}), tokenizer, mesh).initialized(0)
+    assert model.states([[3, 4, 5]]).shape == (1, 3, tiny.d_model) and model.network.states_size == tiny.d_model
+    assert embed(model, [np.array([3, 4])]).shape == (1, tiny.d_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -345,3 +346,59 @@ def test_an_imported_model_is_teacher_and_student(tmp_path, mesh):
     moved = np.abs(np.asarray(student.params["positions"]) - np.asarray(start.params["positions"])).max()
     assert 0 < moved < 0.02  # three steps of 1e-3 from the imported weights, not from a new start
     assert student.network.config.family == "gpt2"
+
+
+LLAMA_CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_sentencepiece_conversation_has_its_special_tokens(tmp_path):
+    """`bos_token` and `eos_token` of a chat template were encoded as their letters: training had no end token. And what is
+    asked at rollout is the beginning of what was learnt."""
+    processor, proto = sentencepiece_model()
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_CHAT, "bos_token": "<s>", "eos_token": "</s>"}))
+    tokenizer = read_tokenizer(tmp_path, processor.get_piece_size())
+    talk = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"},
+            {"role": "user", "content": "on the mat"}, {"role": "assistant", "content": "hello"}]  # fmt: skip
+    ids, mask = chat.encode(tokenizer, talk)
+    assert ids[0] == 1 and (ids == 1).sum() == 1 and (ids == 2).sum() == 2  # one start, an end of each answer
+    assert mask[ids == 2].all() and not mask[0]
+    for turn in (0, 2):
+        prompt = chat.encode_prompt(tokenizer, talk[: turn + 1])
+        assert ids[: len(prompt)].tolist() == prompt.tolist() and mask[len(prompt)]
+    text = chat.render(tokenizer, talk)
+    assert processor.decode([int(i) for i in ids]).split() == text.replace("<s>", "").replace("</s>", "").split()
+    answer = Template("{q}", "{a}", chat=True).example({"q": "the cat", "a": "sat"}, tokenizer)
+    assert answer.tokens[answer.loss].tolist()[-1] == 2
+
+
+def test_a_weights_index_opens_nothing_outside_its_folder(mesh, tmp_path):
+    for name in ("../model.safetensors", "/etc/passwd"):
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        shutil.copytree(FOLDER / "llama", tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").rename(tmp_path / "model.safetensors")
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+        with pytest.raises(InputError, match="lies outside"):
+            load_model(tmp_path / "m", mesh)
+
+
+def test_shards_in_folders_below_are_part_of_the_name(mesh, tmp_path):
+    """The fingerprint is of the bytes that were opened: with its weights set to zero a model had the same one."""
+    from safetensors.numpy import load_file, save_file
+
+    def sharded(folder, scale):
+        shutil.copytree(FOLDER / "llama", folder)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        (folder / "shards").mkdir()
+        save_file({k: (v * scale).astype(v.dtype) for k, v in tensors.items()}, folder / "shards" / "a.safetensors")
+        index = {"weight_map": dict.fromkeys(tensors, "shards/a.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return load_model(folder, mesh)
+
+    one, same, other = (sharded(tmp_path / str(i), scale) for i, scale in enumerate((1, 1, 0)))
+    assert one.fingerprint == same.fingerprint != other.fingerprint

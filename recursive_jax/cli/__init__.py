@@ -73,16 +73,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """key=value words may stand anywhere: argparse hands back those that it did not take where they stood."""
+    """key=value words may stand anywhere, before and between the others too; argparse sees what is left. Which options take
+    a value, and so the word behind them, the parser itself says."""
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    foreign = [word for word in rest if word.startswith("-") or "=" not in word]
-    if foreign:
-        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
-    if rest and not hasattr(args, "overrides"):
-        parser.error(f"{args.command} takes no key=value words, got {' '.join(rest)}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    command = commands.get(words[0]) if words else None
+    options = [] if command is None else command._actions
+    takes_value = {name for action in options if action.nargs != 0 for name in action.option_strings}
+    overrides, kept = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        key = word.partition("=")[0]
+        bare = "=" in word and not word.startswith("-") and "/" not in key and before not in takes_value
+        (overrides if bare else kept).append(word)
+    args = parser.parse_args(kept)
+    if overrides and not hasattr(args, "overrides"):
+        parser.error(f"{args.command} takes no key=value words, got {' '.join(overrides)}")
     if hasattr(args, "overrides"):
-        args.overrides = [*args.overrides, *rest]
+        args.overrides = [*args.overrides, *overrides]
     return args
 
 

@@ -36,6 +36,9 @@ _SUFFIXES = {
 }
 
 
+LIMIT_CHARACTERS = 16  # read for each token of `data.limit`: no usual tokenizer makes fewer tokens of so many
+
+
 class World:
     """What stands outside the recursion: tokenizer, real training rows, held-out real rows, and, for the embedded
     language, the truth itself."""
@@ -49,9 +52,9 @@ def open_world(config: DataConfig, context: int, held_out_rows: int = 256, token
     tokens. Raises InputError."""
     if config.resolved_kind == "language":
         return _language_world(config, context, held_out_rows)
-    train = list(documents(config, config.path))
+    train = list(_within_limit(documents(config, config.path), config))
     if config.validation:
-        held_out = list(documents(config, config.validation))
+        held_out = list(_within_limit(documents(config, config.validation), config))
     else:
         train, held_out = _hold_out(train, config.holdout)
     tokenizer = tokenizer or make_tokenizer(config, train)
@@ -80,6 +83,20 @@ def _language_world(config: DataConfig, context: int, held_out_rows: int) -> Wor
 
     count = int(np.ceil(config.real_tokens / language.expected_length))
     return World(tokenizer, sample(1, count, "real"), sample(2, 4 * held_out_rows, "held-out"), language)
+
+
+def _most_characters(config: DataConfig) -> int | None:
+    """Of a corpus, what `data.limit` makes worth reading: memory and time do not grow with what lies behind."""
+    return None if config.limit is None else int(config.limit * LIMIT_CHARACTERS / (1 - config.holdout)) + 1
+
+
+def _within_limit(texts: Iterator[str], config: DataConfig) -> Iterator[str]:
+    most, read = _most_characters(config), 0
+    for text in texts:
+        yield text
+        read += len(text)
+        if most is not None and read >= most:
+            return
 
 
 def documents(config: DataConfig, path: str | None) -> Iterator[str]:
@@ -125,7 +142,8 @@ def _is_huggingface(root: Path) -> bool:
 
 def _read_text(file: Path, config: DataConfig) -> Iterator[str]:
     try:
-        yield file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as text:
+            yield text.read(_most_characters(config) or -1)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file, e.g. `iconv -t utf-8`") from None
 
@@ -155,33 +173,36 @@ def _field(row: object, name: str, where: str) -> str:
     return value
 
 
-def _column(table: pa.Table, config: DataConfig, where: str) -> Iterator[str]:
-    if config.field not in table.column_names:
-        raise InputError(
-            f"{where}: no column {config.field!r}, there are: {', '.join(table.column_names)}; set data.field"
-        )
-    for value in table[config.field].to_pylist():
-        yield _field({config.field: value}, config.field, where)
+def _column(batches: Iterable[pa.RecordBatch], names: list[str], config: DataConfig, where: str) -> Iterator[str]:
+    if config.field not in names:
+        raise InputError(f"{where}: no column {config.field!r}, there are: {', '.join(names)}; set data.field")
+    for batch in batches:
+        for value in batch.column(config.field).to_pylist():
+            yield _field({config.field: value}, config.field, where)
 
 
 def _read_parquet(file: Path, config: DataConfig) -> Iterator[str]:
     try:
-        table = pq.read_table(file, columns=None)
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        columns = [config.field] if config.field in names else None
+        yield from _column(table.iter_batches(columns=columns), names, config, str(file))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from None
-    yield from _column(table, config, str(file))
 
 
 def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
     try:
         with pa.memory_map(str(file)) as source:
             try:
-                table = pa.ipc.open_stream(source).read_all()
+                reader = pa.ipc.open_stream(source)
+                batches: Iterable[pa.RecordBatch] = reader
             except pa.ArrowInvalid:
-                table = pa.ipc.open_file(source).read_all()
+                reader = pa.ipc.open_file(source)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            yield from _column(batches, reader.schema.names, config, str(file))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} cannot be read as Arrow: {error}") from None
-    yield from _column(table, config, str(file))
 
 
 def _huggingface(root: Path, config: DataConfig) -> Iterator[str]:

@@ -62,10 +62,9 @@ def project(
     """`x @ w`, plus the low-rank update of this weight where the model carries one (LoRA arXiv:2106.09685, DoRA
     arXiv:2402.09353). key: randomness of the update's dropout."""
     if isinstance(w, NF4):
-        # Opened again in the backward pass: a weight kept for it would be the float32 model that four bits are to spare.
         opened = lambda w: dequantize(w).astype(module.dtype)
-        product = jax.checkpoint(lambda x, w: jnp.einsum(equation, x, opened(w), out_sharding=layout))
-        y = product(x, w)
+        # Opened again in the backward pass: a weight kept for it would be the float32 model that four bits are to spare.
+        y = jax.checkpoint(lambda x, w: jnp.einsum(equation, x, opened(w), out_sharding=layout))(x, w)
     else:
         opened = lambda w: w
         y = jnp.einsum(equation, x, w, out_sharding=layout)

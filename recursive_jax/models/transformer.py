@@ -23,6 +23,7 @@ from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import rows_like, spec
 from recursive_jax.models.layers import ACTIVATIONS, Block, LayerKind, Norm, weight
 from recursive_jax.models.masks import Mask
+from recursive_jax.models.nf4 import NF4
 
 FAR = 1 << 30  # a window that hides nothing
 
@@ -225,7 +226,9 @@ class Transformer(nn.Module):
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
-        if c.scan and cache is None and not isinstance(blocks, tuple):
+        # Four-bit weights are opened layer by layer only where layers are a loop: unrolled, XLA opens them all at once.
+        loops = c.scan or any(isinstance(w, NF4) for w in jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, NF4)))
+        if loops and cache is None and not isinstance(blocks, tuple):
             settings = None if uniform(c) else _traced(kinds)
 
             def body(x, layer):

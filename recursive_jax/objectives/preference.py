@@ -31,7 +31,7 @@ def dpo_loss(
     """Losses `[B]` from summed log-probabilities (nats) of the two answers, under the policy and under the reference.
 
     sigmoid: arXiv:2305.18290, eq. 7; label_smoothing: the share of pairs taken to be the wrong way round (conservative
-    DPO). hinge: SLiC (arXiv:2305.10425). Raises InputError for another loss_type.
+    DPO; trl 1.16 ignores it here). hinge: SLiC (arXiv:2305.10425). Raises InputError for another loss_type.
     """
     margin_B = (chosen_B - rejected_B) - (reference_chosen_B - reference_rejected_B)
     if loss_type == "sigmoid":

@@ -1,0 +1,164 @@
+"""Objectives beside transformers and trl on torch, on the same weights and the same tokens (extra [parity])."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from recursive_jax import load_model  # noqa: E402
+from recursive_jax.objectives import DPO, Causal, Masked  # noqa: E402
+from recursive_jax.objectives.base import Context, Params  # noqa: E402
+from recursive_jax.objectives.masked import masked_loss  # noqa: E402
+from tests.helpers import loss_of  # noqa: E402
+from tests.test_families import FOLDER  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+def embedding_gradient(model):
+    return model.get_input_embeddings().weight.grad.numpy()
+
+
+def close(found, wanted, digits=1e-6):
+    """Six digits of the largest value: float32 sums in two orders."""
+    np.testing.assert_allclose(np.asarray(found), wanted, atol=digits * max(1.0, np.abs(wanted).max()) * 5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+def test_masked_language_modelling_is_that_of_transformers(name, mesh):
+    """Loss of given masks, and the gradient of the embedding, which is input and output matrix at once."""
+    oracle = transformers.AutoModelForMaskedLM.from_pretrained(FOLDER / name, dtype=torch.float32).eval()
+    model = load_model(FOLDER / name, mesh)
+    rng = np.random.default_rng(0)
+    vocab = model.vocab
+    tokens = rng.integers(5, vocab, (3, 12))
+    inputs, chosen = tokens.copy(), rng.random((3, 12)) < 0.3
+    inputs[chosen] = 4
+    labels = np.where(chosen, tokens, -100)
+    out = oracle(input_ids=torch.tensor(inputs), attention_mask=torch.ones(3, 12, dtype=torch.long), labels=torch.tensor(labels))
+    out.loss.backward()
+
+    def value(params):
+        ctx = Context(lambda p, *x, **kw: model.network.apply(p.model, *x, **kw), {}, jax.random.key(0), jnp.int32(0), None)
+        segments = jnp.ones((3, 12), jnp.int32)
+        loss = masked_loss(ctx, Params(params, {}), jnp.asarray(inputs), segments, jnp.asarray(tokens), jnp.asarray(chosen))
+        (term,) = loss.terms.values()
+        return term.sum / term.count, loss.metrics["masked_accuracy"]
+
+    with jax.set_mesh(mesh):
+        (loss, (right, count)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
+    assert float(loss) == pytest.approx(float(out.loss), rel=2e-6) and int(count) == chosen.sum()
+    guessed = out.logits.argmax(-1).numpy()
+    assert int(right) == (guessed == tokens)[chosen].sum()
+    close(gradient["embedding"][:vocab], embedding_gradient(oracle))
+
+
+def test_masks_are_drawn_as_transformers_draws_them():
+    """The shares of the collator, counted on as many tokens as ours: within four standard errors of their difference."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]
+    import tokenizers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+    torch.manual_seed(0)
+    tokens = np.random.default_rng(0).integers(5, 100, (100, 200))
+    tokens[:, 0], tokens[:, -1] = 2, 3
+    collate = transformers.DataCollatorForLanguageModeling(fast, mlm=True, mlm_probability=0.15)
+    theirs = collate([{"input_ids": row.tolist()} for row in tokens])
+    from recursive_jax.data.tokenizers import FileTokenizer
+    from recursive_jax.objectives import mask_tokens
+
+    ours_tokenizer = FileTokenizer(inner)
+    assert ours_tokenizer.mask == 4
+    objective = Masked(mask_id=4, special=(0, 1, 2, 3, 4), vocab=100)
+    special = np.isin(tokens, objective.special)
+    inputs, chosen = mask_tokens(jax.random.key(0), jnp.asarray(tokens), jnp.asarray(special), mask_id=4, vocab=100)
+    inputs, chosen = np.asarray(inputs), np.asarray(chosen)
+
+    def shares(inputs, chosen):
+        return np.array([chosen.mean(), (inputs[chosen] == 4).mean(), (inputs[chosen] == tokens[chosen]).mean()])
+
+    other_chosen = theirs["labels"].numpy() != -100
+    a, b = shares(inputs, chosen), shares(theirs["input_ids"].numpy(), other_chosen)
+    n = np.array([tokens.size, chosen.sum(), chosen.sum()])
+    assert (np.abs(a - b) < 4 * np.sqrt(2 * a * (1 - a) / n)).all(), (a, b)
+    assert not (chosen & special).any() and not other_chosen[:, 0].any()
+
+
+def test_causal_loss_and_gradient_are_those_of_transformers(mesh):
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(FOLDER / "llama", dtype=torch.float32).eval()
+    model = load_model(FOLDER / "llama", mesh)
+    tokens = np.random.default_rng(1).integers(3, model.vocab, (2, 10))
+    labels = tokens.copy()
+    labels[:, :4] = -100  # a prompt
+    loss = oracle(input_ids=torch.tensor(tokens), labels=torch.tensor(labels)).loss
+    loss.backward()
+    batch = {"tokens": jnp.asarray(tokens, jnp.int32), "segments": jnp.ones((2, 10), jnp.int32), "loss": jnp.asarray(labels >= 0)}
+
+    def value(params):
+        (term,) = loss_of(Causal(), model.network.apply, params, batch).terms.values()
+        return term.sum / term.count
+
+    with jax.set_mesh(mesh):
+        found, gradient = jax.jit(jax.value_and_grad(value))(model.params)
+    assert float(found) == pytest.approx(float(loss), rel=2e-6)
+    close(gradient["embedding"][: model.vocab], embedding_gradient(oracle))
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
+def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
+    """The trainer's own loss, on its own model and frozen reference: value, gradient, rewards and margin."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    import tokenizers
+
+    policy = transformers.AutoModelForCausalLM.from_pretrained(FOLDER / "llama", dtype=torch.float32)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(FOLDER / "llama", dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    reference.save_pretrained(tmp_path / "reference")
+    words = {f"w{i}": i for i in range(policy.config.vocab_size)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1")
+    rows = datasets.Dataset.from_dict({"prompt": ["w5 w6"], "chosen": [" w7"], "rejected": [" w8"]})
+    settings = trl.DPOConfig(str(tmp_path / "out"), beta=0.3, loss_type=[loss_type], report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, disable_dropout=True)
+    trainer = trl.DPOTrainer(policy, reference, settings, train_dataset=rows, processing_class=tokenizer)
+    rng = np.random.default_rng(2)
+    B, T, start = 3, 11, 4
+    tokens = rng.integers(3, policy.config.vocab_size, (2, B, T))
+    tokens[:, :, :start] = tokens[0, :, :start]  # one prompt for both answers
+    lengths = rng.integers(start + 2, T + 1, (2, B))
+    valid = np.arange(T) < lengths[..., None]
+    learnt = valid & (np.arange(T) >= start)
+    flat = lambda x: torch.tensor(x.reshape(2 * B, T))
+    inputs = {"input_ids": flat(np.where(valid, tokens, 0)), "attention_mask": flat(valid.astype(np.int64)), "completion_mask": flat(learnt.astype(np.int64))}
+    trainer.model.train()
+    wanted = trainer.compute_loss(trainer.model, inputs)
+    wanted.backward()
+    logged = {k: float(np.mean(v)) for k, v in trainer._metrics["train"].items()}
+
+    model, frozen = load_model(FOLDER / "llama", mesh), load_model(tmp_path / "reference", mesh)
+    stack = lambda x, dtype: jnp.asarray(np.stack([x[0], x[1]], axis=1), dtype)
+    batch = {"tokens": stack(np.where(valid, tokens, 0), jnp.int32), "segments": stack(valid, jnp.int32), "loss": stack(learnt, bool)}
+    objective = DPO(beta=0.3, loss_type=loss_type)
+    others = {"reference": lambda _, *x, **kw: frozen.network.apply(frozen.params, *x, **kw)}
+
+    def value(params):
+        loss = loss_of(objective, model.network.apply, params, batch, others)
+        return loss.terms["dpo"].sum / loss.terms["dpo"].count, loss.metrics
+
+    with jax.set_mesh(mesh):
+        (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
+    assert float(found) == pytest.approx(float(wanted), rel=2e-6, abs=1e-6)
+    close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model))
+    for ours, theirs in (("rewards/chosen", "rewards/chosen"), ("rewards/rejected", "rewards/rejected"), ("rewards/margin", "rewards/margins"), ("rewards/accuracy", "rewards/accuracies")):
+        total, count = metrics[ours]
+        assert float(total / count) == pytest.approx(logged[theirs], rel=2e-5, abs=2e-5), ours
