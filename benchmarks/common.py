@@ -52,11 +52,11 @@ def step_times(step, warmup: int, steps: int) -> tuple[float, list[float]]:
 
 
 def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: str, reference: str) -> dict:
-    """Runs every command once per round, in turn, and prints medians and the ratio of `reference` to each, pair by pair.
+    """Runs every command once per round, in turn, and prints medians and the ratio of `reference` to each, pair by
+    pair.
 
-    Each command prints one JSON line; `key` is the figure compared (larger is better). Returns, for each command, its last
-    line with the median of `key`.
-    """
+    Each command prints one JSON line; `key` is the figure compared (larger is better). Returns, for each command, its
+    last line with the median of `key`."""
     found: dict[str, list[dict]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, (command, env) in commands.items():
@@ -68,7 +68,8 @@ def interleaved(commands: dict[str, tuple[list[str], dict]], rounds: int, key: s
             found[name].append(json.loads(lines[-1]))
             print(f"round {number + 1}  {name:<28} {found[name][-1]}", flush=True)
     print(
-        f"\n{'':<30}{key + ', median':>26}{'min':>10}{'max':>10}{reference + ' / it':>22}{'first call s':>14}{'RSS MB':>8}"
+        f"\n{'':<30}{key + ', median':>26}{'min':>10}{'max':>10}{reference + ' / it':>22}"
+        f"{'first call s':>14}{'RSS MB':>8}"
     )
     ours = [x[key] for x in found[reference]]
     for name, results in found.items():

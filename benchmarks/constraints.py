@@ -1,9 +1,8 @@
-"""Engines for constrained decoding, side by side: seconds to prepare a constraint and microseconds per token mask (advance
-by one token, fill the mask), on the tokenizer of SmolLM2.
+"""Engines for constrained decoding, side by side: seconds to prepare a constraint and microseconds per token mask
+(advance by one token, fill the mask), on the tokenizer of SmolLM2.
 
-pip install llguidance outlines-core; pip install --no-deps xgrammar apache-tvm-ffi   (xgrammar also needs torch, transformers)
-python benchmarks/constraints.py
-"""
+pip install llguidance outlines-core; pip install --no-deps xgrammar apache-tvm-ffi   (xgrammar also needs torch,
+transformers) python benchmarks/constraints.py"""
 
 import json
 import statistics

@@ -1,8 +1,8 @@
 """Generation beside its peers, in turn, and beside what this machine's memory and arithmetic allow.
 
-python benchmarks/generation.py --torch PYTHON --llamacpp PYTHON --tunix PYTHON     # 4M params: batch 64, batch 1, beam 5, score
-python benchmarks/generation.py ... --model FOLDER --gguf FILE                      # a Hugging Face folder: batch 1 and 32
-"""
+python benchmarks/generation.py --torch PYTHON --llamacpp PYTHON --tunix PYTHON     # 4M params: batch 64, batch 1, beam
+5, score python benchmarks/generation.py ... --model FOLDER --gguf FILE                      # a Hugging Face folder:
+batch 1 and 32"""
 
 import argparse
 import json
@@ -25,9 +25,9 @@ REAL = {"batch 1": ["--batch", "1"], "batch 32": ["--batch", "32"]}
 
 
 def bound(memory: float, flops: float, ours: dict) -> str:
-    """The most new tokens per second that `ours` could reach: bytes at the speed of memory, or arithmetic, if that is more.
-    The weights are read once for all rows of a step, the cache once for each; what fits the processor's caches may
-    beat this."""
+    """The most new tokens per second that `ours` could reach: bytes at the speed of memory, or arithmetic, if that is
+    more. The weights are read once for all rows of a step, the cache once for each; what fits the processor's caches
+    may beat this."""
     seconds = {
         "memory": ours["bytes_per_token"] / memory,
         "arithmetic": ours["flops_per_token"] / flops,

@@ -1,8 +1,8 @@
 """Collapse metrics beside their public implementations, in turn in one process: seconds, and whether the values agree.
 
 python benchmarks/metrics.py [--blocks 36000]      # needs nltk and scikit-learn, the extra `parity`
-pip install --no-deps mauve-text faiss-cpu vendi-score prdc powerlaw mpmath      # for the other rows; left out without them
-"""
+pip install --no-deps mauve-text faiss-cpu vendi-score prdc powerlaw mpmath      # for the other rows; left out without
+them"""
 
 import argparse
 import importlib
@@ -126,7 +126,9 @@ if powerlaw := package("powerlaw"):
     beside(
         "Zipf exponent by maximum likelihood, 40,000 tokens",
         lambda: zipf_exponent(counts),
-        lambda: powerlaw.Fit(by_rank, discrete=True, xmin=1, xmax=int((counts > 0).sum()), verbose=False).power_law.alpha,
+        lambda: (
+            powerlaw.Fit(by_rank, discrete=True, xmin=1, xmax=int((counts > 0).sum()), verbose=False).power_law.alpha
+        ),
     )
 
 

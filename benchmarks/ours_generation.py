@@ -1,5 +1,5 @@
-"""New tokens per second of `generate`, prefill counted, after one warm-up; or tokens per second of scoring and embedding
-beside the training forward pass."""
+"""New tokens per second of `generate`, prefill counted, after one warm-up; or tokens per second of scoring and
+embedding beside the training forward pass."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from recursive_jax.generate.request import Request
 from recursive_jax.generate.score import embed, token_logprobs
 from recursive_jax.mesh import make_mesh, split_cpu
 from recursive_jax.models.flops import decode_cost_per_token
-from recursive_jax.models.model import bound, transformer
+from recursive_jax.models.model import transformer
 from recursive_jax.objectives.causal import token_nll
 from recursive_jax.rounds.opening import load_model
 
@@ -83,9 +83,7 @@ def forward(_):
     return len(texts) * 256
 
 
-_loss = jax.jit(
-    lambda params, rows: token_nll(bound(model.network, "float32")(params, rows[:, :-1], None), rows[:, 1:])
-)
+_loss = jax.jit(lambda params, rows: token_nll(model.network.bind()(params, rows[:, :-1], None), rows[:, 1:]))
 runs = {
     "generate": generation,
     "forward": forward,

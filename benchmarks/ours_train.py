@@ -9,8 +9,8 @@ import numpy as np
 
 from recursive_jax.config import MeshConfig, ModelConfig, TrainConfig
 from recursive_jax.data.packing import batches, pack
-from recursive_jax.mesh import make_mesh, put_batch, replicate
-from recursive_jax.models.model import transformer_network
+from recursive_jax.mesh import make_mesh, put_batch, put_replicated
+from recursive_jax.models.network import transformer_network
 from recursive_jax.objectives.causal import causal
 from recursive_jax.train.optimizer import Hyper
 from recursive_jax.train.step import init_program, step_program
@@ -28,13 +28,13 @@ rows = pack(
 )
 mesh = make_mesh(MeshConfig())
 with jax.set_mesh(mesh):
-    hyper = replicate(mesh, Hyper.of(TrainConfig(steps=1000, learning_rate=3e-4)))
-    state = init_program(network)(jax.random.key(0), hyper)
+    hyper = put_replicated(mesh, Hyper.of(TrainConfig(steps=1000, learning_rate=3e-4)))
+    state = init_program(network)(jax.random.key(0), {}, {}, hyper)
     step_fn, stream = step_program(network, causal, 1, "float32"), batches(rows, args.batch, 0)
 
     def step(i):
         global state, loss
-        state, metrics = step_fn(state, put_batch(mesh, next(stream)), {})
+        state, metrics = step_fn(state, put_batch(mesh, next(stream)), {}, {})
         loss = float(metrics["loss"])
 
     first, times = step_times(step, args.warmup, args.steps)

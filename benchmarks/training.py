@@ -1,5 +1,5 @@
-"""Training tokens per second beside the peers, interleaved. Peers run in environments of their own; leave one out and it is
-skipped.
+"""Training tokens per second beside the peers, interleaved. Peers run in environments of their own; leave one out and
+it is skipped.
 
     python benchmarks/training.py --torch VENV/bin/python --tunix VENV312/bin/python --nanodo CHECKOUT --pairs 5
 """

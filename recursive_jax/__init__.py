@@ -43,7 +43,16 @@ _HOMES = {
     "generate.generate": ("stream",),
     "generate.files": ("Prompts", "generate_file"),
     "generate.score": ("embed", "token_logprobs"),
-    "generate.request": ("Draft", "FromRows", "FromTemplate", "Guide", "Request", "Unconditional", "from_rows", "unconditional"),
+    "generate.request": (
+        "Draft",
+        "FromRows",
+        "FromTemplate",
+        "Guide",
+        "Request",
+        "Unconditional",
+        "from_rows",
+        "unconditional",
+    ),
     "curate.select": ("Rule", "select"),
     "collapse.measure": ("Yardstick", "measure"),
     "collapse.lab.lab": ("lab",),
@@ -58,7 +67,8 @@ _HOMES = {
     "recipes.finetune": ("finetune",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-#: Rooms that are also verbs: `recursive_jax.train(...)` trains, and `recursive_jax.train.step` is a module as any other.
+#: Rooms that are also verbs: `recursive_jax.train(...)` trains, and `recursive_jax.train.step` is a module as any
+#: other.
 _VERBS = {
     "train": "train.loop:train",
     "generate": "generate.generate:generate",

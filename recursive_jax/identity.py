@@ -1,6 +1,7 @@
-"""Identity by value: what decides a result is named by its type, its version and its values, never by its source text alone.
+"""Identity by value: what decides a result is named by its type, its version and its values, never by its source text
+alone.
 
-    fingerprint(Template("{q}", "{a}")) == fingerprint(Template("{q}", "{a}"))      # equal values agree, in every process
+    fingerprint(Template("{q}", "{a}")) == fingerprint(Template("{q}", "{a}"))  # equal values agree, in every process
     round.score("s", rows, Longest(3))                                            # another 3 is another result
 
 A value joins by being a frozen dataclass of plain values (raise its class variable `version` when its meaning changes).
@@ -28,6 +29,16 @@ from recursive_jax.errors import InputError
 LENGTH = 16  # hexadecimal digits of a fingerprint
 
 
+class Value:
+    """Base class of frozen dataclasses that are named by their values: objectives, rewards, templates."""
+
+    version = 1
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+
 def fingerprint(value: Any) -> str:
     """Sixteen hexadecimal digits that name `value`. Raises InputError for what has no identity (see `describe`)."""
     return digest(json.dumps(describe(value), sort_keys=True).encode())
@@ -44,11 +55,11 @@ def digest(*parts: bytes | memoryview) -> str:
 def describe(value: Any) -> Any:
     """`value` as plain JSON that two equal values share.
 
-    Plain values, mappings and sequences, arrays (by their bytes), frozen dataclasses and config sections (by type, version
-    and the fields that differ from their defaults), whatever has a `fingerprint` (a Dataset, a Model, a stored result, a
-    tokenizer), functions of a module (by name and source), functions with a name and version (`named`), partial
-    functions and methods of what has an identity. Raises InputError, with the remedy, for closures, lambdas and others.
-    """
+    Plain values, mappings and sequences, arrays (by their bytes), frozen dataclasses and config sections (by type,
+    version and the fields that differ from their defaults), whatever has a `fingerprint` (a Dataset, a Model, a stored
+    result, a tokenizer), functions of a module (by name and source), functions with a name and version (`named`),
+    partial functions and methods of what has an identity. Raises InputError, with the remedy, for closures, lambdas and
+    others."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, float, np.integer, np.floating)):
@@ -61,6 +72,10 @@ def describe(value: Any) -> Any:
         return str(value)
     if isinstance(value, type):
         return _name_of(value)
+    if isinstance(value, Value):
+        return _describe_dataclass(value)
+    if hasattr(type(value), "model_fields"):
+        return describe_section(value)
     own = getattr(value, "fingerprint", None)
     if isinstance(own, str):
         return own
@@ -83,8 +98,6 @@ def _describe_composed(value: Any) -> Any:
         return [describe(v) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted((describe(v) for v in value), key=lambda x: json.dumps(x, sort_keys=True))
-    if hasattr(type(value), "model_fields"):
-        return describe_section(value)
     if dataclasses.is_dataclass(value):
         return _describe_dataclass(value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
@@ -117,7 +130,9 @@ def describe_section(section: Any) -> dict[str, Any]:
 
 def _describe_dataclass(value: Any) -> dict[str, Any]:
     if not type(value).__dataclass_params__.frozen:
-        raise InputError(f"{type(value).__name__} may change after it was fingerprinted: make it dataclass(frozen=True)")
+        raise InputError(
+            f"{type(value).__name__} may change after it was fingerprinted: make it dataclass(frozen=True)"
+        )
     found: dict[str, Any] = {"type": _name_of(type(value)), "version": getattr(value, "version", 1)}
     for field in dataclasses.fields(value):
         if field.metadata.get("how") or field.name == "version":
@@ -136,7 +151,9 @@ def _describe_dataclass(value: Any) -> dict[str, Any]:
 
 def _name_of(kind: type) -> str:
     """A type's own name; of another package's (a user's) with its module, where two may share one."""
-    return kind.__qualname__ if kind.__module__.startswith("recursive_jax.") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__.startswith("recursive_jax.") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def named(name: str, version: int | str) -> Callable[[Callable], Callable]:
@@ -177,7 +194,8 @@ def _describe_function(function: Any) -> dict[str, Any]:
     if "<lambda>" in name or "<locals>" in name:
         raise InputError(
             f"{name} of {module} is a function made inside another one: what it captured cannot be seen, so a stored "
-            "result could not tell that it changed. Make it a function of a module or a frozen dataclass with __call__, "
+            "result could not tell that it changed. Make it a function of a module or a frozen dataclass with "
+            "__call__, "
             'or give it a name and a version: recursive_jax.named("name", version)(function)'
         )
     found: dict[str, Any] = {"function": f"{module}:{name}"}
@@ -187,7 +205,9 @@ def _describe_function(function: Any) -> dict[str, Any]:
         found["source"] = digest(inspect.getsource(function).encode())
     except (OSError, TypeError):  # compiled, or typed at a prompt
         pass
-    defaults = [function_defaults for function_defaults in (getattr(function, "__defaults__", None),) if function_defaults]
+    defaults = [
+        function_defaults for function_defaults in (getattr(function, "__defaults__", None),) if function_defaults
+    ]
     return {**found, **({"defaults": describe(defaults[0])} if defaults else {})}
 
 

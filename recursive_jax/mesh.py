@@ -46,8 +46,8 @@ TRACES: collections.Counter[str] = collections.Counter()
 
 
 def platform(mesh: Mesh | None = None) -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh (inside traced code, of the one it is traced for), which may be of hardware that is
-    not here; of this process's default devices only where there is no mesh."""
+    """`cpu`, `gpu` or `tpu`: of the mesh (inside traced code, of the one it is traced for), which may be of hardware
+    that is not here; of this process's default devices only where there is no mesh."""
     if mesh is not None:
         return mesh.devices.flat[0].platform
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
@@ -65,7 +65,8 @@ def resolve_dtype(asked: str, mesh: Mesh | None = None) -> str:
 
 
 def random_key(seed: int) -> jax.Array:
-    """A random key from a seed of up to 63 bits (`jax.random.key` drops what is above 32); the same for smaller ones."""
+    """A random key from a seed of up to 63 bits (`jax.random.key` drops what is above 32); the same for smaller
+    ones."""
     return jax.random.wrap_key_data(seed_words(seed), impl=KEYS)
 
 
@@ -89,8 +90,8 @@ def reshape(x: jax.Array, shape: tuple[int, ...], *logical: str | None) -> jax.A
 
 
 def rows_like(x: jax.Array, rows: int) -> jax.Array:
-    """`x` split over its first axis like a batch of `rows`, where it has that many and there is a mesh. Where an operand
-    of an elementwise operation says nothing of its layout, newer JAX drops the layout of the other one."""
+    """`x` split over its first axis like a batch of `rows`, where it has that many and there is a mesh. Where an
+    operand of an elementwise operation says nothing of its layout, newer JAX drops the layout of the other one."""
     mesh = jax.sharding.get_abstract_mesh()
     if x.shape[0] != rows or mesh.empty or mesh.are_all_axes_auto:
         return x

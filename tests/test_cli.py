@@ -345,7 +345,9 @@ def test_keys_that_nothing_reads_are_refused_in_every_command(capsys, config, fi
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("name", ["report.html", "metrics.jsonl", "run.json", "models.json", "rounds", ".lock", "a/b", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["report.html", "metrics.jsonl", "run.json", "models.json", "rounds", ".lock", "a/b", "x" * 200]
+)
 def test_an_arm_is_no_file_of_the_run(capsys, config, tmp_path, name):
     config.write_text(config.read_text() + f"arms: {{'{name}': {{}}}}\n")
     assert "arms." in refused(capsys, "run", config, "--workdir", tmp_path / "run")
@@ -359,19 +361,33 @@ def test_old_names_of_keys_work_and_say_the_new_ones(capsys, config, tmp_path):
     old = ["model.width=32", "train.accumulate=2", "data.tokens=3000", "rounds.tokens=900", "evaluate.tokens=100"]
     assert run("run", config, *old, "--workdir", tmp_path / "run", "--dry-run") == 0
     shown = capsys.readouterr()
-    for key in ("d_model: 32", "gradient_accumulation: 2", "real_tokens: 3000", "token_budget: 900", "token_budget: 100"):
+    for key in (
+        "d_model: 32",
+        "gradient_accumulation: 2",
+        "real_tokens: 3000",
+        "token_budget: 900",
+        "token_budget: 100",
+    ):
         assert key in shown.out
     for said in ("model.width was renamed to d_model", "train.accumulate was renamed to gradient_accumulation"):
         assert said in shown.err
     config.write_text(config.read_text().replace("d_model: 16", "d_model: 16, width: 16"))
-    assert "width was renamed to d_model, and both are given" in refused(capsys, "run", config, "--workdir", tmp_path / "x")
+    assert "width was renamed to d_model, and both are given" in refused(
+        capsys, "run", config, "--workdir", tmp_path / "x"
+    )
 
 
 def test_a_shell_inside_an_allocation_is_one_process(monkeypatch):
     """SLURM_NTASKS is of the allocation: only a step that srun started has several processes."""
     from recursive_jax import mesh
 
-    for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"):
+    for name in (
+        "SLURM_STEP_ID",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        "JAX_COORDINATOR_ADDRESS",
+        "TPU_WORKER_HOSTNAMES",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "8")
     monkeypatch.setenv("SLURM_JOB_ID", "1")

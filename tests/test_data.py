@@ -78,7 +78,8 @@ def write_tfds(folder):
         "class TinyTexts(tfds.core.GeneratorBasedBuilder):\n"
         "    VERSION = tfds.core.Version('1.0.0')\n"
         "    def _info(self):\n"
-        "        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({'text': tfds.features.Text()}))\n"
+        "        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({'text': "
+        "tfds.features.Text()}))\n"
         "    def _split_generators(self, dl_manager):\n"
         "        return {'train': self._generate_examples()}\n"
         "    def _generate_examples(self):\n"
@@ -220,8 +221,8 @@ def test_dataset_joins_selects_and_survives_parquet(tmp_path):
 
 
 def test_a_limit_is_a_limit_of_what_is_read(tmp_path, monkeypatch):
-    """`data.limit` acted after everything was read and tokenised. Here the corpus is 300 times as long as is wanted, in files
-    of every kind; what lies behind is never opened."""
+    """`data.limit` acted after everything was read and tokenised. Here the corpus is 300 times as long as is wanted, in
+    files of every kind; what lies behind is never opened."""
     from recursive_jax.data import sources
 
     for i in range(300):
@@ -242,7 +243,11 @@ def test_a_limit_is_a_limit_of_what_is_read(tmp_path, monkeypatch):
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=100)
     batches = []
     iter_batches = pq.ParquetFile.iter_batches
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **kw: (batches.append(b) or b for b in iter_batches(self, batch_size=100, **kw)))
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, **kw: (batches.append(b) or b for b in iter_batches(self, batch_size=100, **kw)),
+    )
     world = open_world(DataConfig(path=str(tmp_path / "t.parquet"), limit=1000), context=64)
     assert world.train.token_count == 1000 and len(batches) < 5 and batches[0].schema.names == ["text"]
 

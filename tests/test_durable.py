@@ -1,4 +1,5 @@
-"""The durable verbs: what a result was made from decides whether it is returned, refused or gone on with; and a user's recipe."""
+"""The durable verbs: what a result was made from decides whether it is returned, refused or gone on with; and a user's
+recipe."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ def test_an_edited_prompt_is_another_result(run, model):
     changed = {
         "list": lambda: round.generate("list", model, ask(6), SHORT),
         "value": lambda: round.generate("value", model, FirstTokens(6), SHORT, count=12),
-        "function": lambda: round.generate("function", model, lambda first, n: ask(6)[first : first + n], SHORT, count=12),
+        "function": lambda: round.generate(
+            "function", model, lambda first, n: ask(6)[first : first + n], SHORT, count=12
+        ),
         "budget": lambda: round.generate("budget", model, lambda first, n: FirstTokens(6)(first, n), SHORT, tokens=40),
     }
     for name, again in changed.items():
@@ -135,7 +138,10 @@ def test_a_reward_is_its_values(run, rows):
     half = named("half", 1)(lambda data: [None if i % 2 else 1 for i in range(len(data))])
     kept = round.score("half", rows, half).where(score=1)
     assert len(kept) == 8
-    for bad, says in ((named("x", 1)(lambda data: ["no"] * len(data)), "row 0 'no'"), (named("y", 1)(lambda data: [1.0]), "1 scores for 16 rows")):
+    for bad, says in (
+        (named("x", 1)(lambda data: ["no"] * len(data)), "row 0 'no'"),
+        (named("y", 1)(lambda data: [1.0]), "1 scores for 16 rows"),
+    ):
         with pytest.raises(InputError, match=says):
             round.score("bad", rows, bad)
 
@@ -149,7 +155,9 @@ def test_a_student_of_other_rows_is_another_student(run, model, rows):
         round.train("one", model, scored.where(score=0), FAST)
     two = round.train("two", model, scored.where(score=0), FAST)
     assert one.fingerprint != two.fingerprint
-    view = run.round(0).durable("data", "w", {}, {}, None, lambda folder: {"rows": 0, "tokens": 0}, lambda folder: (rows, rows[:4]))
+    view = run.round(0).durable(
+        "data", "w", {}, {}, None, lambda folder: {"rows": 0, "tokens": 0}, lambda folder: (rows, rows[:4])
+    )
     parts = view.view("all", lambda w: w[0]), view.view("some", lambda w: w[1])
     assert len({p.fingerprint for p in parts} | {view.fingerprint}) == 3
     assert {p.origins for p in parts} == {(view.fingerprint,)}
@@ -184,7 +192,13 @@ def test_a_run_goes_on_on_another_mesh_and_with_other_ways(tmp_path, tokenizer, 
     base = ["train.steps=4", "train.batch=8", "rounds.count=1", "rounds.token_budget=600", "data.real_tokens=1500",
             "model.layers=1", "model.d_model=16", "model.heads=2", "model.max_length=32", "evaluate.rows=8",
             "evaluate.samples=8", "evaluate.token_budget=64", "sampling.batch=8"]  # fmt: skip
-    one, two = (load_config(None, [*base, *more]) for more in (["mesh.data=1"], ["mesh.data=2", "train.log_every=1", "sampling.batch=16", "model.remat=full", "evaluate.show=1"]))
+    one, two = (
+        load_config(None, [*base, *more])
+        for more in (
+            ["mesh.data=1"],
+            ["mesh.data=2", "train.log_every=1", "sampling.batch=16", "model.remat=full", "evaluate.show=1"],
+        )
+    )
     from recursive_jax.recipes.collapse import collapse
 
     first = collapse(one, tmp_path / "run", quiet=True)
@@ -285,7 +299,9 @@ def test_every_line_of_every_table_is_a_value(tokenizer):
     assert len({fingerprint(kind()) for kind in OBJECTIVES.values()}) == len(OBJECTIVES)
     assert fingerprint(Masked(share=0.3)) != fingerprint(Masked(share=0.15)) == fingerprint(Masked())
     assert len({fingerprint(kind()) for kind in REWARDS.values()}) == len(REWARDS)
-    assert fingerprint(ExactMatch("a")) != fingerprint(ExactMatch("b")) and fingerprint(TokenCount(3)) != fingerprint(TokenCount(4))
+    assert fingerprint(ExactMatch("a")) != fingerprint(ExactMatch("b")) and fingerprint(TokenCount(3)) != fingerprint(
+        TokenCount(4)
+    )
     for table in (OBJECTIVES, REWARDS):
         for kind in table.values():  # written and read back
             fields = {f.name: getattr(kind(), f.name) for f in dataclasses.fields(kind())}
@@ -307,7 +323,10 @@ def test_every_network_is_stored_and_read_back():
 
     config = ModelConfig(vocab=50, d_model=32, heads=2)
     made = {
-        "transformer": (transformer_network(config), transformer_network(config.model_copy(update={"rope_theta": 3.0}))),
+        "transformer": (
+            transformer_network(config),
+            transformer_network(config.model_copy(update={"rope_theta": 3.0})),
+        ),
         "vae": (VAENetwork(8), VAENetwork(8, latent=3)),
         "functions": (FunctionNetwork(make_init, make_apply, 5, 8), FunctionNetwork(make_init, make_apply, 5, 9)),
     }
@@ -349,8 +368,8 @@ def test_a_user_s_recipe_runs_prices_reports_and_resumes(tmp_path, monkeypatch, 
     code = [x for x in (examples / "own_recipe.py").read_text().splitlines() if x.strip()]
     assert len(code) < 60
     monkeypatch.syspath_prepend(str(examples))
-    small = ["train.steps=3", "train.batch=8", "rows=24", "keep=1", "model.d_model=16", "model.max_length=32", "data.real_tokens=1500",
-             "sampling.batch=8", "mesh.data=1", "train.tensorboard=false", "rounds=1"]  # fmt: skip
+    small = ["train.steps=3", "train.batch=8", "rows=24", "keep=1", "model.d_model=16", "model.max_length=32",
+             "data.real_tokens=1500", "sampling.batch=8", "mesh.data=1", "train.tensorboard=false", "rounds=1"]  # fmt: skip
     words = ["run", str(examples / "own_recipe.yaml"), *small, "--workdir", str(tmp_path / "run"), "--quiet"]
     assert cli.main([*words, "--dry-run"]) == 0
     assert "recipe: own_recipe:recipe" in capsys.readouterr().out and not (tmp_path / "run").exists()
@@ -376,9 +395,16 @@ def test_recipes_are_listed_and_wrong_ones_named(capsys, tmp_path):
     assert all(name in listed for name in RECIPES)
     assert cli.main(["recipes", "collapse"]) == 0
     shown = capsys.readouterr().out
-    assert "arXiv:2305.17493" in shown and "rounds.count=5" in shown and "recursive-jax run configs/quickstart.yaml" in shown
-    for name, says in (("collaps", "did you mean collapse"), ("nowhere:recipe", "cannot be imported"), ("json:nope", "has no nope"), ("json:dumps", "Recipe is wanted")):
+    assert (
+        "arXiv:2305.17493" in shown
+        and "rounds.count=5" in shown
+        and "recursive-jax run configs/quickstart.yaml" in shown
+    )
+    for name, says in (
+        ("collaps", "did you mean collapse"),
+        ("nowhere:recipe", "cannot be imported"),
+        ("json:nope", "has no nope"),
+        ("json:dumps", "Recipe is wanted"),
+    ):
         assert cli.main(["recipes", name]) == 2
         assert says in capsys.readouterr().err
-
-

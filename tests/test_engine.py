@@ -22,11 +22,11 @@ from recursive_jax.generate.request import Draft, Guide, Request, shared_prefix,
 from recursive_jax.generate.score import embed, rewards, token_logprobs
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models.model import transformer, user_model
+from tests.helpers import plain_functions
 from tests.test_model import randomised
 
 CONFIG = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=96)
 COMMON = {"batch": 4, "chunk": 4}
-from tests.helpers import plain_functions
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("batch", [4, 3])
 def test_every_rule_in_one_batch_is_the_plain_sampler(model, requests, batch):
-    """Each request with settings of its own, all in the same slots. Equal tokens: the plain sampler computes in float64, so
-    a random number within 1e-6 of a boundary could differ; with 250 draws that happens once in a thousand seeds."""
+    """Each request with settings of its own, all in the same slots. Equal tokens: the plain sampler computes in
+    float64, so a random number within 1e-6 of a boundary could differ; with 250 draws that happens once in a thousand
+    seeds."""
     own = [SamplingConfig(max_tokens=8, **COMMON, **x) for x in SETTINGS.values()]
     asked = [Request(r.id, r.prompt, sampling=s) for r, s in zip(itertools.cycle(requests[1:5]), own, strict=False)]
     asked = [Request(100 * i + r.id, r.prompt, sampling=r.sampling) for i, r in enumerate(asked)]
@@ -396,8 +397,8 @@ def test_a_beam_as_wide_as_the_tree_is_the_best_of_all_rows(mesh):
 
 
 def test_a_row_that_cannot_follow_its_grammar_is_a_row_with_a_status(model, monkeypatch):
-    """It ended the call, and a run at every restart again. The parser of one slot gives up, as llguidance does on limits and
-    on tokens that it did not foresee; the other rows are those of an undisturbed call."""
+    """It ended the call, and a run at every restart again. The parser of one slot gives up, as llguidance does on
+    limits and on tokens that it did not foresee; the other rows are those of an undisturbed call."""
     from recursive_jax.generate.constrain import Constraint
 
     sampling = SamplingConfig(regex="[ab]{6}", batch=4)

@@ -129,7 +129,8 @@ def test_a_torn_journal_keeps_its_whole_batches(model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("done", [{}, {0: 5, 3: 9}])
 def test_a_budget_wants_the_same_rows_however_they_finish(done):
-    """Lengths by request; finished in any order, the wanted prefix is that of the first requests that hold the tokens."""
+    """Lengths by request; finished in any order, the wanted prefix is that of the first requests that hold the
+    tokens."""
     lengths = np.random.default_rng(0).integers(1, 12, 200)
     lengths[[0, 3]] = 5, 9
     expected = int(np.searchsorted(np.cumsum(lengths), 300) + 1)

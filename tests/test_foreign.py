@@ -195,7 +195,8 @@ def test_a_gguf_is_read_as_what_it_dequantises_to(kind, mesh, tmp_path):
     writer.add_token_types([3] * 3 + [1] * 45)
     writer.add_token_merges([])
     writer.add_eos_token_id(2)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output",
              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
              "post_attention_layernorm": "ffn_norm"}  # fmt: skip
     top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -333,8 +334,10 @@ def test_an_imported_model_is_teacher_and_student(tmp_path, mesh):
         rows = [" ".join(map(str, draw.integers(3, 20, 12))) for _ in range(40)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": r}) + "\n" for r in rows))
     words = [
-        f"base={FOLDER / 'gpt2'}", f"data.path={tmp_path / 'train.jsonl'}", f"data.validation={tmp_path / 'held.jsonl'}",
-        "train.steps=3", "train.batch=4", "train.length=16", "rounds.count=2", "rounds.token_budget=120", "sampling.batch=8",
+        f"base={FOLDER / 'gpt2'}", f"data.path={tmp_path / 'train.jsonl'}", 
+        f"data.validation={tmp_path / 'held.jsonl'}",
+        "train.steps=3", "train.batch=4", "train.length=16", "rounds.count=2", "rounds.token_budget=120",
+        "sampling.batch=8",
         "evaluate.rows=8", "evaluate.samples=8", "evaluate.token_budget=64", "mesh.data=1",
     ]  # fmt: skip
     config = tmp_path / "config.yaml"
@@ -355,12 +358,14 @@ LLAMA_CHAT = (
 
 
 def test_a_sentencepiece_conversation_has_its_special_tokens(tmp_path):
-    """`bos_token` and `eos_token` of a chat template were encoded as their letters: training had no end token. And what is
-    asked at rollout is the beginning of what was learnt."""
+    """`bos_token` and `eos_token` of a chat template were encoded as their letters: training had no end token. And what
+    is asked at rollout is the beginning of what was learnt."""
     processor, proto = sentencepiece_model()
     (tmp_path / "tokenizer.model").write_bytes(proto)
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_CHAT, "bos_token": "<s>", "eos_token": "</s>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": LLAMA_CHAT, "bos_token": "<s>", "eos_token": "</s>"})
+    )
     tokenizer = read_tokenizer(tmp_path, processor.get_piece_size())
     talk = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"},
             {"role": "user", "content": "on the mat"}, {"role": "assistant", "content": "hello"}]  # fmt: skip
@@ -381,7 +386,9 @@ def test_a_weights_index_opens_nothing_outside_its_folder(mesh, tmp_path):
         shutil.rmtree(tmp_path / "m", ignore_errors=True)
         shutil.copytree(FOLDER / "llama", tmp_path / "m")
         (tmp_path / "m" / "model.safetensors").rename(tmp_path / "model.safetensors")
-        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"lm_head.weight": name}})
+        )
         with pytest.raises(InputError, match="lies outside"):
             load_model(tmp_path / "m", mesh)
 

@@ -42,13 +42,17 @@ def test_values_are_told_apart_and_equal_ones_agree():
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
     assert fingerprint((1, 2)) == fingerprint([1, 2])
     assert fingerprint(Scale(2.0)) == fingerprint(Scale(2))
-    assert fingerprint(functools.partial(module_reward, floor=0.5)) == fingerprint(functools.partial(module_reward, floor=0.5))
+    assert fingerprint(functools.partial(module_reward, floor=0.5)) == fingerprint(
+        functools.partial(module_reward, floor=0.5)
+    )
 
 
 def test_a_fingerprint_is_that_of_every_process():
     code = "from recursive_jax.identity import *; print(fingerprint({'a': {3, 1, 2}, 'b': [1.5, 'x']}))"
     seen = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": str(i)}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": str(i)}
+        ).stdout
         for i in (1, 2)
     }
     assert seen == {fingerprint({"b": [1.5, "x"], "a": {1, 2, 3}}) + "\n"}
@@ -109,7 +113,9 @@ def test_what_has_no_identity_is_refused_with_the_remedy():
         fingerprint(Open())
     with pytest.raises(InputError, match="name and a version"):
         _ = Rule("x", lambda data: [True]).fingerprint
-    assert Rule("x", lambda data: [True], version=1).fingerprint != Rule("x", lambda data: [True], version=2).fingerprint
+    assert (
+        Rule("x", lambda data: [True], version=1).fingerprint != Rule("x", lambda data: [True], version=2).fingerprint
+    )
 
 
 def test_rules_are_their_values():
@@ -129,7 +135,8 @@ def test_rows_are_named_by_what_they_are_and_how_they_were_derived():
     assert data.fingerprint == same.fingerprint
     marks = [data.fingerprint]
     for column, values in (
-        ("tokens", [[1, 2], [3], [4, 5, 7]]), ("status", ["ok", "ok", "length"]), ("loss", [[True, True], [True], [True] * 3]),
+        ("tokens", [[1, 2], [3], [4, 5, 7]]), ("status", ["ok", "ok", "length"]),
+        ("loss", [[True, True], [True], [True] * 3]),
         ("loss", [[True, True], [True], [True, True, False]]), ("weight", [1.0, 1.0, 2.0]), ("score", [0.1, None, 0.2]),
         ("score", [0.1, 0.0, 0.2]), ("own", ["x", "y", "z"]), ("own", ["x", "yz", ""]),
     ):  # fmt: skip
@@ -138,7 +145,14 @@ def test_rows_are_named_by_what_they_are_and_how_they_were_derived():
     assert len(set(marks)) == len(marks)
     # Of a stored result: from the operation, its arguments and its parents, without a look at the rows.
     stored = Dataset(data.with_column("score", [1.0, 0.0, 1.0]).table, "s" * 16)
-    views = [stored.where(score=1), stored.where(score=0), stored.take([0]), stored.take([1]), stored + stored, stored[:2]]
+    views = [
+        stored.where(score=1),
+        stored.where(score=0),
+        stored.take([0]),
+        stored.take([1]),
+        stored + stored,
+        stored[:2],
+    ]
     assert len({v.fingerprint for v in views} | {stored.fingerprint}) == 7
     assert stored.where(score=1).fingerprint == Dataset(stored.table, "s" * 16).where(score=1).fingerprint
     assert stored.where(score=1).origins == ("s" * 16,)

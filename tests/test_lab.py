@@ -1,5 +1,5 @@
-"""The laboratory against the laws of recursive training. The numbers stand in `docs/lab.md`; they were computed apart from
-this code, so that a slip in `laws.py` and one in the chain cannot hide each other."""
+"""The laboratory against the laws of recursive training. The numbers stand in `docs/lab.md`; they were computed apart
+from this code, so that a slip in `laws.py` and one in the chain cannot hide each other."""
 
 from __future__ import annotations
 

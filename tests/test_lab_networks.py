@@ -1,4 +1,5 @@
-"""The laboratory's families that are trained by gradient steps: a VAE on images, a transformer on the embedded language."""
+"""The laboratory's families that are trained by gradient steps: a VAE on images, a transformer on the embedded
+language."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_patches_make_the_strided_convolution_and_unpatch_its_transpose():
 
 
 def test_the_elbo_of_a_code_that_says_nothing_is_the_likelihood_of_the_pixels(images):
-    """Zero weights: the code is N(0, I) whatever the image, every pixel a fair coin, so the bound is tight: -64 ln 2."""
+    """Zero weights: the code is N(0, I) whatever the image, every pixel a fair coin, so the bound is tight: -64 ln
+    2."""
     family = VAE(images=images, channels=4)
     params = jax.tree.map(jnp.zeros_like, family.network.init(jax.random.key(0)))
     rows = jnp.asarray(load_images(images)[:10], jnp.float32) / 255
@@ -56,7 +58,9 @@ def test_a_vae_learns_and_loses_round_after_round_less_with_real_images(images):
     options = dict(images=images, channels=4, steps=150, batch=64, samples=300, rounds=2, replicates=2)
     result = lab("vae", **options)
     family = VAE(images=images, channels=4)
-    untrained = float(family.log_prob(family.network.init(jax.random.key(0)), jnp.asarray(load_images(images) / 255.0)).mean())
+    untrained = float(
+        family.log_prob(family.network.init(jax.random.key(0)), jnp.asarray(load_images(images) / 255.0)).mean()
+    )
     assert result.config["images"] == images
     elbo = result.values["elbo"]
     assert (elbo[:, 0] > untrained + 10).all() and (elbo[:, 2] < elbo[:, 1]).all() and (elbo[:, 1] < elbo[:, 0]).all()

@@ -125,7 +125,8 @@ def test_kl_parts_sum_to_the_kl_in_double_precision(language):
 
 
 def oracle_model(language, tokenizer, mesh, spread: float) -> Model:
-    """A `model` that knows the grammar: its logits are the true log-probabilities, mixed with the uniform distribution."""
+    """A `model` that knows the grammar: its logits are the true log-probabilities, mixed with the uniform
+    distribution."""
     tables = language.tables | {"p": language.P_AV.astype(np.float32)}
 
     def apply(params, tokens_BT, segments_BT=None):

@@ -116,7 +116,8 @@ def test_layers_apart_are_views_on_a_cpu(tiny, tokenizer):
 def test_a_cpu_is_split_into_the_devices_that_the_mesh_names():
     script = (
         "from recursive_jax.config import MeshConfig; from recursive_jax.mesh import make_mesh, split_cpu; import jax\n"
-        "config = MeshConfig(fsdp=2, tensor=3); split_cpu(config); print(*make_mesh(config).axis_sizes, jax.device_count())"
+        "config = MeshConfig(fsdp=2, tensor=3); split_cpu(config); print(*make_mesh(config).axis_sizes, "
+        "jax.device_count())"
     )
     for said, expected in (({}, "1 2 3 6"), ({"JAX_NUM_CPU_DEVICES": "12"}, "2 2 3 12")):
         env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | said

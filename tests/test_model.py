@@ -17,6 +17,7 @@ from recursive_jax.models.flops import decode_cost_per_token, matmul_parameters
 from recursive_jax.models.masks import Mask
 from recursive_jax.models.model import transformer
 from recursive_jax.models.network import transformer_network
+from tests.helpers import plain_functions
 
 CONFIGS = {
     "llama": {},
@@ -33,7 +34,6 @@ CONFIGS = {
     "wide-heads": {"head_dim": 16, "activation": "gelu"},
     "relu-mlp": {"gated": False, "activation": "relu", "kv_heads": 1},
 }
-from tests.helpers import plain_functions
 
 
 def randomised(model, seed=0):
@@ -95,7 +95,9 @@ def numpy_forward(params, c: ModelConfig, tokens, segments=None):
         mixed = np.zeros((T, H, K))
         for t in range(T):
             seen = [
-                s for s in range(t + 1) if segments[s] == segments[t] > 0 and (c.sliding_window is None or t - s < c.sliding_window)
+                s
+                for s in range(t + 1)
+                if segments[s] == segments[t] > 0 and (c.sliding_window is None or t - s < c.sliding_window)
             ]
             for i in range(H):
                 if seen:
@@ -297,8 +299,8 @@ def test_bfloat16_compute_keeps_float32_masters(tiny, tokenizer, mesh, language)
 
 
 def test_flops_are_those_xla_counts(mesh):
-    """A forward pass of T tokens is 2 FLOPs a weight and token, and 4 T^2 a head dimension of attention over the whole square;
-    decoding the same tokens attends to half of it. XLA also counts element-wise work: a few percent."""
+    """A forward pass of T tokens is 2 FLOPs a weight and token, and 4 T^2 a head dimension of attention over the whole
+    square; decoding the same tokens attends to half of it. XLA also counts element-wise work: a few percent."""
     T, config = 128, ModelConfig(layers=2, d_model=128, heads=4, max_length=128, vocab=512)
     network = transformer_network(config)
     with jax.set_mesh(mesh):

@@ -1,5 +1,5 @@
-"""One seam for every objective: terms with denominators of their own, extra params, state, keys and frozen models go through
-micro-batches, meshes, checkpoints and resume; and the objectives against closed forms."""
+"""One seam for every objective: terms with denominators of their own, extra params, state, keys and frozen models go
+through micro-batches, meshes, checkpoints and resume; and the objectives against closed forms."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_terms_keep_their_own_denominators_in_any_micro_batches(small, tokenizer
         assert float(sum(t.weight * t.sum / t.count for t in loss.terms.values())) == pytest.approx(reached, rel=1e-5)
 
 
-def test_extra_params_state_keys_and_metrics_survive_meshes_micro_batches_and_kills(small, tokenizer, rows, tmp_path, monkeypatch):
+def test_extra_params_state_keys_and_metrics_survive_meshes_micro_batches_and_kills(
+    small, tokenizer, rows, tmp_path, monkeypatch
+):
     def run(mesh_config, accumulate=1, directory=None):
         count = mesh_config.data * mesh_config.fsdp * mesh_config.tensor
         model = transformer(small, tokenizer, make_mesh(mesh_config, jax.devices()[:count]))
@@ -180,7 +182,9 @@ def test_a_training_goes_on_on_another_mesh(small, tokenizer, rows, tmp_path, mo
 def test_a_directory_belongs_to_one_training(small, tokenizer, mesh, rows, tmp_path):
     model, config = transformer(small, tokenizer, mesh), SETTINGS
     train(model, rows, config=config, seed=1, quiet=True, directory=tmp_path / "t")
-    again = train(model, rows, config=config.model_copy(update={"log_every": 3}), seed=1, quiet=True, directory=tmp_path / "t")
+    again = train(
+        model, rows, config=config.model_copy(update={"log_every": 3}), seed=1, quiet=True, directory=tmp_path / "t"
+    )
     assert again.summary["steps"] == 6
     others = (
         dict(config=config.model_copy(update={"learning_rate": 2e-3}), says="learning_rate: 0.01 -> 0.002"),
@@ -207,7 +211,9 @@ def test_half_precision_params_stay_so_through_a_resume(small, tokenizer, mesh, 
 
 def test_a_batch_without_a_column_is_refused_before_compiling(small, tokenizer, mesh):
     model = transformer(small, tokenizer, mesh)
-    with pytest.raises(InputError, match="DPO reads the columns tokens, segments, loss, and the packed data has no loss"):
+    with pytest.raises(
+        InputError, match="DPO reads the columns tokens, segments, loss, and the packed data has no loss"
+    ):
         rows = Packed({"tokens": np.zeros((8, 2, 9), np.int32), "segments": np.ones((8, 2, 9), np.int32)})
         train(model.initialized(0), rows, DPO(), SETTINGS, quiet=True)
     with pytest.raises(InputError, match="is not an objective"):
@@ -259,7 +265,9 @@ def test_dpo_is_its_formula_and_moves_away_from_its_frozen_reference(small, mesh
     np.testing.assert_allclose(dpo_loss(c, r, rc, rr, beta=0.3), -np.log(sigmoid(0.3 * margin)), rtol=1e-5)
     smooth = -0.9 * np.log(sigmoid(0.3 * margin)) - 0.1 * np.log(sigmoid(-0.3 * margin))
     np.testing.assert_allclose(dpo_loss(c, r, rc, rr, beta=0.3, label_smoothing=0.1), smooth, rtol=1e-5)
-    np.testing.assert_allclose(dpo_loss(c, r, rc, rr, beta=0.3, loss_type="hinge"), np.maximum(0, 1 - 0.3 * margin), rtol=1e-5)
+    np.testing.assert_allclose(
+        dpo_loss(c, r, rc, rr, beta=0.3, loss_type="hinge"), np.maximum(0, 1 - 0.3 * margin), rtol=1e-5
+    )
     with pytest.raises(InputError, match="loss_type"):
         dpo_loss(c, r, rc, rr, loss_type="nope")
 
@@ -270,9 +278,13 @@ def test_dpo_is_its_formula_and_moves_away_from_its_frozen_reference(small, mesh
     trained = train(model, data, DPO(beta=0.5), config, quiet=True)
     assert trained.summary["loss"] < 0.3 < np.log(2)  # ln 2 where policy and reference agree
     close(model.params, before, rtol=0, atol=0)
-    apart = train(model, data, DPO(beta=0.5, reference=trained.model), config.model_copy(update={"steps": 1}), quiet=True)
+    apart = train(
+        model, data, DPO(beta=0.5, reference=trained.model), config.model_copy(update={"steps": 1}), quiet=True
+    )
     assert apart.summary["loss"] > np.log(2) + 0.3  # this reference knows the answer already
-    adapted = train(adapted_model(model, LoraConfig(rank=2)), data, DPO(), config.model_copy(update={"steps": 2}), quiet=True)
+    adapted = train(
+        adapted_model(model, LoraConfig(rank=2)), data, DPO(), config.model_copy(update={"steps": 2}), quiet=True
+    )
     assert adapted.summary["loss"] == pytest.approx(np.log(2), abs=0.2)
     with pytest.raises(InputError, match="starts from a trained model"):
         train(transformer(small, ByteTokenizer(), mesh), data, DPO(), config, quiet=True)
@@ -344,7 +356,9 @@ def test_gradcache_replays_dropout(small, mesh, pairs):
         parts = []
         for micro in range(4):
             at = jax.random.fold_in(key, micro)
-            apply = lambda p, *x, at=at, **kw: bound({"base": model.params["base"], "lora": p.model["lora"]}, *x, key=at, **kw)
+            apply = lambda p, *x, at=at, **kw: bound(
+                {"base": model.params["base"], "lora": p.model["lora"]}, *x, key=at, **kw
+            )
             ctx = Context(apply, {}, at, jnp.int32(0), None)
             rows = {k: jnp.asarray(v[micro::4]) for k, v in batch.items()}  # rows are dealt out round-robin
             parts.append(objective.represent(ctx, Params({"lora": lora}, {}), rows))
@@ -363,7 +377,9 @@ def test_gradcache_s_memory_is_that_of_a_micro_batch(small, mesh, pairs):
     model = transformer(small, ByteTokenizer(), mesh).initialized(0)
     objective = InfoNCE()
     one = objective.pack(pairs, model, 16).columns
-    make = lambda micro, own: Context(lambda p, *x, **kw: model.network.apply(p.model, *x, **kw), {}, jax.random.key(0), jnp.int32(0), None)
+    make = lambda micro, own: Context(
+        lambda p, *x, **kw: model.network.apply(p.model, *x, **kw), {}, jax.random.key(0), jnp.int32(0), None
+    )
 
     def temporaries(rows, accumulate):
         batch = {k: jnp.asarray(np.tile(v, (rows // 8, 1, 1))) for k, v in one.items()}
@@ -378,7 +394,9 @@ def test_gradcache_s_memory_is_that_of_a_micro_batch(small, mesh, pairs):
 def test_info_nce_trains_the_same_on_a_mesh(small, pairs):
     results = []
     for config, accumulate in ((MESHES[0], 1), (MESHES[1], 2)):
-        model = transformer(small, ByteTokenizer(), make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor]))
+        model = transformer(
+            small, ByteTokenizer(), make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor])
+        )
         settings = SETTINGS.model_copy(update={"gradient_accumulation": accumulate, "length": 16})
         results.append(train(model, pairs, InfoNCE(0.2), settings, seed=1, quiet=True))
     assert results[0].summary["loss"] == pytest.approx(results[1].summary["loss"], rel=1e-2)
@@ -394,11 +412,15 @@ def test_a_vae_trains_through_the_same_loop(mesh, tmp_path):
     network = VAENetwork(side=8, channels=4, latent=4)
     model = Model(network, None, mesh=mesh)
     config = TrainConfig(steps=80, batch=16, learning_rate=1e-2, weight_decay=0.0, checkpoint_every=30)
-    trained = train(model, stack_arrays({"images": images}), NegativeElbo(), config, seed=1, quiet=True, directory=tmp_path / "t")
+    trained = train(
+        model, stack_arrays({"images": images}), NegativeElbo(), config, seed=1, quiet=True, directory=tmp_path / "t"
+    )
     p = np.clip(images.mean(0), 1e-6, 1 - 1e-6)
     floor = -(images * np.log(p) + (1 - images) * np.log(1 - p)).sum(1).mean()  # independent pixels at their rates
     assert 0.9 * floor < trained.summary["loss"] < 1.35 * floor
-    again = train(model, stack_arrays({"images": images}), NegativeElbo(), config, seed=1, quiet=True, directory=tmp_path / "t")
+    again = train(
+        model, stack_arrays({"images": images}), NegativeElbo(), config, seed=1, quiet=True, directory=tmp_path / "t"
+    )
     for a, b in zip(jax.tree.leaves(again.model.params), jax.tree.leaves(trained.model.params), strict=True):
         assert np.array_equal(a, b)  # resumed from step 60
     eight = Model(network, None, mesh=make_mesh(MeshConfig(data=4, fsdp=2), jax.devices()))
@@ -430,5 +452,3 @@ def test_the_default_objective_is_supervised_on_prompts_with_completions(small, 
     logits = np.asarray(model.logits([[256, 70, 71, 65]]), np.float64)[0]
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert float(term.count) == 2 and float(term.sum) == pytest.approx(-(logp[2, 65] + logp[3, 66]), rel=1e-5)
-
-

@@ -40,13 +40,19 @@ def test_masked_language_modelling_is_that_of_transformers(name, mesh):
     inputs, chosen = tokens.copy(), rng.random((3, 12)) < 0.3
     inputs[chosen] = 4
     labels = np.where(chosen, tokens, -100)
-    out = oracle(input_ids=torch.tensor(inputs), attention_mask=torch.ones(3, 12, dtype=torch.long), labels=torch.tensor(labels))
+    out = oracle(
+        input_ids=torch.tensor(inputs), attention_mask=torch.ones(3, 12, dtype=torch.long), labels=torch.tensor(labels)
+    )
     out.loss.backward()
 
     def value(params):
-        ctx = Context(lambda p, *x, **kw: model.network.apply(p.model, *x, **kw), {}, jax.random.key(0), jnp.int32(0), None)
+        ctx = Context(
+            lambda p, *x, **kw: model.network.apply(p.model, *x, **kw), {}, jax.random.key(0), jnp.int32(0), None
+        )
         segments = jnp.ones((3, 12), jnp.int32)
-        loss = masked_loss(ctx, Params(params, {}), jnp.asarray(inputs), segments, jnp.asarray(tokens), jnp.asarray(chosen))
+        loss = masked_loss(
+            ctx, Params(params, {}), jnp.asarray(inputs), segments, jnp.asarray(tokens), jnp.asarray(chosen)
+        )
         (term,) = loss.terms.values()
         return term.sum / term.count, loss.metrics["masked_accuracy"]
 
@@ -59,12 +65,15 @@ def test_masked_language_modelling_is_that_of_transformers(name, mesh):
 
 
 def test_masks_are_drawn_as_transformers_draws_them():
-    """The shares of the collator, counted on as many tokens as ours: within four standard errors of their difference."""
+    """The shares of the collator, counted on as many tokens as ours: within four standard errors of their
+    difference."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]
     import tokenizers
 
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    )
     torch.manual_seed(0)
     tokens = np.random.default_rng(0).integers(5, 100, (100, 200))
     tokens[:, 0], tokens[:, -1] = 2, 3
@@ -98,7 +107,11 @@ def test_causal_loss_and_gradient_are_those_of_transformers(mesh):
     labels[:, :4] = -100  # a prompt
     loss = oracle(input_ids=torch.tensor(tokens), labels=torch.tensor(labels)).loss
     loss.backward()
-    batch = {"tokens": jnp.asarray(tokens, jnp.int32), "segments": jnp.ones((2, 10), jnp.int32), "loss": jnp.asarray(labels >= 0)}
+    batch = {
+        "tokens": jnp.asarray(tokens, jnp.int32),
+        "segments": jnp.ones((2, 10), jnp.int32),
+        "loss": jnp.asarray(labels >= 0),
+    }
 
     def value(params):
         (term,) = loss_of(Causal(), model.network.apply, params, batch).terms.values()
@@ -127,9 +140,20 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
     words = {f"w{i}": i for i in range(policy.config.vocab_size)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1"
+    )
     rows = datasets.Dataset.from_dict({"prompt": ["w5 w6"], "chosen": [" w7"], "rejected": [" w8"]})
-    settings = trl.DPOConfig(str(tmp_path / "out"), beta=0.3, loss_type=[loss_type], report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, disable_dropout=True)
+    settings = trl.DPOConfig(
+        str(tmp_path / "out"),
+        beta=0.3,
+        loss_type=[loss_type],
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_dropout=True,
+    )
     trainer = trl.DPOTrainer(policy, reference, settings, train_dataset=rows, processing_class=tokenizer)
     rng = np.random.default_rng(2)
     B, T, start = 3, 11, 4
@@ -139,7 +163,11 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
     valid = np.arange(T) < lengths[..., None]
     learnt = valid & (np.arange(T) >= start)
     flat = lambda x: torch.tensor(x.reshape(2 * B, T))
-    inputs = {"input_ids": flat(np.where(valid, tokens, 0)), "attention_mask": flat(valid.astype(np.int64)), "completion_mask": flat(learnt.astype(np.int64))}
+    inputs = {
+        "input_ids": flat(np.where(valid, tokens, 0)),
+        "attention_mask": flat(valid.astype(np.int64)),
+        "completion_mask": flat(learnt.astype(np.int64)),
+    }
     trainer.model.train()
     wanted = trainer.compute_loss(trainer.model, inputs)
     wanted.backward()
@@ -147,7 +175,11 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
 
     model, frozen = load_model(FOLDER / "llama", mesh), load_model(tmp_path / "reference", mesh)
     stack = lambda x, dtype: jnp.asarray(np.stack([x[0], x[1]], axis=1), dtype)
-    batch = {"tokens": stack(np.where(valid, tokens, 0), jnp.int32), "segments": stack(valid, jnp.int32), "loss": stack(learnt, bool)}
+    batch = {
+        "tokens": stack(np.where(valid, tokens, 0), jnp.int32),
+        "segments": stack(valid, jnp.int32),
+        "loss": stack(learnt, bool),
+    }
     objective = DPO(beta=0.3, loss_type=loss_type)
     others = {"reference": lambda _, *x, **kw: frozen.network.apply(frozen.params, *x, **kw)}
 
@@ -159,6 +191,11 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
         (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
     assert float(found) == pytest.approx(float(wanted), rel=2e-6, abs=1e-6)
     close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model))
-    for ours, theirs in (("rewards/chosen", "rewards/chosen"), ("rewards/rejected", "rewards/rejected"), ("rewards/margin", "rewards/margins"), ("rewards/accuracy", "rewards/accuracies")):
+    for ours, theirs in (
+        ("rewards/chosen", "rewards/chosen"),
+        ("rewards/rejected", "rewards/rejected"),
+        ("rewards/margin", "rewards/margins"),
+        ("rewards/accuracy", "rewards/accuracies"),
+    ):
         total, count = metrics[ours]
         assert float(total / count) == pytest.approx(logged[theirs], rel=2e-5, abs=2e-5), ours

@@ -153,7 +153,11 @@ def test_a_verifier_keeps_right_and_wrong_rows_at_their_rates():
 
 
 def test_rounds_may_grow_or_follow_a_schedule():
-    assert load_config(None, ["rounds.count=3", "rounds.token_budget=100", "rounds.growth=2"]).rounds.sizes == (100, 400, 900)
+    assert load_config(None, ["rounds.count=3", "rounds.token_budget=100", "rounds.growth=2"]).rounds.sizes == (
+        100,
+        400,
+        900,
+    )
     config = load_config(None, ["rounds.count=3", "rounds.schedule=[300, 200, 700]", "arms.main.fresh=0.5"])
     pool = Pool.of(REAL, config.arms["main"], config.rounds)
     used: list[str] = []

@@ -23,7 +23,9 @@ TOKENIZER = SimpleNamespace(bos=1, pad=0)
 
 def test_rows_of_any_columns_survive():
     data = Dataset.from_rows([{"text": "a", "own": 1, "tags": ["x"]}, {"text": "b", "own": 2.5, "tags": []}])
-    assert data.column("own") == [1.0, 2.5] and data.column("tags") == [["x"], []] and data.column("status") == ["ok"] * 2
+    assert (
+        data.column("own") == [1.0, 2.5] and data.column("tags") == [["x"], []] and data.column("status") == ["ok"] * 2
+    )
     assert data.column("id") == ["row/0", "row/1"] and data.where(own=2.5).column("text") == ["b"]
     with pytest.raises(InputError, match="'own'"):
         Dataset.from_rows([{"own": 1}, {"own": "x"}])
@@ -57,7 +59,9 @@ def test_generated_rows_beside_examples_are_learnt():
     examples = examples_dataset([{"q": "1", "a": "22"}], template, tokenizer).with_column("weight", [2.0])
     written = real_rows([[65, 66, 67]], ["ABC"], prompts=[[256, 81]], prefix="g")
     packed = pack_tokens(examples + written, 16, tokenizer)
-    learnt = {int(t): float(w) for t, w in zip(packed.columns["tokens"][0], packed.columns["loss"][0], strict=True) if w}
+    learnt = {
+        int(t): float(w) for t, w in zip(packed.columns["tokens"][0], packed.columns["loss"][0], strict=True) if w
+    }
     assert {65: 1.0, 66: 1.0, 67: 1.0}.items() <= learnt.items() and np.isfinite(packed.columns["loss"]).all()
     assert learnt[ord("2")] == 2.0 and learnt[tokenizer.eos] == 2.0
     assert packed.targets == 3 + 4  # ABC; A22 and the end
@@ -85,7 +89,10 @@ def test_prompts_are_context_and_never_learnt():
 
 
 def test_groups_and_arrays_stack():
-    pair = [Example(np.array([1, 2, 3], np.int32), np.array([False, True, True])), Example(np.array([1, 4], np.int32), np.array([False, True]))]
+    pair = [
+        Example(np.array([1, 2, 3], np.int32), np.array([False, True, True])),
+        Example(np.array([1, 4], np.int32), np.array([False, True])),
+    ]
     packed = stack_groups([pair, pair[::-1]], 3, None)
     assert packed.columns["tokens"].tolist() == [[[1, 2, 3, 0], [1, 4, 0, 0]], [[1, 4, 0, 0], [1, 2, 3, 0]]]
     assert packed.columns["segments"][0].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]] and packed.positions == 6
@@ -108,15 +115,23 @@ def test_groups_and_arrays_stack():
 
 def test_a_generated_row_holds_its_prompt_and_carries_its_row_s_columns(tiny, tokenizer, mesh):
     model = transformer(tiny, tokenizer, mesh).initialized(3)
-    source = real_rows([[5, 6, 7, 8], [9, 10, 11, 12]], ["", ""]).with_column("topic", ["a", "b"]).with_column("n", [1, 2])
+    source = (
+        real_rows([[5, 6, 7, 8], [9, 10, 11, 12]], ["", ""]).with_column("topic", ["a", "b"]).with_column("n", [1, 2])
+    )
     rows = generate(model, FromRows(source, 2)(0, 3), SamplingConfig(max_tokens=4, batch=4))
-    assert [p.tolist() for p in rows.prompts()] == [[tokenizer.bos, 5, 6], [tokenizer.bos, 9, 10], [tokenizer.bos, 5, 6]]
+    assert [p.tolist() for p in rows.prompts()] == [
+        [tokenizer.bos, 5, 6],
+        [tokenizer.bos, 9, 10],
+        [tokenizer.bos, 5, 6],
+    ]
     assert rows.column("topic") == ["a", "b", "a"] and rows.column("n") == [1, 2, 1]
     assert set(rows.column("model")) == {model.fingerprint} and len(model.fingerprint) == 16
     assert rows.column("parents")[0] == ["real/0"]
     packed = pack_tokens(rows, 32, tokenizer)
     assert packed.targets == rows.token_count
-    clash = generate(model, [Request(0, np.array([5]), columns={"text": "given", "own": 3})], SamplingConfig(max_tokens=2, batch=1))
+    clash = generate(
+        model, [Request(0, np.array([5]), columns={"text": "given", "own": 3})], SamplingConfig(max_tokens=2, batch=1)
+    )
     assert clash.column("source_text") == ["given"] and clash.column("own") == [3]
 
 

@@ -82,7 +82,7 @@ def test_reading_agrees_with_the_lazy_pattern_it_replaces():
 
 def test_reading_is_linear_in_what_a_model_wrote():
     """Eight fields and text that never ends the form: a backtracking pattern took half a minute on 320 words."""
-    template = Template("{q}", ", ".join("{%s}" % c for c in "abcdefgh") + ".")
+    template = Template("{q}", ", ".join(f"{{{c}}}" for c in "abcdefgh") + ".")
 
     def seconds(words):
         text = "word, " * words

@@ -193,7 +193,9 @@ def test_truncated_loss_leaves_out_what_the_model_is_sure_of():
     gradient = np.asarray(jax.grad(lambda x: sum_and_count(Causal(truncate=0.5), apply, x, batch)[0])(logits))
     assert (np.abs(gradient[~kept]).max() == 0) and (np.abs(gradient[kept]).max(axis=-1) > 0).all()
     whole = sum_and_count(causal, apply, logits, batch)
-    assert float(sum_and_count(Causal(truncate=1.0 - 1e-9), apply, logits, batch)[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+    assert float(sum_and_count(Causal(truncate=1.0 - 1e-9), apply, logits, batch)[0]) == pytest.approx(
+        float(whole[0]), rel=1e-5
+    )
 
 
 def test_a_weight_of_rows_is_their_weight_in_the_loss():

@@ -1,4 +1,5 @@
-"""A whole round with the Hugging Face Trainer and `generate` in one process: train, generate as many tokens, evaluate."""
+"""A whole round with the Hugging Face Trainer and `generate` in one process: train, generate as many tokens,
+evaluate."""
 
 import logging
 import os

@@ -1,4 +1,5 @@
-"""PyTorch training of the same model: eager or torch.compile by hand (SDPA, fused AdamW), or the Hugging Face Trainer."""
+"""PyTorch training of the same model: eager or torch.compile by hand (SDPA, fused AdamW), or the Hugging Face
+Trainer."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""A recipe of your own: a teacher writes, only its longest rows are kept, a student learns from them, round after round.
+"""A recipe of your own: a teacher writes, only its longest rows are kept, a student learns from them, round after
+round.
 
 PYTHONPATH=docs/examples recursive-jax run docs/examples/own_recipe.yaml --workdir runs/longest
 """

@@ -1,7 +1,8 @@
-"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | lab | import | export | doctor.
+"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | lab | import | export |
+doctor.
 
-A command is a file here and a line in `COMMANDS`: it has HELP, EXAMPLE, `arguments(parser)` and `run(args) -> exit code`.
-"""
+A command is a file here and a line in `COMMANDS`: it has HELP, EXAMPLE, `arguments(parser)` and `run(args) -> exit
+code`."""
 
 from __future__ import annotations
 
@@ -73,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """key=value words may stand anywhere, before and between the others too; argparse sees what is left. Which options take
-    a value, and so the word behind them, the parser itself says."""
+    """key=value words may stand anywhere, before and between the others too; argparse sees what is left. Which options
+    take a value, and so the word behind them, the parser itself says."""
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices

@@ -28,7 +28,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "family",
         metavar="FAMILY",
-        help="gaussian, categorical, mixture, poisson, kde, regression, classifier, ngram, vae, transformer; or a YAML of configs/lab",
+        help="gaussian, categorical, mixture, poisson, kde, regression, classifier, ngram, vae, transformer; or a YAML "
+        "of configs/lab",
     )
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options; docs/lab.md has them all")
     p.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V", help="run every value; repeat for a grid")

@@ -18,5 +18,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if not hasattr(config, "rounds"):
-        raise InputError(f"`train` trains the first model before rounds begin, and recipe={config.recipe} has none; use `run`")
+        raise InputError(
+            f"`train` trains the first model before rounds begin, and recipe={config.recipe} has none; use `run`"
+        )
     return run_config(config.model_copy(update={"rounds": config.rounds.model_copy(update={"count": 0})}), args)

@@ -10,10 +10,9 @@ from recursive_jax.errors import InputError
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, float]:
     """confidence: probability given to the answer, in [0, 1]; correct: whether it was right.
 
-    `ece`: mean over equal bins of |accuracy - confidence|, weighted by rows (arXiv:1706.04599); `ece_null`: what a perfectly
-    calibrated model would show with as many rows, from the mean absolute error of a binomial share, sqrt(2 c (1 - c) / pi n);
-    `brier`: mean squared error; `confident_wrong`: share of rows wrong with more than 0.9.
-    """
+    `ece`: mean over equal bins of |accuracy - confidence|, weighted by rows (arXiv:1706.04599); `ece_null`: what a
+    perfectly calibrated model would show with as many rows, from the mean absolute error of a binomial share, sqrt(2 c
+    (1 - c) / pi n); `brier`: mean squared error; `confident_wrong`: share of rows wrong with more than 0.9."""
     confidence, correct = np.asarray(confidence, np.float64).ravel(), np.asarray(correct, np.float64).ravel()
     if len(confidence) != len(correct) or not len(correct):
         raise InputError(

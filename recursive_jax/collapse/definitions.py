@@ -15,8 +15,8 @@ Series = Mapping[str, Sequence[Measurement]]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """answer: yes, no, not measured. first: the first round that left the null's band. lead: of a warning, rounds before the
-    risk left its own."""
+    """answer: yes, no, not measured. first: the first round that left the null's band. lead: of a warning, rounds
+    before the risk left its own."""
 
     name: str
     question: str
@@ -119,7 +119,8 @@ def _catastrophe(series: Series, risk: str | None) -> Finding:
 
 
 def _divergence(series: Series, risk: str | None) -> Finding:
-    """Linear growth against the bounded growth of accumulation, sum of 1/i^2 (arXiv:2404.01413): whichever fits better."""
+    """Linear growth against the bounded growth of accumulation, sum of 1/i^2 (arXiv:2404.01413): whichever fits
+    better."""
     question = "Does the risk grow without bound, rather than levelling off?"
     if risk is None or len(series[risk]) < 4:
         need = "four rounds" if risk else f"one of: {', '.join(RISK)}"
@@ -134,7 +135,10 @@ def _divergence(series: Series, risk: str | None) -> Finding:
     error = np.sqrt(errors["linear"][0] / (len(y) - 2) / ((k - k.mean()) ** 2).sum())
     grows = slope > 4 * error and _first(series, risk, ("higher",)) is not None
     answer = "yes" if grows and errors["linear"][0] < errors["bounded"][0] else "no"
-    evidence = f"{risk}: slope {slope:.3g} +- {error:.2g} a round; squared error linear {errors['linear'][0]:.3g}, bounded {errors['bounded'][0]:.3g}"
+    evidence = (
+        f"{risk}: slope {slope:.3g} +- {error:.2g} a round; squared error linear {errors['linear'][0]:.3g}, bounded "
+        f"{errors['bounded'][0]:.3g}"
+    )
     return Finding("risk diverges", question, answer, evidence)
 
 
@@ -147,8 +151,8 @@ SIGNS = (
 
 
 def warnings(series: Series) -> tuple[Finding, ...]:
-    """Precursors (arXiv:2605.14588): each with the round in which it first left its band for good, and its lead over the
-    risk."""
+    """Precursors (arXiv:2605.14588): each with the round in which it first left its band for good, and its lead over
+    the risk."""
     risk = _risk(series)
     failure = _first(series, risk, ("higher",)) if risk else None
     found = []

@@ -60,8 +60,8 @@ def sliced_wasserstein(x_ND: np.ndarray, y_MD: np.ndarray, directions: int = 128
 
 
 def zipf_exponent(counts: np.ndarray) -> float:
-    """Maximum likelihood of s in p(rank) ~ rank^-s over the ranks that occur: the s at which the mean log rank is what the
-    distribution expects. NaN for fewer than two types."""
+    """Maximum likelihood of s in p(rank) ~ rank^-s over the ranks that occur: the s at which the mean log rank is what
+    the distribution expects. NaN for fewer than two types."""
     counts = np.sort(np.asarray(counts, np.float64)[np.asarray(counts) > 0])[::-1]
     if len(counts) < 2:
         return float("nan")

@@ -63,7 +63,8 @@ def repetition(rows: Sequence[np.ndarray], n: int, vocab: int) -> float:
 
 
 def sample_statistics(rows: Sequence[np.ndarray], vocab: int, budget: int) -> dict[str, float]:
-    """Entropies, distinct-n, exact self-BLEU, Zipf exponent, repetition and lengths of rows (token ids), at `budget` tokens."""
+    """Entropies, distinct-n, exact self-BLEU, Zipf exponent, repetition and lengths of rows (token ids), at `budget`
+    tokens."""
     taken = take_budget(rows, budget)
     lengths = np.array([len(r) for r in rows], np.float64)
     stats: dict[str, float] = {"tokens_counted": float(sum(map(len, taken)))}

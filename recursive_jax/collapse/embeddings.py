@@ -62,8 +62,8 @@ def _moments(x_ND):
 
 def frechet(generated: Any, real: Any) -> float:
     """Squared Frechet distance of the Gaussians fitted to two clouds (FID where the features are Inception's,
-    arXiv:1706.08500): |dm|^2 + tr(S1 + S2 - 2 (S1^.5 S2 S1^.5)^.5). Biased upwards by about (2 D + D (D + 1) / 2) / N for
-    equal clouds: compare at one N, or use `frechet_unbiased`. Raises InputError as `vectors` does."""
+    arXiv:1706.08500): |dm|^2 + tr(S1 + S2 - 2 (S1^.5 S2 S1^.5)^.5). Biased upwards by about (2 D + D (D + 1) / 2) / N
+    for equal clouds: compare at one N, or use `frechet_unbiased`. Raises InputError as `vectors` does."""
     generated, real = _pair(generated, real)
     return float(_frechet(*_moments(generated), *_moments(real)))
 
@@ -92,7 +92,8 @@ def frechet_unbiased(generated: Any, real: Any, seed: int = 0, points: int = 5) 
 
 
 def kernel_distance(generated: Any, real: Any) -> float:
-    """Unbiased squared MMD with the kernel (x y / D + 1)^3 (KID, arXiv:1801.01401). May be negative for equal clouds."""
+    """Unbiased squared MMD with the kernel (x y / D + 1)^3 (KID, arXiv:1801.01401). May be negative for equal
+    clouds."""
     generated, real = _pair(generated, real)
     total = 0.0
     for x, y, sign in ((generated, generated, 1), (real, real, 1), (generated, real, -2)):
@@ -131,9 +132,9 @@ def log_det_difference(generated: Any, real: Any, ridge: float = 1e-6) -> float:
 
 
 def vendi(x: Any, order: float = 1.0) -> float:
-    """Vendi score of order q with the cosine kernel: exp of the Renyi entropy of the eigenvalues of K / N, the effective
-    number of different rows (arXiv:2210.02410, 2310.12952). q = inf: one over the largest. From the smaller of the N x N
-    and the D x D matrix: they share their eigenvalues. Rows of zeros raise InputError."""
+    """Vendi score of order q with the cosine kernel: exp of the Renyi entropy of the eigenvalues of K / N, the
+    effective number of different rows (arXiv:2210.02410, 2310.12952). q = inf: one over the largest. From the smaller
+    of the N x N and the D x D matrix: they share their eigenvalues. Rows of zeros raise InputError."""
     x = vectors(x, "rows", 1)
     norm_N1 = np.linalg.norm(x, axis=1, keepdims=True)
     if (norm_N1 == 0).any():
@@ -220,7 +221,8 @@ def _squares(x_ND, y_MD):
 
 @functools.partial(_on_device, static=("k",))
 def _kth(x_BD, index_B, y_ND, k):
-    """Where there are many rows, the k-th smallest is looked for in the k stripes with the smallest minima, which hold it."""
+    """Where there are many rows, the k-th smallest is looked for in the k stripes with the smallest minima, which hold
+    it."""
     away_BN = _squares(x_BD, y_ND).at[jnp.arange(len(index_B)), index_B].set(jnp.inf)
     B, N = away_BN.shape
     if N > 4 * STRIPE * k:

@@ -56,9 +56,9 @@ def _program(network: Network):
     def parts(params, tables, tokens, segments, states):
         meshes.TRACES["exact_kl"] += 1
         logits_BTV = network.apply(params, tokens[:, :-1], segments[:, :-1])
-        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", None, None))[..., : network.vocab]
+        logits_BTV = jax.reshard(logits_BTV, meshes.spec("batch", "time", None))[..., : network.vocab]
         known_BT = states >= 0
-        row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", None, None))
+        row = lambda table: table.at[jnp.maximum(states, 0)].get(out_sharding=meshes.spec("batch", "time", None))
         p_BTV, logits_BTV = row(tables["p"]), logits_BTV.astype(jnp.float32)
         parts_BT4 = kl_parts(logits_BTV, p_BTV, row(tables["syn"]), row(tables["sem"]))
         true_BTV = p_BTV > 0
@@ -78,8 +78,8 @@ def _program(network: Network):
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A model's answers at the prefixes of N true rows: `[N, T, 4 + 10 + 3]` as `_program` gives them (float64), 0 where a row
-    has ended; the rows' tokens (start token first) and the states of the grammar, -1 there."""
+    """A model's answers at the prefixes of N true rows: `[N, T, 4 + 10 + 3]` as `_program` gives them (float64), 0
+    where a row has ended; the rows' tokens (start token first) and the states of the grammar, -1 there."""
 
     found_NTX: np.ndarray
     tokens: np.ndarray
@@ -130,16 +130,15 @@ def judge(model: Model, language: Language, rows: Sequence[np.ndarray]) -> Judge
 def exact_kl(
     model: Model, language: Language, rows: Sequence[np.ndarray], base: Judged | None = None
 ) -> dict[str, Any]:
-    """Means per token over the prefixes of true rows (nats): `kl_total` and its four parts, each with its standard error over
-    rows (`*_stderr`). base: another model's answers to the same rows; then `*_change_stderr` is the error of the
-    difference to it, row by row, which is much smaller.
+    """Means per token over the prefixes of true rows (nats): `kl_total` and its four parts, each with its standard
+    error over rows (`*_stderr`). base: another model's answers to the same rows; then `*_change_stderr` is the error of
+    the difference to it, row by row, which is much smaller.
 
-    `kl_dist_deciles`: the distributional part by frequency decile of the truth's tokens (their sum is `kl_dist`; one may
-    be negative). `calibration_error`: mean gap between the model's largest probability and the truth's probability of the
-    same token: no binning. `confident_wrong`: share of prefixes where the model gives more than 0.9 to a token that cannot
-    come. `knowledge`: mean probability of the right value of a fact, and `knowledge_deciles` by how often its entity is
-    spoken of (None where no row has one). `anchor_entropy`: of the model's next token.
-    """
+    `kl_dist_deciles`: the distributional part by frequency decile of the truth's tokens (their sum is `kl_dist`; one
+    may be negative). `calibration_error`: mean gap between the model's largest probability and the truth's probability
+    of the same token: no binning. `confident_wrong`: share of prefixes where the model gives more than 0.9 to a token
+    that cannot come. `knowledge`: mean probability of the right value of a fact, and `knowledge_deciles` by how often
+    its entity is spoken of (None where no row has one). `anchor_entropy`: of the model's next token."""
     judged = judge(model, language, rows)
     means_X = judged.sums_NX.sum(0) / judged.counts_N.sum()
     columns = {"kl_total": slice(0, 4), **{part: slice(i, i + 1) for i, part in enumerate(PARTS)}}
@@ -161,7 +160,8 @@ def exact_kl(
 
 
 def _knowledge(language: Language, tokens: np.ndarray, states: np.ndarray, kl_NT: np.ndarray) -> dict[str, Any]:
-    """Before a fact's value the truth is certain, so KL there is -log q(value). The entity are the two tokens before `is`."""
+    """Before a fact's value the truth is certain, so KL there is -log q(value). The entity are the two tokens before
+    `is`."""
     values = [a for a, state in enumerate(language.states) if state[0] == "VALUE"]
     n, t = np.nonzero(np.isin(states, values))
     n, t = n[t >= 2], t[t >= 2]
@@ -181,9 +181,10 @@ def _knowledge(language: Language, tokens: np.ndarray, states: np.ndarray, kl_NT
 
 
 def oracle_kl(language: Language, rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """What sampling alone loses: `kl_oracle`, the KL per token from the truth to the exact fit of the grammar to the rows, half
-    a count added to every token the truth allows (else one lost word would make it infinite); `kl_oracle_null`, the first
-    order of what rows of the truth itself give, d / 2N for d free parameters (each state's, at its own count)."""
+    """What sampling alone loses: `kl_oracle`, the KL per token from the truth to the exact fit of the grammar to the
+    rows, half a count added to every token the truth allows (else one lost word would make it infinite);
+    `kl_oracle_null`, the first order of what rows of the truth itself give, d / 2N for d free parameters (each state's,
+    at its own count)."""
     fit = language.fitted(rows, smoothing=0.5)
     tokens = sum(map(len, rows))
     null = language.free_parameters / (2 * tokens)
@@ -198,8 +199,8 @@ def padding_id(model: Model, language: Language) -> int:
 
 def right_rows(language: Language, rows: Sequence[np.ndarray], level: str = "facts") -> np.ndarray:
     """Whether no token of a row that begins a document is wrong: bool `[N]`. level: `syntax` asks for the form alone,
-    `semantics` for agreement and selection too, `facts` for everything. A row cut in a sentence is judged as far as it goes.
-    """
+    `semantics` for agreement and selection too, `facts` for everything. A row cut in a sentence is judged as far as it
+    goes."""
     if not rows:
         return np.zeros(0, bool)
     wrong = {"syntax": SYNTAX_ERROR, "semantics": SEMANTIC_ERROR, "facts": FACT_ERROR}[level]
@@ -211,7 +212,8 @@ def right_rows(language: Language, rows: Sequence[np.ndarray], level: str = "fac
 
 @dataclasses.dataclass(frozen=True)
 class GrammarVerifier:
-    """For `Rule`: whether the grammar of the embedded language of a config calls a row right, at a level (see `right_rows`)."""
+    """For `Rule`: whether the grammar of the embedded language of a config calls a row right, at a level (see
+    `right_rows`)."""
 
     language: LanguageConfig
     level: str = "facts"

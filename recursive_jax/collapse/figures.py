@@ -53,8 +53,8 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
 
 
 def curves(panels: Sequence[tuple[str, Mapping[str, Mapping[str, Sequence[float]]]]], columns: int = 3) -> Any:
-    """One panel for each (title, {line: {"x", "y", "low", "high", "null_lo", "null_hi", "expected"}}): the line, its interval
-    as a band, its null as a grey one, what theory expects dashed. A title's second line says the unit."""
+    """One panel for each (title, {line: {"x", "y", "low", "high", "null_lo", "null_hi", "expected"}}): the line, its
+    interval as a band, its null as a grey one, what theory expects dashed. A title's second line says the unit."""
     rows = -(-len(panels) // columns)
     figure, axes = _canvas(rows, columns, (3.1 * columns, 2.4 * rows))
     for axis, (title, lines) in zip(axes.flat, panels, strict=False):

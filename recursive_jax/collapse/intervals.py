@@ -1,5 +1,5 @@
-"""Error bars and verdicts. A metric is computed on G disjoint groups of equal size, so that its value does not depend on how
-much there was to count, and so that the groups tell how far chance alone moves it."""
+"""Error bars and verdicts. A metric is computed on G disjoint groups of equal size, so that its value does not depend
+on how much there was to count, and so that the groups tell how far chance alone moves it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RESAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """value: mean over `n` groups; ci_lo, ci_hi: its 95% bootstrap interval; null_lo, null_hi: where it would lie, with the
-    chosen confidence, if the samples came from the reference (None: no null). verdict: `same`, `higher`, `lower`, or
-    `untested`. value None: it is not defined, and `why` says what for."""
+    """value: mean over `n` groups; ci_lo, ci_hi: its 95% bootstrap interval; null_lo, null_hi: where it would lie, with
+    the chosen confidence, if the samples came from the reference (None: no null). verdict: `same`, `higher`, `lower`,
+    or `untested`. value None: it is not defined, and `why` says what for."""
 
     value: float | None
     n: int = 0
@@ -37,8 +37,8 @@ class Measurement:
 
 
 def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean of independent values; widened by sqrt(n / (n - 1)), since few values resample too
-    narrowly."""
+    """Percentile interval of the mean of independent values; widened by sqrt(n / (n - 1)), since few values resample
+    too narrowly."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return math.nan, math.nan
@@ -51,8 +51,9 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) 
 def measured(
     values: Sequence[float], null: Sequence[float] = (), confidence: float = 0.99, seed: int = 0
 ) -> Measurement:
-    """A metric's values on the groups of a sample, beside those on the groups of the reference itself. The band of the null
-    is Welch's: the reference's mean, plus and minus the t quantile times the error of a difference of the two means."""
+    """A metric's values on the groups of a sample, beside those on the groups of the reference itself. The band of the
+    null is Welch's: the reference's mean, plus and minus the t quantile times the error of a difference of the two
+    means."""
     values, null = np.asarray(values, np.float64), np.asarray(null, np.float64)
     if not len(values) or not np.isfinite(values).all():
         return Measurement(None, len(values), why="not a finite number on every group")

@@ -24,8 +24,8 @@ def rows_per_batch(model: Model, count: int, length: int | None = None) -> int:
 
 
 def rows_to_batch(rows: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real, 0
-    padding)."""
+    """Rows without start token -> tokens `[N, T + 1]`, T at most the context (start token first) and segments (1 real,
+    0 padding)."""
     rows = [np.concatenate([[model.tokenizer.bos], r]) for r in rows]
     longest = max([2, *(len(r) - 1 for r in rows)])
     # Few widths, so that few programs are compiled, and none much wider than the rows.

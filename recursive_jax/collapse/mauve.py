@@ -63,7 +63,8 @@ def principal(x_ND: np.ndarray, share: float) -> np.ndarray:
 
 
 def kmeans(x_ND: np.ndarray, k: int, seed: int = 0, iterations: int = 100, starts: int = 3) -> np.ndarray:
-    """Cluster of each row: Lloyd's iterations from k-means++ (Arthur and Vassilvitskii 2007), the best of several starts."""
+    """Cluster of each row: Lloyd's iterations from k-means++ (Arthur and Vassilvitskii 2007), the best of several
+    starts."""
     rng, best = np.random.default_rng(seed), (np.inf, np.zeros(len(x_ND), np.int64))
     k = min(k, len(x_ND))
     for _ in range(starts):

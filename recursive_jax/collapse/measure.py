@@ -43,7 +43,9 @@ class Yardstick:
     @classmethod
     def of(cls, world: World, reference: Model, config: EvaluateConfig) -> Yardstick:
         held_out = world.held_out.tokens()[: config.rows]
-        truth = world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), reference.vocab)
+        truth = (
+            world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), reference.vocab)
+        )
         losses = token_losses(reference, held_out)
         judged = judge(reference, world.language, held_out) if world.language else None
         return cls(held_out, truth, reference, world, losses, judged)
@@ -52,8 +54,9 @@ class Yardstick:
 def measure(
     model: Model, samples: Dataset, yardstick: Yardstick, config: EvaluateConfig, training: Dataset | None = None
 ) -> dict[str, Any]:
-    """Metrics of `model` and of `samples` drawn from it; training: what it was trained on, for what sampling alone loses. Nats unless the name says otherwise; floats, or lists for the
-    histogram (`ppl_hist_under_gen0`, bins in `ppl_hist_edges`, log-perplexity) and the deciles."""
+    """Metrics of `model` and of `samples` drawn from it; training: what it was trained on, for what sampling alone
+    loses. Nats unless the name says otherwise; floats, or lists for the histogram (`ppl_hist_under_gen0`, bins in
+    `ppl_hist_edges`, log-perplexity) and the deciles."""
     losses = token_losses(model, yardstick.held_out)
     ce, ce_stderr = cross_entropy(losses)
     metrics: dict[str, Any] = {"ce_real": ce, "ce_real_stderr": ce_stderr, "ppl_real": float(np.exp(ce))}

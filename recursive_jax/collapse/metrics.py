@@ -1,6 +1,6 @@
-"""The table of metrics: what a number is called, what it is in, and in which direction something is lost. Report, status and
-profile read it; a new metric is a line here and the function that computes it. One that is not here is shown by its name.
-"""
+"""The table of metrics: what a number is called, what it is in, and in which direction something is lost. Report,
+status and profile read it; a new metric is a line here and the function that computes it. One that is not here is shown
+by its name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """loss: the direction in which something is lost: `higher`, `lower` or `either`. unit: empty for shares and counts.
-    panel: its chart in the report has this place, 0: none. headline: its column in `status` has this place, 0: none. note:
-    a line below the chart's title. needs: what it is computed from."""
+    panel: its chart in the report has this place, 0: none. headline: its column in `status` has this place, 0: none.
+    note: a line below the chart's title. needs: what it is computed from."""
 
     name: str
     title: str
@@ -28,7 +28,14 @@ METRICS: dict[str, Metric] = {
     for m in (
         Metric("accuracy", "Right answers", "lower", "", 0, 1, "share of held-out rows with every field right", "task"),
         Metric(
-            "format", "Well-formed answers", "lower", "", 0, 2, "share that has the completion's form and ends by itself", "task"
+            "format",
+            "Well-formed answers",
+            "lower",
+            "",
+            0,
+            2,
+            "share that has the completion's form and ends by itself",
+            "task",
         ),
         Metric(
             "ce_task",
@@ -114,7 +121,9 @@ METRICS: dict[str, Metric] = {
         Metric("js_1gram", "Jensen-Shannon of unigrams, nats", "higher", "nats", needs="rows, real rows"),
         Metric("tv_1gram", "total variation of unigrams", "higher", needs="rows, real rows"),
         Metric("variance_ratio", "variance over the real one", "lower", needs="vectors"),
-        Metric("logdet_diff", "log-determinant against the real one, nats per feature", "lower", "nats", needs="vectors"),
+        Metric(
+            "logdet_diff", "log-determinant against the real one, nats per feature", "lower", "nats", needs="vectors"
+        ),
         Metric("frechet", "Frechet distance", "higher", needs="vectors"),
         Metric("kid", "kernel distance (KID)", "higher", needs="vectors"),
         Metric("wasserstein_sliced", "sliced Wasserstein-1", "higher", needs="vectors"),

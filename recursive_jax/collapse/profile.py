@@ -1,5 +1,5 @@
-"""`collapse_profile`: anyone's samples, round by round, against real data: every metric with its interval, its null and a
-verdict; the definitions of collapse in use side by side; early warnings with their lead."""
+"""`collapse_profile`: anyone's samples, round by round, against real data: every metric with its interval, its null and
+a verdict; the definitions of collapse in use side by side; early warnings with their lead."""
 
 from __future__ import annotations
 
@@ -91,20 +91,21 @@ def collapse_profile(
 ) -> Profile:
     """Measures what each round's samples lost against `reference`.
 
-    rounds: one sample of each round, as a list or as {name: sample}; or a single sample. A sample is a list of texts, of
-    token-id arrays, a `Dataset`, the path of a .parquet, .jsonl or .txt file (a `text` column or key, or one text on each line),
-    or an array `[rows, ...]` of numbers: embeddings or images. reference: real data of the same kind.
+    rounds: one sample of each round, as a list or as {name: sample}; or a single sample. A sample is a list of texts,
+    of token-id arrays, a `Dataset`, the path of a .parquet, .jsonl or .txt file (a `text` column or key, or one text on
+    each line), or an array `[rows, ...]` of numbers: embeddings or images. reference: real data of the same kind.
 
     logprobs: for each round, log p (nats) of the reference's rows under that round's model: an array or a list of
-    per-token arrays; adds `ce_real`. reference_logprobs: the same under the round-0 model, its null. models: the rounds'
-    models, instead of logprobs, for token ids or texts of their tokenizer; the first is round 0.
-    encoder: texts -> `[rows, features]`, or a `Model` whose states are averaged, `load_model("minilm")` for one: adds the
-    metrics of vectors for texts. scaling: (sizes `[S]`, risks `[rounds + 1, S]`) of models trained on S amounts of data, round 0
-    first: adds `scaling_exponent` (see `scaling.scaling_exponents`). tokenizer: `encode(text) -> ids`; default: words and punctuation marks.
+    per-token arrays; adds `ce_real`. reference_logprobs: the same under the round-0 model, its null. models: the
+    rounds' models, instead of logprobs, for token ids or texts of their tokenizer; the first is round 0. encoder: texts
+    -> `[rows, features]`, or a `Model` whose states are averaged, `load_model("minilm")` for one: adds the metrics of
+    vectors for texts. scaling: (sizes `[S]`, risks `[rounds + 1, S]`) of models trained on S amounts of data, round 0
+    first: adds `scaling_exponent` (see `scaling.scaling_exponents`). tokenizer: `encode(text) -> ids`; default: words
+    and punctuation marks.
 
-    Every metric is the mean over `groups` disjoint groups of `budget` tokens (vectors: rows) each, of the same size for all
-    samples and the reference; default: what the smallest of them allows. The null of a metric is the reference's own groups,
-    each against the rest of the reference. A verdict is given outside its `confidence` band.
+    Every metric is the mean over `groups` disjoint groups of `budget` tokens (vectors: rows) each, of the same size for
+    all samples and the reference; default: what the smallest of them allows. The null of a metric is the reference's
+    own groups, each against the rest of the reference. A verdict is given outside its `confidence` band.
 
     Raises InputError for samples that are empty, of another kind than the reference, hold NaN, or are too few for four
     groups.
@@ -206,7 +207,9 @@ class _Plan:
             )
         return found
 
-    def _values(self, sample, real, metrics: Sequence[Measured], leave_out: bool = False) -> dict[str, list[float] | str]:
+    def _values(
+        self, sample, real, metrics: Sequence[Measured], leave_out: bool = False
+    ) -> dict[str, list[float] | str]:
         """For each metric its value on every group, or why there is none. A group is always compared with the reference
         less one group, so that samples and reference are treated alike."""
         parts = sample.groups(self.groups, self.size, self.seed)
@@ -246,8 +249,8 @@ def _scored(models: Sequence[Any], real: Texts) -> tuple[list[list[np.ndarray]],
 
 
 def _likelihoods(found, logprobs, reference_logprobs, confidence: float) -> None:
-    """`ce_real`: nats per token (per row, where rows come as sums). The null is round 0 on the same rows, so the band is that of
-    the paired difference: what sampling of the rows moves."""
+    """`ce_real`: nats per token (per row, where rows come as sums). The null is round 0 on the same rows, so the band
+    is that of the paired difference: what sampling of the rows moves."""
     if len(logprobs) != len(found):
         raise InputError(f"logprobs: {len(found)} rounds are wanted, there are {len(logprobs)}")
     first = None if reference_logprobs is None else _losses(reference_logprobs, "reference_logprobs")

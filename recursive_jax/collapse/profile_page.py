@@ -16,7 +16,8 @@ CSS = """
 @media(prefers-color-scheme:dark){:root{--soft:#a0a0a8;--line:#3a3a40;--bad:#ee8a73;--card:#1d1d21}}
 body{font:15px/1.5 system-ui,sans-serif;margin:0}main{max-width:1080px;margin:2rem auto;padding:0 1.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px}
-td,th{padding:.28rem .7rem;border-bottom:1px solid var(--line);text-align:right}td:first-child,th:first-child{text-align:left}
+td,th{padding:.28rem .7rem;border-bottom:1px solid var(--line);text-align:right}
+td:first-child,th:first-child{text-align:left}
 .soft{color:var(--soft)}.out{color:var(--bad);font-weight:600}.left{text-align:left}.scroll{overflow-x:auto}
 figure{margin:1rem 0;background:#fff;border-radius:8px;padding:.5rem}figure svg{width:100%;height:auto}
 """
@@ -83,10 +84,14 @@ def findings_table(profile: Any) -> str:
             else f"round {f.first}" + (f", {f.lead} before the risk" if f.lead is not None else "")
         )
         lines.append(
-            f"<tr><td title='{html.escape(f.question)}'>{f.name}</td><td class='left {'out' if f.answer == 'yes' else ''}'>"
+            f"<tr><td title='{html.escape(f.question)}'>{f.name}</td><td class='left "
+            f"{'out' if f.answer == 'yes' else ''}'>"
             f"{f.answer}</td><td class=left>{when}</td><td class='left soft'>{html.escape(f.evidence)}</td></tr>"
         )
-    head = "<tr><th>definition or sign</th><th class=left>answer</th><th class=left>from</th><th class=left>evidence</th></tr>"
+    head = (
+        "<tr><th>definition or sign</th><th class=left>answer</th><th class=left>from</th><th "
+        "class=left>evidence</th></tr>"
+    )
     return f"<div class=scroll><table>{head}{''.join(lines)}</table></div>"
 
 
@@ -96,10 +101,13 @@ def _page(profile: Any, picture: str) -> str:
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Collapse profile</title><style>{CSS}</style></head><body><main><h1>Collapse profile</h1>"
-        f"<p class=soft>Every number is the mean over {s['groups']} disjoint groups of {size} each, its interval a 95% bootstrap "
-        f"over the groups. The null band is where the number would lie with {s['confidence']:.0%} confidence if the samples "
+        f"<p class=soft>Every number is the mean over {s['groups']} disjoint groups of {size} each, its interval a 95% "
+        "bootstrap "
+        f"over the groups. The null band is where the number would lie with {s['confidence']:.0%} confidence if the "
+        "samples "
         "came from the reference: the reference's own groups, measured in the same way. Marked values lie outside.</p>"
-        f"{verdict_table(profile)}<h2>Is it collapse?</h2><p class=soft>The definitions in use (arXiv:2503.03150), from these "
+        f"{verdict_table(profile)}<h2>Is it collapse?</h2><p class=soft>The definitions in use (arXiv:2503.03150), "
+        "from these "
         f"measurements, and the signs that come before.</p>{findings_table(profile)}<h2>Round by round</h2>{picture}"
         "</main></body></html>\n"
     )

@@ -1,4 +1,5 @@
-"""The exponent with which more data helps, round by round: whether recursion changed the scaling law (arXiv:2402.07043)."""
+"""The exponent with which more data helps, round by round: whether recursion changed the scaling law
+(arXiv:2402.07043)."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from recursive_jax.errors import InputError
 def scaling_exponents(sizes: Any, risks: Any, confidence: float = 0.99) -> list[Measurement]:
     """a in risk ~ size^-a, by least squares on logarithms, of rounds 1 .. K beside round 0.
 
-    sizes: `[S]` amounts of data, three at least. risks: `[K + 1, S]` or with replicates `[K + 1, S, R]`, round 0 first; what is
-    above its floor (a KL, an excess risk, a cross-entropy less the entropy), so positive. The interval is the line's (95%);
-    the band of the null is that of a difference from round 0's exponent.
+    sizes: `[S]` amounts of data, three at least. risks: `[K + 1, S]` or with replicates `[K + 1, S, R]`, round 0 first;
+    what is above its floor (a KL, an excess risk, a cross-entropy less the entropy), so positive. The interval is the
+    line's (95%); the band of the null is that of a difference from round 0's exponent.
 
     Raises InputError for fewer sizes, other shapes, and risks that are not positive numbers.
     """

@@ -10,8 +10,8 @@ from recursive_jax.errors import InputError
 
 
 def dense_ngrams(rows: Sequence[np.ndarray], longest: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(n, id of each n-gram, row it stands in) for n = 1 .. longest. Equal n-grams have equal ids below 2^31, whatever the
-    vocabulary: an n-gram is the pair (its first n - 1 tokens, the last one), numbered anew for each n."""
+    """(n, id of each n-gram, row it stands in) for n = 1 .. longest. Equal n-grams have equal ids below 2^31, whatever
+    the vocabulary: an n-gram is the pair (its first n - 1 tokens, the last one), numbered anew for each n."""
     lengths = np.array([len(r) for r in rows])
     tokens = np.concatenate([np.asarray(r, np.int64) for r in rows]) if lengths.sum() else np.empty(0, np.int64)
     row = np.repeat(np.arange(len(rows)), lengths)
@@ -28,19 +28,18 @@ def dense_ngrams(rows: Sequence[np.ndarray], longest: int) -> Iterator[tuple[int
 
 
 def self_bleu(rows: Sequence[np.ndarray], longest: int = 4) -> np.ndarray:
-    """BLEU of each row with all other rows as references (arXiv:1802.01886), float64 `[rows]`: uniform weights over n = 1 ..
-    `longest`, 0.1 in place of a zero numerator (NLTK's `method1`), brevity against the closest length. Raises InputError
-    for fewer than two rows."""
+    """BLEU of each row with all other rows as references (arXiv:1802.01886), float64 `[rows]`: uniform weights over n =
+    1 .. `longest`, 0.1 in place of a zero numerator (NLTK's `method1`), brevity against the closest length. Raises
+    InputError for fewer than two rows."""
     return bleu(*precisions(rows, longest), longest)
 
 
 def precisions(rows: Sequence[np.ndarray], longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """(log of the clipped n-gram precisions of each row against all others `[longest, rows]`, brevity penalty `[rows]`; 0
-    for a row that shares no token with another).
+    """(log of the clipped n-gram precisions of each row against all others `[longest, rows]`, brevity penalty `[rows]`;
+    0 for a row that shares no token with another).
 
-    An n-gram counts at most as often as in the reference that has it most often. For all rows but the one that alone has
-    the most, that is the largest count of any row; for that one, the second largest.
-    """
+    An n-gram counts at most as often as in the reference that has it most often. For all rows but the one that alone
+    has the most, that is the largest count of any row; for that one, the second largest."""
     if len(rows) < 2:
         raise InputError(f"self-BLEU compares rows with each other: at least 2 are wanted, there are {len(rows)}")
     R, lengths = len(rows), np.array([len(r) for r in rows])

@@ -1,8 +1,7 @@
 """The metric suite: what a group of samples is asked, for texts (token ids), for vectors, and for log-probabilities.
 
-Each metric is a function of a group of generated rows and of the real rows it is compared with. One that is not defined for
-what it is given raises InputError.
-"""
+Each metric is a function of a group of generated rows and of the real rows it is compared with. One that is not defined
+for what it is given raises InputError."""
 
 from __future__ import annotations
 
@@ -67,7 +66,8 @@ def _lost(group: Counts, real: Counts) -> float:
 
 
 def _rank_drift(group: Counts, real: Counts) -> float:
-    """Mean over the ten frequency deciles of the real types of |log share in the group - log share in the real rows|."""
+    """Mean over the ten frequency deciles of the real types of |log share in the group - log share in the real
+    rows|."""
     order = np.argsort(-real.types_V, kind="stable")[: int((real.types_V > 0).sum())]
     parts = [p for p in np.array_split(order, 10) if len(p)]
     share = lambda c: np.array([c.types_V[p].sum() + 0.5 for p in parts]) / (c.types_V.sum() + 0.5 * len(parts))

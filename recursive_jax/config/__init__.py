@@ -1,4 +1,5 @@
-"""The sections that configs are put together from, and how they are read. What a whole config holds, its recipe says."""
+"""The sections that configs are put together from, and how they are read. What a whole config holds, its recipe
+says."""
 
 from recursive_jax.config.data import DataConfig, LanguageConfig, TaskConfig
 from recursive_jax.config.devices import MeshConfig

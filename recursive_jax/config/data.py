@@ -61,7 +61,8 @@ class TaskConfig(Section):
     validation: str | None = Field(None, description="held-out rows; else a share of `path`, drawn by the seed")
     holdout: float = Field(0.2, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
     stratify: str | None = Field(
-        None, description="field whose values are held out in equal shares; default: the completion's, if it names classes"
+        None,
+        description="field whose values are held out in equal shares; default: the completion's, if it names classes",
     )
     limit: PositiveInt | None = Field(None, description="learn from at most this many rows")
     prompt: str = Field("{prompt}", description="what the model reads; {field} is a row's field")

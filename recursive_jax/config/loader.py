@@ -41,9 +41,9 @@ def parse_section(
     where: str = "config",
     elsewhere: Callable[[str], str | None] = lambda key: None,
 ) -> Kind:
-    """`raw` with `key=value` overrides (dotted keys, YAML values) as a section. Raises one InputError with every problem:
-    unknown keys (with the nearest known one), wrong types, values out of range. elsewhere: says of an unknown key at the top
-    where it has a use, if it knows."""
+    """`raw` with `key=value` overrides (dotted keys, YAML values) as a section. Raises one InputError with every
+    problem: unknown keys (with the nearest known one), wrong types, values out of range. elsewhere: says of an unknown
+    key at the top where it has a use, if it knows."""
     merged = copy.deepcopy(dict(raw))
     for override in overrides:
         apply_override(merged, override, kind)
@@ -169,7 +169,9 @@ def all_keys(root: type[Section], prefix: str = "") -> list[str]:
         if inner is None:
             keys.append(prefix + name)
         else:
-            keys.extend(all_keys(inner, f"{prefix}{name}.<name>." if _is_dict(field.annotation) else f"{prefix}{name}."))
+            keys.extend(
+                all_keys(inner, f"{prefix}{name}.<name>." if _is_dict(field.annotation) else f"{prefix}{name}.")
+            )
     return keys
 
 

@@ -39,7 +39,8 @@ class RoundsConfig(Section):
 
 
 class FilterConfig(Section):
-    """A verifier that sees every generated row and keeps right ones at one rate, wrong ones at another (arXiv:2406.07515)."""
+    """A verifier that sees every generated row and keeps right ones at one rate, wrong ones at another
+    (arXiv:2406.07515)."""
 
     verifier: Literal["syntax", "semantics", "facts"] = Field(
         "facts",
@@ -50,7 +51,8 @@ class FilterConfig(Section):
 
 
 class ArmConfig(Section):
-    """One regime: what a round's student is trained on, by the names of the laboratory (arXiv:2404.01413, arXiv:2410.16713)."""
+    """One regime: what a round's student is trained on, by the names of the laboratory (arXiv:2404.01413,
+    arXiv:2410.16713)."""
 
     data: Literal["replace", "accumulate", "accumulate_subsample", "window"] = "replace"
     window: PositiveInt | None = Field(None, description="rounds kept when data is `window`; default: 2")

@@ -9,17 +9,23 @@ from typing import Any, ClassVar
 import pydantic
 from pydantic import model_validator
 
+from recursive_jax.identity import fingerprint
+
 
 class Section(pydantic.BaseModel):
     """Frozen, hashable, and refusing unknown keys.
 
-    HOW: keys that say how a result is made, not what it is (logging, memory, slots): they stand in no fingerprint, and may
-    change when a run goes on. RENAMED: old names of keys, which still work for one release and say the new one.
-    """
+    HOW: keys that say how a result is made, not what it is (logging, memory, slots): they stand in no fingerprint, and
+    may change when a run goes on. RENAMED: old names of keys, which still work for one release and say the new one."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
     HOW: ClassVar[frozenset[str]] = frozenset()
     RENAMED: ClassVar[dict[str, str]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the section by the keys that change a result and differ from their defaults."""
+        return fingerprint(self)
 
     @model_validator(mode="before")
     @classmethod
@@ -32,7 +38,10 @@ class Section(pydantic.BaseModel):
             if new != key:
                 if new in raw:
                     raise ValueError(f"{key} was renamed to {new}, and both are given")
-                _say_once(f"{cls.__name__.removesuffix('Config').lower()}.{key} was renamed to {new}; the old name goes with the next release")
+                _say_once(
+                    f"{cls.__name__.removesuffix('Config').lower()}.{key} was renamed to {new}; the old name goes with "
+                    "the next release"
+                )
             found[new] = value
         return found
 

@@ -45,6 +45,6 @@ class TrainConfig(Section):
 
 
 def row_length(asked: int | None, max_length: int) -> int:
-    """Positions of a packed row, the one place where this is decided: what is asked for, else all that the model reads, but
-    no more than DEFAULT_LENGTH (imported models read many thousands)."""
+    """Positions of a packed row, the one place where this is decided: what is asked for, else all that the model reads,
+    but no more than DEFAULT_LENGTH (imported models read many thousands)."""
     return asked or min(max_length, DEFAULT_LENGTH)

@@ -1,6 +1,6 @@
 """Rewards: a number for every row, or none. A new one is a frozen dataclass here and a line in `REWARDS`.
 
-    round.score("right", answers, ExactMatch("answer"))
+round.score("right", answers, ExactMatch("answer"))
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
+from recursive_jax.identity import Value
 
 Scores = Sequence[float | None]
 
 
-class Reward:
-    """Called with a Dataset; gives a number for each row, None where it has none to give. Subclasses are frozen dataclasses of
-    plain values (a model they hold counts by its fingerprint); raise `version` when one computes something else."""
-
-    version = 1
+class Reward(Value):
+    """Called with a Dataset; gives a number for each row, None where it has none to give. Subclasses are frozen
+    dataclasses of plain values (a model they hold counts by its fingerprint); raise `version` when one computes
+    something else."""
 
     def __call__(self, data: Dataset) -> Scores:
         raise NotImplementedError
@@ -26,7 +26,8 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True)
 class ExactMatch(Reward):
-    """1 where the row's text is that of a column, blanks around both left out; 0 where not; none where the column has none."""
+    """1 where the row's text is that of a column, blanks around both left out; 0 where not; none where the column has
+    none."""
 
     column: str = "answer"
 

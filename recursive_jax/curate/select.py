@@ -20,8 +20,8 @@ Keep = Callable[[Dataset], Sequence[bool] | np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """name: stands in the ledger. keep: Dataset -> boolean per row. version: names what a closure or lambda decides, raised
-    when that changes; a frozen dataclass or a function of a module needs none."""
+    """name: stands in the ledger. keep: Dataset -> boolean per row. version: names what a closure or lambda decides,
+    raised when that changes; a frozen dataclass or a function of a module needs none."""
 
     name: str
     keep: Keep
@@ -34,8 +34,8 @@ class Rule:
 
 
 def select(data: Dataset, rules: Sequence[Rule]) -> tuple[Dataset, dict[str, int]]:
-    """Rows that pass every rule, in order, and the rows dropped by each. Raises InputError for a rule that does not decide
-    on every row."""
+    """Rows that pass every rule, in order, and the rows dropped by each. Raises InputError for a rule that does not
+    decide on every row."""
     dropped: dict[str, int] = {}
     for rule in rules:
         mask = np.asarray(rule.keep(data), bool)

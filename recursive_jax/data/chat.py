@@ -126,7 +126,8 @@ def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarra
 
 
 def _by_pieces(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """For tokenizers that do not say where their tokens lie: each stretch is encoded alone, special tokens as what they are."""
+    """For tokenizers that do not say where their tokens lie: each stretch is encoded alone, special tokens as what they
+    are."""
     encode = getattr(tokenizer, "encode_rendered", None) or (lambda piece, first: tokenizer.encode(piece))
     edges = [0, *(x for span in spans for x in span), len(text)]
     pieces = [encode(text[a:b], a == 0) for a, b in zip(edges[:-1], edges[1:], strict=True)]
@@ -135,8 +136,8 @@ def _by_pieces(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) ->
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-    """Tokens of the conversation up to where the assistant is to write, int32: the beginning of what `encode` makes of the
-    conversation once it is answered."""
+    """Tokens of the conversation up to where the assistant is to write, int32: the beginning of what `encode` makes of
+    the conversation once it is answered."""
     text = render(tokenizer, messages, add_generation_prompt=True)
     if hasattr(tokenizer, "encode_with_offsets"):
         return np.asarray(tokenizer.encode(text), np.int32)

@@ -7,8 +7,8 @@
     round, seed of the run
     synthetic   whether a model wrote it
     status      `ok`, `length` (cut at the token limit), or the name of a failure
-    prompt      int32 ids that stand before `tokens` and are never learnt: what the model read, its start token included;
-                empty: the start token alone
+    prompt      int32 ids that stand before `tokens` and are never learnt: what the model read, its start token
+                included; empty: the start token alone
     tokens      int32 ids of the row itself, no start token: what the model wrote
     logprobs    float32, nats, one for each of `tokens`; empty for real rows
     text        `tokens` as text
@@ -19,9 +19,8 @@ Columns that training and selection read, where there are any, and what a row wi
     weight      of the row's tokens in the loss; missing: 1
     score       a reward; missing: none
 
-All other columns are the user's: they keep their names and types through every verb, and rows generated from a row carry
-them on.
-"""
+All other columns are the user's: they keep their names and types through every verb, and rows generated from a row
+carry them on."""
 
 from __future__ import annotations
 
@@ -75,9 +74,8 @@ DECLARED: dict[str, Any] = {"loss": None, "weight": 1.0, "score": None}
 class Dataset:
     """An Arrow table of rows. `+` joins, `where` and `take` select; nothing changes in place.
 
-    fingerprint: of the stored result the rows are, where a run gives one; else it is made from what the rows were derived
-    from, or of their content. origins: fingerprints of the stored results that they come from.
-    """
+    fingerprint: of the stored result the rows are, where a run gives one; else it is made from what the rows were
+    derived from, or of their content. origins: fingerprints of the stored results that they come from."""
 
     def __init__(self, table: pa.Table, fingerprint: str | None = None, origins: tuple[str, ...] = ()):
         self.table = table
@@ -86,8 +84,8 @@ class Dataset:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Dataset:
-        """Rows from dicts of any columns. Core columns that are left out are filled in: real rows with status `ok` and ids
-        `row/0`, `row/1`, ... Raises InputError for a column whose values do not have one type."""
+        """Rows from dicts of any columns. Core columns that are left out are filled in: real rows with status `ok` and
+        ids `row/0`, `row/1`, ... Raises InputError for a column whose values do not have one type."""
         rows = list(rows)
         names = list(dict.fromkeys(name for row in rows for name in row))
         arrays = {}
@@ -135,8 +133,8 @@ class Dataset:
 
     @classmethod
     def concat(cls, parts: Iterable[Dataset]) -> Dataset:
-        """All rows of `parts`, in order. Columns of one name join if their types do (int and float: float). A column that a
-        part lacks is filled in where `DECLARED` says with what; else InputError names it."""
+        """All rows of `parts`, in order. Columns of one name join if their types do (int and float: float). A column
+        that a part lacks is filled in where `DECLARED` says with what; else InputError names it."""
         parts = list(parts)
         if not parts:
             return cls.empty()
@@ -162,7 +160,9 @@ class Dataset:
             for field in schema:
                 joined = _joined(types[field.name], field.type) if field.name in types else field.type
                 if joined is None:
-                    raise InputError(f"column {field.name!r} holds {types[field.name]} in some rows and {field.type} in others")
+                    raise InputError(
+                        f"column {field.name!r} holds {types[field.name]} in some rows and {field.type} in others"
+                    )
                 types[field.name] = joined
         return pa.schema(list(types.items())) if types else None
 
@@ -258,7 +258,9 @@ class Dataset:
             mask = pc.and_(mask, pc.fill_null(pc.equal(self.table[name], value), False))
         if keep is not None:
             mask = pc.and_(mask, pa.array([bool(keep(row)) for row in self.table.to_pylist()], pa.bool_()))
-            return Dataset(self.table.filter(mask), None, self.origins)  # named by its content: a function need not have an identity here
+            return Dataset(
+                self.table.filter(mask), None, self.origins
+            )  # named by its content: a function need not have an identity here
         return self._derived(self.table.filter(mask), "where", lambda: equals)
 
     def with_column(self, name: str, values: Sequence[Any] | np.ndarray | pa.Array) -> Dataset:
@@ -282,7 +284,14 @@ def _array(name: str, values: Any, type_: pa.DataType | None = None) -> pa.Array
         if type_ is not None and pa.types.is_large_list(type_) and not any(v is None for v in values):
             return _list_array(values, type_)
         return pa.array(values, type_)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError) as error:
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:
         wanted = f"{type_} is wanted" if type_ is not None else "they are not of one type"
         raise InputError(f"column {name!r} cannot hold these values, {wanted}: {error}") from None
 
@@ -351,7 +360,8 @@ def _column_as(part: Dataset, name: str, type_: pa.DataType, parts: Sequence[Dat
         return pa.array([BLANK[name]] * len(part), type_)
     if name not in DECLARED:
         raise InputError(
-            f"{len(part):,} rows have no column {name!r}, which others have: give it to them with with_column, or drop it "
+            f"{len(part):,} rows have no column {name!r}, which others have: give it to them with with_column, or drop "
+            "it "
             f"with without({name!r}), before joining"
         )
     value = DECLARED[name]

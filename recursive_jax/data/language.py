@@ -241,8 +241,8 @@ class Language:
         return found
 
     def fitted(self, rows: Sequence[np.ndarray], smoothing: float = 0.0) -> Language:
-        """The exact fit of the grammar to rows of tokens (each from the start of a document): the same states and tokens,
-        the probabilities as the rows have them. It is the student that only sampling can hurt.
+        """The exact fit of the grammar to rows of tokens (each from the start of a document): the same states and
+        tokens, the probabilities as the rows have them. It is the student that only sampling can hurt.
 
         smoothing: added to the count of every token the truth allows. A state that no row visits keeps the truth's
         probabilities; tokens that the grammar does not allow are not counted.
@@ -299,9 +299,7 @@ class Language:
         batch = 2048  # one shape, so the sampler compiles once
         for begin in range(0, count, batch):
             tokens_BT, lengths_B = jax.device_get(
-                _sample(
-                    self.tables, random_key(seed), np.int32(first + begin), self.start, batch, longest, self.depth
-                )
+                _sample(self.tables, random_key(seed), np.int32(first + begin), self.start, batch, longest, self.depth)
             )
             for i in range(min(batch, count - begin)):
                 documents.append(tokens_BT[i, : lengths_B[i]])

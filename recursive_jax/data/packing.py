@@ -7,8 +7,8 @@
 The state of the data is the step number, so a run resumes on any number of processes with the same batches. The columns
 are arrays read through Grain (shuffle, repeat, batch, prefetch).
 
-Shapes: N packed rows or groups, G members of a group, T positions of an input; a row has T + 1, inputs and shifted targets.
-"""
+Shapes: N packed rows or groups, G members of a group, T positions of an input; a row has T + 1, inputs and shifted
+targets."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ Columns = dict[str, np.ndarray]
 
 
 class Batches(Protocol):
-    """Where training draws its batches from. `begin` says how large they are and what addresses their randomness; `next`
-    gives those of one step, host arrays `[batch, ...]` that are equal on every process. params: the current ones, for
-    batches that the model itself makes. A function of (seed, step, params) alone, so that a training resumes to the bit."""
+    """Where training draws its batches from. `begin` says how large they are and what addresses their randomness;
+    `next` gives those of one step, host arrays `[batch, ...]` that are equal on every process. params: the current
+    ones, for batches that the model itself makes. A function of (seed, step, params) alone, so that a training resumes
+    to the bit."""
 
     fingerprint: str
 
@@ -109,8 +110,8 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One sequence: a conversation, or a prompt with its completion. tokens: int32 `[n]`. loss: bool `[n]`, what is to be
-    learnt (or float32: how much)."""
+    """One sequence: a conversation, or a prompt with its completion. tokens: int32 `[n]`. loss: bool `[n]`, what is to
+    be learnt (or float32: how much)."""
 
     tokens: np.ndarray
     loss: np.ndarray
@@ -174,17 +175,23 @@ def _mask(before: np.ndarray, part: np.ndarray, loss: Any, whole: bool, weight: 
 def _per_token(data: Dataset, name: str, tokens: Sequence[np.ndarray]) -> list[np.ndarray | None]:
     """A per-token column; None for a row without it."""
     if not data.has(name):
-        raise InputError(f"there is no column {name!r}, which this training reads; there are: {', '.join(data.table.column_names)}")
+        raise InputError(
+            f"there is no column {name!r}, which this training reads; there are: {', '.join(data.table.column_names)}"
+        )
     missing = data.table[name].is_null().to_pylist()
     found: list[np.ndarray | None] = []
     for n, (values, row, none) in enumerate(zip(data.lists(name), tokens, missing, strict=True)):
         if not none and len(values) != len(row):
-            raise InputError(f"row {n}: column {name!r} has {len(values)} values for {len(row)} tokens; one for each is wanted")
+            raise InputError(
+                f"row {n}: column {name!r} has {len(values)} values for {len(row)} tokens; one for each is wanted"
+            )
         found.append(None if none else values if values.dtype == bool else values.astype(np.float32))
     return found
 
 
-def _refuse_long(prompts: Sequence[np.ndarray], tokens: Sequence[np.ndarray], losses: Sequence[Any], length: int) -> None:
+def _refuse_long(
+    prompts: Sequence[np.ndarray], tokens: Sequence[np.ndarray], losses: Sequence[Any], length: int
+) -> None:
     sizes = [max(1, len(p)) + len(t) for p, t in zip(prompts, tokens, strict=True)]
     whole = [len(p) > 1 or x is not None for p, x in zip(prompts, losses, strict=True)]
     long = [(i, n) for i, (n, w) in enumerate(zip(sizes, whole, strict=True)) if w and n > length + 1]
@@ -206,7 +213,8 @@ def stack_groups(groups: Sequence[Sequence[Example]], length: int, pad: int | No
     longest = max((len(e.tokens), n) for n, group in enumerate(groups) for e in group)
     if longest[0] > width:
         raise InputError(
-            f"group {longest[1]} has a sequence of {longest[0]} tokens, a row holds {width}; raise train.length or leave it out"
+            f"group {longest[1]} has a sequence of {longest[0]} tokens, a row holds {width}; raise train.length or "
+            "leave it out"
         )
     tokens = np.full((N, G, width), 0 if pad is None else pad, np.int32)
     segments = np.zeros((N, G, width), np.int32)
@@ -254,7 +262,9 @@ def first_fit(lengths: Sequence[int], width: int, most: int | None = None) -> li
     return done + [members for members, _ in open_rows]
 
 
-def _first_fit(pieces: Sequence[np.ndarray], more: Mapping[str, Sequence[np.ndarray]], width: int, pad: int | None) -> Packed:
+def _first_fit(
+    pieces: Sequence[np.ndarray], more: Mapping[str, Sequence[np.ndarray]], width: int, pad: int | None
+) -> Packed:
     rows = first_fit([len(piece) for piece in pieces], width)
     columns = {"tokens": np.full((len(rows), width), 0 if pad is None else pad, np.int32)}
     columns["segments"] = np.zeros((len(rows), width), np.int32)

@@ -49,8 +49,8 @@ def read_rows(path: str) -> list[dict[str, Any]]:
 
 
 def class_field(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str | None:
-    """The field that names a row's class, if one of `fields` does: few values (at most a fifth of the rows), each of them
-    of several rows."""
+    """The field that names a row's class, if one of `fields` does: few values (at most a fifth of the rows), each of
+    them of several rows."""
     for field in fields:
         values = [json.dumps(row.get(field), sort_keys=True, default=str) for row in rows]
         counts = collections.Counter(values)
@@ -62,8 +62,9 @@ def class_field(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str
 def hold_out(
     rows: Sequence[dict[str, Any]], share: float, seed: int, by: str | None = None
 ) -> tuple[list[dict], list[dict], str]:
-    """(rows to learn from, held-out rows, how they were chosen): a share drawn by the seed, of every value of the field `by`
-    in equal shares. Both keep the order of the file. Raises InputError for too few rows, and a field that no row has."""
+    """(rows to learn from, held-out rows, how they were chosen): a share drawn by the seed, of every value of the field
+    `by` in equal shares. Both keep the order of the file. Raises InputError for too few rows, and a field that no row
+    has."""
     if by is not None and not any(by in row for row in rows):
         raise InputError(f"task.stratify={by}: no row has this field; there are: {', '.join(rows[0])}")
     want = max(1, round(len(rows) * share))

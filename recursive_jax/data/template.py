@@ -20,6 +20,7 @@ from recursive_jax.data.packing import Example, pack_tokens
 from recursive_jax.data.task import class_field, hold_out, read_rows
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
+from recursive_jax.identity import Value
 
 Row = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ class ParseError:
 
 
 @dataclasses.dataclass(frozen=True)
-class Template:
+class Template(Value):
     """prompt, completion: texts with {field}s of a row. chat: rendered by the tokenizer's chat template."""
 
     prompt: str
@@ -46,8 +47,6 @@ class Template:
         if task.chat and not has:
             raise InputError("task.chat=true, but the model's tokenizer has no chat template")
         return cls(task.prompt, task.completion, task.system, has if task.chat is None else task.chat)
-
-    version = 1
 
     def __post_init__(self):
         for text in (self.prompt, self.completion):
@@ -102,8 +101,8 @@ class Template:
         return {"answer": text.strip()} if "messages" in row else self.parse(text)
 
     def parse(self, text: str) -> dict[str, str] | ParseError:
-        """The fields of an answer of the completion's form, blanks around it left out. Each field is as short as what follows
-        it allows; one that stands twice must be equal. One pass over the text, whatever a model wrote."""
+        """The fields of an answer of the completion's form, blanks around it left out. Each field is as short as what
+        follows it allows; one that stands twice must be equal. One pass over the text, whatever a model wrote."""
         rest, found, waiting = text.strip(), {}, None
         parts = _parts(self.completion.strip())
         for n, (literal, field, _) in enumerate(parts):
@@ -147,17 +146,20 @@ def _conversation(row: Row) -> list[chat.Message]:
 
 
 def _parts(text: str) -> list[tuple[str, str, str]]:
-    """(literal, field, conversion and format as written) of a template, in order. Fields are plain names: `{a.b}` and `{a[0]}`
-    would reach into objects. Raises InputError."""
+    """(literal, field, conversion and format as written) of a template, in order. Fields are plain names: `{a.b}` and
+    `{a[0]}` would reach into objects. Raises InputError."""
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise InputError(f"the template {text!r} is not valid: {error}; write {{{{ and }}}} for braces that are text") from None
+        raise InputError(
+            f"the template {text!r} is not valid: {error}; write {{{{ and }}}} for braces that are text"
+        ) from None
     parts = []
     for literal, field, form, conversion in parsed:
         if field is not None and not field.isidentifier():
             raise InputError(
-                f"the template {text!r} has the field {{{field}}}: a plain name of a row's field is wanted; write {{{{ and }}}} "
+                f"the template {text!r} has the field {{{field}}}: a plain name of a row's field is wanted; write {{{{ "
+                f"and }}}} "
                 "for braces that are text"
             )
         if form and "{" in form:
@@ -178,8 +180,8 @@ def _filled(text: str, row: Row) -> str:
 
 
 def examples_dataset(rows: Sequence[Row], template: Template, tokenizer: Tokenizer, prefix: str = "task") -> Dataset:
-    """The rows as training rows: `prompt` is what the model reads before the first token that is learnt, `tokens` the rest,
-    and, where not all of it is learnt (a conversation of several turns), a column `loss` says what is."""
+    """The rows as training rows: `prompt` is what the model reads before the first token that is learnt, `tokens` the
+    rest, and, where not all of it is learnt (a conversation of several turns), a column `loss` says what is."""
     prompts, tokens, losses = [], [], []
     for row in rows:
         e = template.example(row, tokenizer)
@@ -194,8 +196,8 @@ def examples_dataset(rows: Sequence[Row], template: Template, tokenizer: Tokeniz
 
 
 def task_rows(task: TaskConfig, seed: int) -> tuple[list[dict], list[dict], str]:
-    """(rows to learn from, held-out rows, how they were chosen): of the classes that the completion names, where it does,
-    each in equal shares; else a draw of the seed."""
+    """(rows to learn from, held-out rows, how they were chosen): of the classes that the completion names, where it
+    does, each in equal shares; else a draw of the seed."""
     rows = read_rows(task.path)
     if task.validation:
         held_out, how = read_rows(task.validation), f"held out: {task.validation}"

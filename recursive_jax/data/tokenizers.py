@@ -23,9 +23,8 @@ class Tokenizer(Protocol):
     """vocab: number of ids. bos, eos, pad: ids of the special tokens. Padding is hidden by masks, not by its id: pad is
     None where a tokenizer has no id of its own for it, and never eos.
 
-    A tokenizer may also have: mask (the id that hides a token), special_ids, stops (ids that end a row, eos among them), has_bos (False: a prompt is not opened with
-    bos), chat_template (Jinja), encode_batch.
-    """
+    A tokenizer may also have: mask (the id that hides a token), special_ids, stops (ids that end a row, eos among
+    them), has_bos (False: a prompt is not opened with bos), chat_template (Jinja), encode_batch."""
 
     vocab: int
     bos: int
@@ -74,7 +73,8 @@ class LanguageTokenizer(NamedByValue):
         except KeyError as error:
             some = " ".join(self.language.words[3:9])
             raise InputError(
-                f"{error.args[0]!r} is not a word of the embedded language this model was trained on; its {self.vocab - 3} words "
+                f"{error.args[0]!r} is not a word of the embedded language this model was trained on; its "
+                f"{self.vocab - 3} words "
                 f"begin with: {some}"
             ) from None
 
@@ -244,9 +244,9 @@ class SentencePieceTokenizer(NamedByValue):
         return self._processor.encode(text)
 
     def encode_rendered(self, text: str, first: bool = True) -> list[int]:
-        """A rendered conversation, or a part of it: the names of special tokens in it become those tokens (SentencePiece
-        itself reads them as text), and only the beginning of the whole gets the library's dummy blank. first: whether `text`
-        is that beginning."""
+        """A rendered conversation, or a part of it: the names of special tokens in it become those tokens
+        (SentencePiece itself reads them as text), and only the beginning of the whole gets the library's dummy blank.
+        first: whether `text` is that beginning."""
         ids: list[int] = []
         for i, part in enumerate(self._specials.split(text)):
             if i % 2:

@@ -1,8 +1,8 @@
 """Beam search inside one jitted program, and the requests that go through it.
 
 At every step the W best continuations of each row go on; those that end are set aside, ranked by log-probability /
-length ** length_penalty (arXiv:1609.08144, sec. 7, with the exponent alone). A row is done when no open continuation, scored
-at its present length, beats the worst of the W that were set aside. This is what `transformers` does by default
+length ** length_penalty (arXiv:1609.08144, sec. 7, with the exponent alone). A row is done when no open continuation,
+scored at its present length, beats the worst of the W that were set aside. This is what `transformers` does by default
 (early_stopping=False), penalties on log-probabilities included, so that published settings mean the same here.
 
 Shapes: U rows, W beams, N new tokens at most, V vocabulary, C candidates of a step.
@@ -34,7 +34,8 @@ FAR = -1e9  # score of a beam that is none
 @struct.dataclass
 class Beams:
     """tokens_UWN, logprobs_UWN: new tokens and the model's log-probabilities; score_UW: sum of the (penalised)
-    log-probabilities, over length ** length_penalty where they are finished; length_UW; filled_UW: whether there is one."""
+    log-probabilities, over length ** length_penalty where they are finished; length_UW; filled_UW: whether there is
+    one."""
 
     tokens_UWN: jax.Array
     logprobs_UWN: jax.Array
@@ -62,8 +63,8 @@ def _take(x: jax.Array, index_UW: jax.Array) -> jax.Array:
 
 @functools.cache
 def beam_program(network: Network, dtype: str, W: int, N: int, ends: int) -> Callable:
-    """(params, memory, logits_UV, terms, penalty, banned) -> finished `Beams`, best first. N: new tokens at most; ends: ids
-    that may end a row. terms: of the U rows; penalty: the length penalty."""
+    """(params, memory, logits_UV, terms, penalty, banned) -> finished `Beams`, best first. N: new tokens at most; ends:
+    ids that may end a row. terms: of the U rows; penalty: the length penalty."""
     step = decoder(network, dtype)
     C = max(2, 1 + ends) * W  # so many candidates that W stay open, whichever end
 
@@ -147,7 +148,7 @@ def beam_program(network: Network, dtype: str, W: int, N: int, ends: int) -> Cal
 
 def _whole(logits_UWV: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    return logits_UWV if mesh.empty or mesh.are_all_axes_auto else jax.reshard(logits_UWV, spec("batch", None, None))
+    return logits_UWV if mesh.empty or mesh.are_all_axes_auto else jax.reshard(logits_UWV, spec("batch", "time", None))
 
 
 def best(values_UX: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -183,8 +184,8 @@ def _pick(values_UX: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def beam_search(prefill: Prefill, requests: Iterable[Request | None]) -> Iterator[Row]:
-    """The `n_best` best rows of each request, best first; a batch of requests at a time, of like prompt lengths. Rows of
-    one batch come in request order; the memory is that of one window of requests, whatever their number."""
+    """The `n_best` best rows of each request, best first; a batch of requests at a time, of like prompt lengths. Rows
+    of one batch come in request order; the memory is that of one window of requests, whatever their number."""
     sampling = prefill.sampling
     U = max(1, sampling.batch // sampling.beams)
     U += -U % prefill.divisor

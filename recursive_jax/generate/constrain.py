@@ -1,7 +1,7 @@
 """Constrained decoding: every row matches a regular expression, a JSON schema or a context-free grammar.
 
-The parser is `llguidance` (benchmarks/constraints.py compares it with two others). It gives a bit mask over the vocabulary
-for each row and step; the mask of the next step is made on the host while the device runs the forward pass.
+The parser is `llguidance` (benchmarks/constraints.py compares it with two others). It gives a bit mask over the
+vocabulary for each row and step; the mask of the next step is made on the host while the device runs the forward pass.
 """
 
 from __future__ import annotations

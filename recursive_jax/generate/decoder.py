@@ -1,7 +1,7 @@
 """How a model takes the next tokens: the built-in Transformer with its KV cache, a user's `apply` by running the prefix
 again. The engine knows nothing but this.
 
-    prepare(params) -> params                        once per generation: layers apart, in the compute dtype; on CPU views
+    prepare(params) -> params                   once per generation: layers apart, in the compute dtype; on CPU views
     empty(rows, slots) -> memory                     of no tokens
     extend(params, memory, tokens_BT, count_B, fresh=False, every=False) -> (logits_BV, memory)
 
@@ -144,7 +144,7 @@ class PrefixDecoder:
 
     def empty(self, rows: int, slots: int) -> Prefix:
         return Prefix(
-            jnp.zeros((rows, slots), jnp.int32, out_sharding=spec("batch", None)),
+            jnp.zeros((rows, slots), jnp.int32, out_sharding=spec("batch", "time")),
             jnp.zeros((rows,), jnp.int32, out_sharding=spec("batch")),
         )
 

@@ -48,8 +48,8 @@ class Counts:
 
 
 class Engine:
-    """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows stay
-    the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too."""
+    """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows
+    stay the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class Engine:
         self._params = [*self.prefill.params, None][:2]
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Row]:
-        """Rows as they finish. A request whose prompt does not fit, or that asks for nothing, is a row at once. None says
-        that there is no request now: more are asked for after the next dispatch."""
+        """Rows as they finish. A request whose prompt does not fit, or that asks for nothing, is a row at once. None
+        says that there is no request now: more are asked for after the next dispatch."""
         source, waiting, exhausted = iter(requests), collections.deque(), False
         with jax.set_mesh(self.mesh):
             while True:
@@ -143,7 +143,8 @@ class Engine:
         self.counts.steps += int(count_B.max(initial=0))
 
     def _make_room(self, rows: Sequence[Row], steps: int) -> None:
-        """A cache with room for `steps` more tokens of the rows. It grows with them, since attention reads all of it."""
+        """A cache with room for `steps` more tokens of the rows. It grows with them, since attention reads all of
+        it."""
         ahead = 2 * (self.draft.ahead + 1) if self.draft else 0
         size = self.prefill.size(max(len(row.prompt) + len(row.tokens) for row in rows) + steps + ahead)
         if self._state is None:

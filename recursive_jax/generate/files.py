@@ -1,8 +1,7 @@
 """Prompts from a file or a pipe, rows to a file or a pipe, any number of them.
 
-Finished rows go to OUT.partial at once; when all are there they become OUT, in the order of the prompts. The same command
-started again goes on from OUT.partial. Only a row's place in the file is kept in memory.
-"""
+Finished rows go to OUT.partial at once; when all are there they become OUT, in the order of the prompts. The same
+command started again goes on from OUT.partial. Only a row's place in the file is kept in memory."""
 
 from __future__ import annotations
 
@@ -38,9 +37,10 @@ GROUP = 1024  # rows of one row group of a Parquet file
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Where prompts come from. path: JSONL or Parquet with a column `prompt` (or `text`) or `messages`, a text file with a
-    prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also bring
-    `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count: rows of each. chat: prompts are what a user says; system: before it."""
+    """Where prompts come from. path: JSONL or Parquet with a column `prompt` (or `text`) or `messages`, a text file
+    with a prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also
+    bring `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count:
+    rows of each. chat: prompts are what a user says; system: before it."""
 
     path: str | None = None
     prompt: str = ""
@@ -139,11 +139,11 @@ def generate_file(
     progress: bool = False,
     stopped: Any = lambda: False,
 ) -> bool:
-    """Writes a row for every prompt to `out` (.jsonl, .parquet, or `-` for JSONL on standard output, rows as they finish).
+    """Writes a row for every prompt to `out` (.jsonl, .parquet, or `-` for JSONL on standard output, rows as they
+    finish).
 
-    Returns whether all are there; False: `stopped()` said so, and the same call goes on from what is kept. Raises InputError
-    for input that cannot be read, an `out` that exists, or an OUT.partial of another command.
-    """
+    Returns whether all are there; False: `stopped()` said so, and the same call goes on from what is kept. Raises
+    InputError for input that cannot be read, an `out` that exists, or an OUT.partial of another command."""
     sampling = sampling or SamplingConfig()
     if out == "-":
         for row in _rows(model, prompts, sampling, seed, draft, progress, bytearray()):
@@ -223,7 +223,8 @@ class _Partial:
         self._file.truncate()
 
     def _read(self, mark: str) -> None:
-        """Takes up what an earlier start left; a torn last line, and rows of a request that is not whole, are dropped."""
+        """Takes up what an earlier start left; a torn last line, and rows of a request that is not whole, are
+        dropped."""
         with open(self.path, "rb") as file:
             head = file.readline()
             if not head.endswith(b"\n"):
@@ -232,7 +233,8 @@ class _Partial:
                 if not file.readline().endswith(b"\n"):
                     return  # it came to no row (bad input, say): nothing is lost
                 raise InputError(
-                    f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, or "
+                    f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, "
+                    "or "
                     "give another --out"
                 )
             self._end = file.tell()

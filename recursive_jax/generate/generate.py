@@ -35,9 +35,9 @@ def generate(
     draft: Draft | None = None,
     progress: bool = False,
 ) -> Dataset:
-    """One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new ones;
-    columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the limit), `prompt_too_long` (no tokens),
-    `constraint` (its grammar cannot be followed; what was written till then).
+    """One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new
+    ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the
+    limit), `prompt_too_long` (no tokens), `constraint` (its grammar cannot be followed; what was written till then).
     progress: rows and tokens per second on stderr.
 
     Raises InputError for a model without params, or one that cannot write; ValueError for two requests with one id.
@@ -64,10 +64,10 @@ def stream(
     like: Sequence[Request] = (),
     progress: bool = False,
 ) -> Iterator[Row]:
-    """Rows as they finish, not in request order. requests may be any iterable, and are taken as there is room: memory does
-    not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests` is no
-    sequence, some that are like those to come: the prefix they share is read once, and requests may bring the settings
-    that these do."""
+    """Rows as they finish, not in request order. requests may be any iterable, and are taken as there is room: memory
+    does not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests`
+    is no sequence, some that are like those to come: the prefix they share is read once, and requests may bring the
+    settings that these do."""
     sampling = sampling or SamplingConfig()
     known = requests if isinstance(requests, Sequence) else like
     settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))
@@ -107,8 +107,8 @@ def _best(rows: Iterator[Row], sampling: SamplingConfig) -> Iterator[Row]:
 
 
 def _shown(rows: Iterator[Row], total: int) -> Iterator[Row]:
-    """The rows, with their number and the tokens per second so far on stderr: one line that changes on a terminal, else a
-    line every ten seconds."""
+    """The rows, with their number and the tokens per second so far on stderr: one line that changes on a terminal, else
+    a line every ten seconds."""
     live, begin, said, count, tokens = sys.stderr.isatty(), time.perf_counter(), 0.0, 0, 0
     for row in rows:
         count, tokens = count + 1, tokens + len(row.tokens)
@@ -128,7 +128,8 @@ def _line(count: int, total: int, tokens: int, seconds: float) -> str:
 def to_dataset(
     rows: Sequence[Row], model: Model, *, seed: int, round: int = 0, name: str = "rows", operation: str = "generate"
 ) -> Dataset:
-    """Finished rows with their lineage. Where a request has several, `.1`, `.2`, ... follows the id of the lesser ones."""
+    """Finished rows with their lineage. Where a request has several, `.1`, `.2`, ... follows the id of the lesser
+    ones."""
     return Dataset.from_columns(
         len(rows),
         id=[f"{name}/{r.request.id}" + (f".{r.rank}" if r.rank else "") for r in rows],

@@ -28,9 +28,9 @@ SHARED = 32  # a prefix shorter than this is not worth reading apart
 @dataclasses.dataclass
 class Row:
     """A row in work, or done. tokens: new ones only; logprobs: the model's own (temperature 1, no rules), nats. status:
-    `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`. text: set
-    when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by. last: none of the request
-    follows."""
+    `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`. text:
+    set when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by. last: none of the
+    request follows."""
 
     request: Request
     prompt: np.ndarray
@@ -74,7 +74,8 @@ class Prefill:
         self.divisor = meshes.batch_divisor(self.mesh)
         self.networks = [m.network for m in self.models]
         self.layers = max(n.layers for n in self.networks)
-        # Which rules take part is compiled in, and so are the sizes of their tables: fixed here for all requests to come.
+        # Which rules take part is compiled in, and so are the sizes of their tables: fixed here for all requests to
+        # come.
         settings = list(dict.fromkeys([sampling, *settings]))
         self.settings = frozenset(settings)
         self.uses = used_rules(settings)
@@ -144,7 +145,8 @@ class Prefill:
         return common, width, -(-rest // width)
 
     def read(self, side: int, plan: tuple[bool, int, int], prompts: Sequence[np.ndarray], U: int) -> tuple[Any, Any]:
-        """(logits_UV, memory) of model `side` after the prompts, which all follow the same plan; rows beyond are empty."""
+        """(logits_UV, memory) of model `side` after the prompts, which all follow the same plan; rows beyond are
+        empty."""
         common, width, pieces = plan
         begin = len(self.shared) if common else 0
         slots = self.size(begin + width * pieces)
@@ -168,8 +170,8 @@ class Prefill:
         return programs.spread_program()(self._prefixes[side], np.zeros(U, np.int32))
 
     def size(self, need: int) -> int:
-        """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose programs
-        take long to compile, powers of two from 128 on. Never more than the model reads."""
+        """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose
+        programs take long to compile, powers of two from 128 on. Never more than the model reads."""
         power = 1 << (need - 1).bit_length()
         if self.layers > 8:
             return min(max(128, power), self.max_length)

@@ -1,8 +1,8 @@
 """The jitted programs of the engine: prefill, insert, decode, and the two halves of a decode step. Static shapes, any
 number of requests: B slots hold the rows in work, and a finished row's slot is given to the next request.
 
-A row's randomness is `fold_in(fold_in(round key, request), position)`, and its tokens stand at their own positions in its
-own slot: neither depends on what else is in the batch.
+A row's randomness is `fold_in(fold_in(round key, request), position)`, and its tokens stand at their own positions in
+its own slot: neither depends on what else is in the batch.
 
 Shapes: B slots, U rows of a prefill, T prompt tokens, C steps of a dispatch, K stop ids, V vocabulary, S cache slots.
 """
@@ -29,8 +29,8 @@ ROWS = spec("batch")
 @struct.dataclass
 class Terms:
     """What a request asks for, one entry per slot. key: data of its random key. position: index of the row's next token
-    in its sequence. length: new tokens so far. limit: at most this many. stops: ids that end it, -1 where there are fewer.
-    weight: of the guidance. done: nothing more is wanted."""
+    in its sequence. length: new tokens so far. limit: at most this many. stops: ids that end it, -1 where there are
+    fewer. weight: of the guidance. done: nothing more is wanted."""
 
     key_BX: Any
     position_B: Any
@@ -136,11 +136,11 @@ def insert_program() -> Callable:
 
 def _layout(x: jax.Array) -> Any:
     """Slots lie along the batch axes, heads of a cache along the tensor axis."""
-    return spec("batch", "kv_heads", None, None) if x.ndim == 4 else ROWS
+    return spec("batch", "kv_heads", "time", None) if x.ndim == 4 else ROWS
 
 
 def _replicated(x: jax.Array) -> Any:
-    return spec(None, "kv_heads", None, None) if x.ndim == 4 else spec()
+    return spec(None, "kv_heads", "time", None) if x.ndim == 4 else spec()
 
 
 def _first_row(rows: int) -> Any:
@@ -240,15 +240,14 @@ def decode_program(
 ) -> Callable:
     """(params, guide params, slots, keep_B, steps, banned_N) -> (slots, tokens_BC, logprobs_BC, count_B).
 
-    Up to `steps` <= C = `most` tokens for every row that is kept and not done; the first count_B entries of a row are its
-    new tokens. Stops early when no row is left. `slots` is donated. where: the platform of the mesh it runs on.
-    """
+    Up to `steps` <= C = `most` tokens for every row that is kept and not done; the first count_B entries of a row are
+    its new tokens. Stops early when no row is left. `slots` is donated. where: the platform of the mesh it runs on."""
     step, guide_step = decoder(network, dtype), decoder(guide, dtype) if guide else None
 
     def decode(params, guide_params, slots: Slots, keep_B, steps, banned_N):
         TRACES["generate"] += 1
         B = slots.logits_BV.shape[0]
-        blank = lambda kind: jnp.zeros((B, most), kind, out_sharding=spec("batch", None))
+        blank = lambda kind: jnp.zeros((B, most), kind, out_sharding=spec("batch", "time"))
 
         def body(carry):
             n, slots, out_BC, logprob_BC, count_B = carry

@@ -1,4 +1,5 @@
-"""What is asked of a model: a prompt, an id that addresses the randomness, and settings of its own where it has them."""
+"""What is asked of a model: a prompt, an id that addresses the randomness, and settings of its own where it has
+them."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ from recursive_jax.models.model import Model
 @dataclasses.dataclass(frozen=True)
 class Request:
     """prompt: token ids. id: addresses the randomness. parents: ids of the prompt's rows. opened: whether the prompt
-    begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling: settings of
-    its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
-    sample: tells candidates of one request apart (`best_of`). columns: of the prompt's row, which the rows written carry on."""
+    begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling: settings
+    of its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
+    sample: tells candidates of one request apart (`best_of`). columns: of the prompt's row, which the rows written
+    carry on."""
 
     id: int
     prompt: np.ndarray
@@ -45,8 +47,8 @@ class Request:
 @dataclasses.dataclass(frozen=True)
 class Guide:
     """A second forward pass that steers the first. combine(logits_BV, other_BV, weight_B) -> logits_BV, a pure function
-    (give the same object every time: programs are compiled for it). same_prompt: the guide reads the request's prompt (a
-    weaker model, contrastive decoding), else its `negative` one (the same model, classifier-free guidance)."""
+    (give the same object every time: programs are compiled for it). same_prompt: the guide reads the request's prompt
+    (a weaker model, contrastive decoding), else its `negative` one (the same model, classifier-free guidance)."""
 
     model: Model
     combine: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
@@ -89,8 +91,8 @@ class Unconditional:
 
 @dataclasses.dataclass(frozen=True)
 class FromRows:
-    """Requests whose prompts are the first `prompt_tokens` tokens of rows, cycling through the rows that are long enough.
-    Columns of the user's go along. The rows are listed once, however many blocks of requests are asked for."""
+    """Requests whose prompts are the first `prompt_tokens` tokens of rows, cycling through the rows that are long
+    enough. Columns of the user's go along. The rows are listed once, however many blocks of requests are asked for."""
 
     data: Dataset
     prompt_tokens: int
@@ -108,9 +110,7 @@ class FromRows:
     def __call__(self, first: int, count: int) -> list[Request]:
         ids, prompts, columns = self._usable
         n = len(ids)
-        return [
-            Request(r, prompts[r % n], (ids[r % n],), columns=columns[r % n]) for r in range(first, first + count)
-        ]
+        return [Request(r, prompts[r % n], (ids[r % n],), columns=columns[r % n]) for r in range(first, first + count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,8 @@ def requests_fingerprint(requests: Sequence[Request]) -> str:
 
 
 def shared_prefix(requests: Sequence[Request], bos: int) -> np.ndarray:
-    """The tokens that all the prompts begin with (a few-shot header), int32; none for fewer than two different prompts."""
+    """The tokens that all the prompts begin with (a few-shot header), int32; none for fewer than two different
+    prompts."""
     prompts = [r.tokens(bos) for r in requests]
     if len({p.tobytes() for p in prompts}) < 2:
         return np.empty(0, np.int32)

@@ -86,7 +86,8 @@ def _power(n: int) -> int:
 @struct.dataclass
 class History:
     """What penalties and bad words look back on. prompt_BV: whether the prompt holds the token; count_BV: how often the
-    row does; last_BL: the last L - 1 tokens of prompt and row, -1 where there are fewer. Empty where no rule needs it."""
+    row does; last_BL: the last L - 1 tokens of prompt and row, -1 where there are fewer. Empty where no rule needs
+    it."""
 
     prompt_BV: jax.Array
     count_BV: jax.Array
@@ -226,9 +227,8 @@ BLOCK = 64  # vocabulary entries that `draw` sums together
 def draw(keys_B: jax.Array, position_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """One token per row by inverse transform: one uniform number per request and position.
 
-    Gumbel noise would need a number per vocabulary entry. The cumulative sum runs over blocks first, then inside the one
-    block that holds the number: one pass over the vocabulary.
-    """
+    Gumbel noise would need a number per vocabulary entry. The cumulative sum runs over blocks first, then inside the
+    one block that holds the number: one pass over the vocabulary."""
     u_B = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B, position_B)
     B, V = logits_BV.shape
     z_BNW = jnp.pad(logits_BV, ((0, 0), (0, -V % BLOCK)), constant_values=NEVER).reshape(B, -1, BLOCK)
@@ -243,8 +243,8 @@ def draw(keys_B: jax.Array, position_B: jax.Array, logits_BV: jax.Array) -> jax.
 
 
 def _first_beyond(until_BN: jax.Array, mass_BN: jax.Array, goal_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the first entry with mass whose cumulative sum exceeds the goal, the sum before it). Rounding can neither pick an
-    entry without mass nor run off the end: then it is the last with mass."""
+    """(the first entry with mass whose cumulative sum exceeds the goal, the sum before it). Rounding can neither pick
+    an entry without mass nor run off the end: then it is the last with mass."""
     beyond_BN = (until_BN > goal_B[:, None]) & (mass_BN > 0)
     last_B = mass_BN.shape[-1] - 1 - jnp.argmax(mass_BN[:, ::-1] > 0, axis=-1)
     at_B = jnp.where(jnp.any(beyond_BN, axis=-1), jnp.argmax(beyond_BN, axis=-1), last_B)

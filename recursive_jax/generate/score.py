@@ -1,5 +1,5 @@
-"""Passes over given texts as throughput jobs: log-probabilities, embeddings, rewards. Rows are packed as in training, so
-that no position is padding; results come back in the order of the rows.
+"""Passes over given texts as throughput jobs: log-probabilities, embeddings, rewards. Rows are packed as in training,
+so that no position is padding; results come back in the order of the rows.
 
 Shapes: B packed rows, T positions, M segments of a packed row, D width, V vocabulary.
 """
@@ -42,7 +42,8 @@ def token_logprobs(
 def token_entropies(
     model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
 ) -> Iterator[np.ndarray]:
-    """The entropy (nats) of what the model expects at every token of a row. Arguments, shapes and errors as `token_logprobs`."""
+    """The entropy (nats) of what the model expects at every token of a row. Arguments, shapes and errors as
+    `token_logprobs`."""
     yield from _per_token(model, rows, opened, _entropy_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
@@ -144,7 +145,8 @@ def _batches(
 def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """All packed rows through the program, as many at once as keep the logits small."""
     tokens, segments = packed
-    # Where every row is one text, what is behind it is padding, which a causal model's tokens do not see unmasked either.
+    # Where every row is one text, what is behind it is padding, which a causal model's tokens do not see unmasked
+    # either.
     masked = not isinstance(model.network, TransformerNetwork) or not model.network.causal or bool((segments > 1).any())
     divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
     B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor

@@ -80,7 +80,7 @@ def speculate_program(model: Network, draft: Network, dtype: str, most: int, ahe
                 )
             return slots, out_BC, logprob_BC, count_B
 
-        blank = lambda kind: jnp.zeros((B, C), kind, out_sharding=spec("batch", None))
+        blank = lambda kind: jnp.zeros((B, C), kind, out_sharding=spec("batch", "time"))
         carry = (slots, blank(jnp.int32), blank(jnp.float32), jnp.zeros_like(slots.terms.length_B))
         return jax.lax.while_loop(lambda c: jnp.any(wanted(c[3], c[0])), body, carry)
 

@@ -65,15 +65,15 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, visible_BTS, cap: float | None = 
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     R = H // G
-    q_BTGRK = reshape(q_BTHK * K**-0.5, (B, T, G, R, K), "batch", None, "kv_heads", None, None)
-    q_BtGK = reshape(q_BTGRK.swapaxes(2, 3), (B, T * R, G, K), "batch", None, "kv_heads", None)
+    q_BTGRK = reshape(q_BTHK * K**-0.5, (B, T, G, R, K), "batch", "time", "kv_heads", None, None)
+    q_BtGK = reshape(q_BTGRK.swapaxes(2, 3), (B, T * R, G, K), "batch", "time", "kv_heads", None)
     scores_BGtS = jnp.einsum("btgk,bsgk->bgts", q_BtGK, k_BSGK, preferred_element_type=jnp.float32)
     scores_BGtS = _capped(scores_BGtS, cap)
     scores_BGtS = jnp.where(rows_like(jnp.repeat(visible_BTS, R, axis=1), B)[:, None], scores_BGtS, MASKED)
     weights_BGtS = jax.nn.softmax(scores_BGtS, axis=-1).astype(v_BSGK.dtype)
     out_BtGK = jnp.einsum("bgts,bsgk->btgk", weights_BGtS, v_BSGK)
-    out_BTGRK = reshape(out_BtGK, (B, T, R, G, K), "batch", None, None, "kv_heads", None).swapaxes(2, 3)
-    return reshape(out_BTGRK, (B, T, H, K), "batch", None, "heads", None)
+    out_BTGRK = reshape(out_BtGK, (B, T, R, G, K), "batch", "time", None, "kv_heads", None).swapaxes(2, 3)
+    return reshape(out_BTGRK, (B, T, H, K), "batch", "time", "heads", None)
 
 
 def _capped(scores: jax.Array, cap: float | None) -> jax.Array:
@@ -115,13 +115,12 @@ def cached_attention(
     """T new queries per row against a cache. Returns `[B, T, H, K]`.
 
     Batched products with the R = H / G query heads of a key head side by side: on CPU a multiply-and-sum of the same
-    shapes is 10 to 20 times slower. A few queries go one by one there: XLA's product of a matrix with 2 to 16 rows takes
-    up to three times as long as so many products with one.
-    """
+    shapes is 10 to 20 times slower. A few queries go one by one there: XLA's product of a matrix with 2 to 16 rows
+    takes up to three times as long as so many products with one."""
     B, T, H, K = q_BTHK.shape
     G = k_BGSK.shape[1]
     q_BTGRK = reshape(q_BTHK * (K**-0.5 if scale is None else scale), (B, T, G, H // G, K), *_HEADS)
-    q_BGtK = reshape(q_BTGRK.transpose(0, 2, 1, 3, 4), (B, G, T * H // G, K), "batch", "kv_heads", None, None)
+    q_BGtK = reshape(q_BTGRK.transpose(0, 2, 1, 3, 4), (B, G, T * H // G, K), "batch", "kv_heads", "time", None)
     visible_BtS = jnp.repeat(rows_like(visible_BTS, B), H // G, axis=1)
 
     def attend(q_BGtK, visible_BtS):
@@ -135,26 +134,25 @@ def cached_attention(
         out_BGtK = jnp.concatenate(parts, axis=2)
     else:
         out_BGtK = attend(q_BGtK, visible_BtS)
-    out_BGTRK = reshape(out_BGtK, (B, G, T, H // G, K), "batch", "kv_heads", None, None, None)
-    return reshape(out_BGTRK.transpose(0, 2, 1, 3, 4), (B, T, H, K), "batch", None, "heads", None)
+    out_BGTRK = reshape(out_BGtK, (B, G, T, H // G, K), "batch", "kv_heads", "time", None, None)
+    return reshape(out_BGTRK.transpose(0, 2, 1, 3, 4), (B, T, H, K), "batch", "time", "heads", None)
 
 
-_HEADS = ("batch", None, "kv_heads", None, None)
+_HEADS = ("batch", "time", "kv_heads", None, None)
 
 
 def write_cache(cache_BGSK: jax.Array, new_BTGK: jax.Array, first_B: jax.Array) -> jax.Array:
     """The cache with T new entries in each row, from slot first_B on. Slots beyond the end are not written.
 
-    A scatter: where the cache is updated in place it costs as little as writing one slot common to all rows. Each device
-    writes its own part.
-    """
+    A scatter: where the cache is updated in place it costs as little as writing one slot common to all rows. Each
+    device writes its own part."""
 
     def write(cache, new, first_B):
         rows, heads = jnp.arange(cache.shape[0])[:, None, None], jnp.arange(cache.shape[1])[None, None]
         slots = (first_B[:, None] + jnp.arange(new.shape[1]))[:, :, None]
         return cache.at[rows, heads, slots].set(new.astype(cache.dtype), unique_indices=True, mode="drop")
 
-    kept = spec("batch", "kv_heads", None, None)
-    return local(write, (kept, spec("batch", None, "kv_heads", None), spec("batch")), kept)(
+    kept = spec("batch", "kv_heads", "time", None)
+    return local(write, (kept, spec("batch", "time", "kv_heads", None), spec("batch")), kept)(
         cache_BGSK, new_BTGK, first_B
     )

@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from recursive_jax.config import ModelConfig, TrainConfig
+from recursive_jax.config import ModelConfig, TrainConfig, row_length
 
 #: Dense peak in FLOP/s per device, from the vendors' data sheets: (bfloat16, float32).
 PEAK = {
@@ -59,7 +59,7 @@ def decode_cost_per_token(
 def train_memory_bytes(c: ModelConfig, t: TrainConfig, parameters: int, devices: int, bytes_per_value: int) -> int:
     """Estimate per device: float32 params, gradients and two moments; activations kept for the backward pass;
     logits and their gradient."""
-    length = t.length or c.max_length
+    length = row_length(t.length, c.max_length)
     rows = -(-t.batch // t.gradient_accumulation // devices)
     per_layer = {"none": 10 * c.d_model + 3 * c.F, "dots": 4 * c.d_model + 2 * c.F, "full": c.d_model}[c.remat]
     scores = c.heads * length if c.remat == "none" else 0

@@ -46,8 +46,8 @@ def new_folder(path: Any) -> Path:
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """A file that another file names, if it lies below the folder. Raises InputError for `../` and absolute paths: a folder
-    from elsewhere opens nothing outside itself."""
+    """A file that another file names, if it lies below the folder. Raises InputError for `../` and absolute paths: a
+    folder from elsewhere opens nothing outside itself."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{where} names {name!r}, which lies outside {folder}: only files below it are opened")
@@ -127,7 +127,8 @@ def params_from(
 
 
 def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any]:
-    """(config, params on the mesh) of a folder with `config.json` and safetensors, single or sharded, in any float type.
+    """(config, params on the mesh) of a folder with `config.json` and safetensors, single or sharded, in any float
+    type.
 
     Raises InputError naming the key, tensor or file that is unknown, missing, unexpected, misshapen or damaged.
     """
@@ -140,7 +141,8 @@ def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[
 def write_huggingface(
     folder: Path, config: ModelConfig, params: Any, extra: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """`config.json` and safetensors of at most 5 GB each. extra: token ids for the config. Collective over processes."""
+    """`config.json` and safetensors of at most 5 GB each. extra: token ids for the config. Collective over
+    processes."""
     values = write_config(config) | {"dtype": dtype, "torch_dtype": dtype, **extra}
     family = FAMILIES[values["model_type"]]
     if config.head == "none":

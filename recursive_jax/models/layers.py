@@ -43,8 +43,8 @@ class LayerKind:
 def weight(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float
 ) -> jax.Array:
-    """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants. A four-bit one comes as it
-    is: `project` opens it."""
+    """A float32 master weight, cast to the module's compute dtype; scale 0 and 1 give constants. A four-bit one comes
+    as it is: `project` opens it."""
 
     def init(key: jax.Array) -> jax.Array:
         if scale in (0.0, 1.0):
@@ -63,7 +63,8 @@ def project(
     arXiv:2402.09353). key: randomness of the update's dropout."""
     if isinstance(w, NF4):
         opened = lambda w: dequantize(w).astype(module.dtype)
-        # Opened again in the backward pass: a weight kept for it would be the float32 model that four bits are to spare.
+        # Opened again in the backward pass: a weight kept for it would be the float32 model that four bits are to
+        # spare.
         y = jax.checkpoint(lambda x, w: jnp.einsum(equation, x, opened(w), out_sharding=layout))(x, w)
     else:
         opened = lambda w: w
@@ -79,7 +80,7 @@ def project(
     if key is not None and lora.dropout > 0:
         draw = jax.random.uniform(jax.random.fold_in(key, zlib.crc32(name.encode())), x.shape, out_sharding=_layout(x))
         x = jnp.where(draw < lora.dropout, 0.0, x / (1 - lora.dropout)).astype(x.dtype)
-    low = jnp.einsum(f"{x_axes},{inner}r->btr", x, a, out_sharding=spec("batch", None, None))
+    low = jnp.einsum(f"{x_axes},{inner}r->btr", x, a, out_sharding=spec("batch", "time", None))
     low = lora.scale * jnp.einsum(f"btr,r{out}->{y_axes}", low, b, out_sharding=layout)
     if "magnitude" not in update:
         return y + low
@@ -146,7 +147,7 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, positions_BT, mask: Mask, kind: LayerKind, layer_cache=None, key=None):
         c = self.config
         D, H, G, K = c.d_model, c.heads, c.G, c.K
-        heads = spec("batch", None, "heads", None)
+        heads = spec("batch", "time", "heads", None)
 
         def part(name: str, equation: str, count: int, axis: str) -> jax.Array:
             w = weight(self, name, (D, count, K), ("embed", axis, None), D**-0.5)
@@ -174,7 +175,7 @@ class Attention(nn.Module):
             mixed = cached_attention(q, keys, values, visible_BTS, c.attention_scale, c.score_cap)
         out_scale = (H * K) ** -0.5 * (2 * c.layers) ** -0.5  # residual branches start small (GPT-2)
         w = weight(self, "out", (H, K, D), ("heads", None, "embed"), out_scale)
-        out = project(self, "out", "bthk,hkd->btd", mixed, w, spec("batch", None, None), key)
+        out = project(self, "out", "bthk,hkd->btd", mixed, w, spec("batch", "time", None), key)
         return (out + weight(self, "out_bias", (D,), (None,), 0.0) if c.has_bias("out") else out), written
 
 
@@ -187,7 +188,7 @@ class MLP(nn.Module):
     def __call__(self, x_BTD, key=None):
         c = self.config
         D, F = c.d_model, c.F
-        hidden, act, bias = spec("batch", None, "mlp"), ACTIVATIONS[c.activation], c.has_bias("mlp")
+        hidden, act, bias = spec("batch", "time", "mlp"), ACTIVATIONS[c.activation], c.has_bias("mlp")
 
         def into(name: str) -> jax.Array:
             w = weight(self, name, (D, F), ("embed", "mlp"), D**-0.5)
@@ -197,7 +198,7 @@ class MLP(nn.Module):
         up = into("up")
         h = act(into("gate")) * up if c.gated else act(up)
         w = weight(self, "down", (F, D), ("mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
-        out = project(self, "down", "btf,fd->btd", h, w, spec("batch", None, None), key)
+        out = project(self, "down", "btf,fd->btd", h, w, spec("batch", "time", None), key)
         return out + weight(self, "down_bias", (D,), (None,), 0.0) if bias else out
 
 
@@ -216,24 +217,24 @@ class Experts(nn.Module):
     def __call__(self, x_BTD, key=None):
         c = self.config
         D, F, N = c.d_model, c.F, c.experts
-        rows = spec("batch", None, None)
-        router = weight(self, "router", (D, N), ("embed", None), D**-0.5)
-        logits_BTN = project(self, "router", "btd,dn->btn", x_BTD, router, rows, key)
+        rows = spec("batch", "time", None)
+        router = weight(self, "router", (D, N), ("embed", "experts"), D**-0.5)
+        logits_BTN = project(self, "router", "btd,dn->btn", x_BTD, router, spec("batch", "time", "experts"), key)
         p_BTN = jax.nn.softmax(logits_BTN.astype(jnp.float32), axis=-1)
         top_BTk, chosen_BTk = jax.lax.top_k(p_BTN, c.experts_per_token)
         picked_BTN = jnp.sum(jax.nn.one_hot(chosen_BTk, N, dtype=jnp.float32), axis=-2)
         p_BTN = p_BTN * picked_BTN
         if c.experts_renormalize:
             p_BTN = p_BTN / jnp.sum(top_BTk, axis=-1, keepdims=True)
-        hidden = spec("batch", None, None, "mlp")
+        hidden = spec("batch", "time", "experts", "mlp")
         into = lambda name: jnp.einsum(
             "btd,ndf->btnf",
             x_BTD,
-            weight(self, name, (N, D, F), (None, "embed", "mlp"), D**-0.5),
+            weight(self, name, (N, D, F), ("experts", "embed", "mlp"), D**-0.5),
             out_sharding=hidden,
         )
         h_BTNF = ACTIVATIONS[c.activation](into("gate")) * into("up") * p_BTN[..., None].astype(self.dtype)
-        down = weight(self, "down", (N, F, D), (None, "mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
+        down = weight(self, "down", (N, F, D), ("experts", "mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
         return jnp.einsum("btnf,nfd->btd", h_BTNF, down, out_sharding=rows)
 
 

@@ -47,7 +47,8 @@ def chosen(c: ModelConfig, lora: LoraConfig, shapes: dict[str, Any]) -> list[str
 
 def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     """`model` with a fresh adapter: the same function until it is trained. The base is shared, not copied, unless
-    lora.quantization is nf4. Raises InputError for a model without params or of user functions, or one adapted already."""
+    lora.quantization is nf4. Raises InputError for a model without params or of user functions, or one adapted
+    already."""
     if not isinstance(model.network, TransformerNetwork) or model.params is None:
         raise InputError("an adapter needs a built-in Transformer with params: load one, or train it first")
     if model.network.lora is not None:
@@ -73,9 +74,7 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     adapter = from_paths(updates)
     base = quantized_base(model, paths) if lora.quantization == "nf4" else model.params
     network = adapted_network(model.network, lora)
-    adapted = dataclasses.replace(
-        model, network=network, params=None, mark="", base_fingerprint=model.fingerprint
-    )
+    adapted = dataclasses.replace(model, network=network, params=None, mark="", base_fingerprint=model.fingerprint)
     return with_adapter(adapted, base, adapter)
 
 

@@ -16,9 +16,8 @@ from flax import struct
 class Branches:
     """T continuations of one row in one cache (beam search): their new tokens stand side by side at one position.
 
-    position_B: of the new tokens. seen_BTS: the slots each continuation sees, its own new one among them. position_BS: of
-    the slots' tokens.
-    """
+    position_B: of the new tokens. seen_BTS: the slots each continuation sees, its own new one among them. position_BS:
+    of the slots' tokens."""
 
     position_B: jax.Array
     seen_BTS: jax.Array
@@ -31,9 +30,8 @@ class Mask:
 
     causal: keys up to the query. prefix_B: keys before this index are seen by every query, for all that (prefix LM).
     window: at most this many keys back, the query included (and as many ahead, where the mask is not causal).
-    segments: equal and non-zero segment ids only (packing). branches: rows hold several continuations side by side. fresh: the
-    cache is empty, so that the new tokens are all there is to see.
-    """
+    segments: equal and non-zero segment ids only (packing). branches: rows hold several continuations side by side.
+    fresh: the cache is empty, so that the new tokens are all there is to see."""
 
     causal: bool = struct.field(pytree_node=False, default=True)
     fresh: bool = struct.field(pytree_node=False, default=False)
@@ -43,7 +41,8 @@ class Mask:
     prefix_B: jax.Array | None = None
 
     def visible(self, query_T: jax.Array, key_S: jax.Array) -> jax.Array:
-        """Boolean `[1 or B, T, S]` for the given query indices (`[T]`, or `[B, T]` where rows differ) and key indices."""
+        """Boolean `[1 or B, T, S]` for the given query indices (`[T]`, or `[B, T]` where rows differ) and key
+        indices."""
         distance_TS = jnp.atleast_2d(query_T)[:, :, None] - key_S
         seen = distance_TS >= 0 if self.causal else jnp.ones(distance_TS.shape, bool)
         if self.branches is not None:

@@ -29,8 +29,8 @@ from recursive_jax.models.network import FunctionNetwork, Network, check_mesh, t
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """params is None until the model is trained or loaded. mark: names the params where a run or a file gave them a name;
-    source: the path they were loaded from."""
+    """params is None until the model is trained or loaded. mark: names the params where a run or a file gave them a
+    name; source: the path they were loaded from."""
 
     network: Network
     tokenizer: Any
@@ -51,8 +51,8 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Names the params by value: the fingerprint of what made them, where a run or a file says; else of their content.
-        Empty without params."""
+        """Names the params by value: the fingerprint of what made them, where a run or a file says; else of their
+        content. Empty without params."""
         if self.mark or self.params is None:
             return self.mark
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
@@ -109,7 +109,9 @@ class Model:
         if self.params is None:
             raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] > self.max_length:
-            raise InputError(f"tokens have shape {tokens_BT.shape}; [B, T] with T <= max_length={self.max_length} is wanted")
+            raise InputError(
+                f"tokens have shape {tokens_BT.shape}; [B, T] with T <= max_length={self.max_length} is wanted"
+            )
         if tokens_BT.size and (tokens_BT.min() < 0 or tokens_BT.max() >= self.vocab):
             raise InputError(
                 f"token ids must be in 0..{self.vocab - 1}, they span {tokens_BT.min()}..{tokens_BT.max()}"

@@ -25,9 +25,8 @@ from recursive_jax.models.transformer import Transformer
 class Network:
     """init(key) -> params; apply(params, *inputs, **kw) -> outputs, float32. Subclasses are frozen dataclasses.
 
-    kind: its line in the registry. frozen: keys of the params that training leaves as they are. causal: writes from left to
-    right. states_size: width of the states that `apply(..., hidden=True)` gives, None where there are none.
-    """
+    kind: its line in the registry. frozen: keys of the params that training leaves as they are. causal: writes from
+    left to right. states_size: width of the states that `apply(..., hidden=True)` gives, None where there are none."""
 
     kind: ClassVar[str]
     vocab: int = 0
@@ -180,8 +179,8 @@ class TransformerNetwork(Network):
 
 @dataclasses.dataclass(frozen=True)
 class FunctionNetwork(Network):
-    """A user's two functions. They need not know about meshes: params are replicated, the batch is split, and inside `apply`
-    the compiler decides the layout."""
+    """A user's two functions. They need not know about meshes: params are replicated, the batch is split, and inside
+    `apply` the compiler decides the layout."""
 
     init_function: Callable[[jax.Array], Any]
     apply_function: Callable[..., jax.Array]
@@ -198,7 +197,7 @@ class FunctionNetwork(Network):
         """The functions choose their dtypes themselves."""
 
         def apply(params, tokens_BT, segments_BT=None):
-            run = jax.sharding.auto_axes(self.apply_function, out_sharding=meshes.spec("batch", None, None))
+            run = jax.sharding.auto_axes(self.apply_function, out_sharding=meshes.spec("batch", "time", None))
             return run(params, tokens_BT, segments_BT)
 
         return apply

@@ -40,7 +40,7 @@ class Cache:
     @classmethod
     def empty(cls, c: ModelConfig, rows: int, slots: int, dtype: Any) -> Cache:
         zeros = lambda: tuple(
-            jnp.zeros((rows, c.G, slots, c.K), dtype, out_sharding=spec("batch", "kv_heads", None, None))
+            jnp.zeros((rows, c.G, slots, c.K), dtype, out_sharding=spec("batch", "kv_heads", "time", None))
             for _ in range(c.layers)
         )
         return cls(zeros(), zeros(), jnp.zeros((rows,), jnp.int32, out_sharding=spec("batch")))
@@ -119,9 +119,9 @@ class Transformer(nn.Module):
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
-    position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh: the
-    cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this position of
-    each row only (a prompt's others are not needed). key: randomness of the adapter's dropout.
+    position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh:
+    the cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this
+    position of each row only (a prompt's others are not needed). key: randomness of the adapter's dropout.
 
     The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
     """
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, self.dtype)
         if c.embedding_width is not None:
             w = weight(self, "project_in", (c.E, c.d_model), (None, "embed"), c.E**-0.5)
-            x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", None, None))
+            x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", "time", None))
         positions_BT = _positions(tokens_BT, segments_BT, cache, branches)
         if c.position == "learned":
             where_PD = weight(self, "positions", (c.max_length + c.position_offset, c.d_model), (None, "embed"), 0.02)
@@ -187,11 +187,11 @@ class Transformer(nn.Module):
         return out
 
     def _gather(self, table, index_BT):
-        return table.at[index_BT].get(out_sharding=spec("batch", None, None))
+        return table.at[index_BT].get(out_sharding=spec("batch", "time", None))
 
     def _head(self, x_BTD, table_VD):
         """(what meets the output matrix, the output matrix)."""
-        c, rows = self.config, spec("batch", None, None)
+        c, rows = self.config, spec("batch", "time", None)
         if c.head == "transform":
             w = weight(self, "head_dense", (c.d_model, c.d_model), ("embed", None), c.d_model**-0.5)
             x_BTD = jnp.einsum("btd,de->bte", x_BTD, w, out_sharding=rows)
@@ -291,7 +291,7 @@ def unembed(
     cap: float | None = None,
 ) -> jax.Array:
     """Float32 logits; rows of the table beyond the vocabulary are padding and get no probability."""
-    layout = spec("batch", None, "vocab")
+    layout = spec("batch", "time", "vocab")
     logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD, out_sharding=layout, preferred_element_type=jnp.float32)
     if bias_V is not None:
         mesh = jax.sharding.get_abstract_mesh()

@@ -21,9 +21,8 @@ from recursive_jax.models.network import Network
 class VAENetwork(Network):
     """apply(params, images_NP, key) -> (mean_NZ, log-variance_NZ, pixel logits_NP) at one drawn code; images in [0, 1].
 
-    side: of the square images, a multiple of 4. channels: of the outer convolution; the inner one has twice as many. The
-    compiler decides the layout; params are on every device.
-    """
+    side: of the square images, a multiple of 4. channels: of the outer convolution; the inner one has twice as many.
+    The compiler decides the layout; params are on every device."""
 
     side: int
     channels: int = 16
@@ -100,8 +99,8 @@ class _Decoder(nn.Module):
 
 
 def patches(x_NHWC: jax.Array) -> jax.Array:
-    """The 4x4 patches at stride 2, padded by 1: `[N, H/2, W/2, 16 C]`, of which a Dense makes the strided convolution. In a loop
-    on CPU that is 27 times as fast as XLA's convolution (64 channels, 28 x 28)."""
+    """The 4x4 patches at stride 2, padded by 1: `[N, H/2, W/2, 16 C]`, of which a Dense makes the strided convolution.
+    In a loop on CPU that is 27 times as fast as XLA's convolution (64 channels, 28 x 28)."""
     N, H, W, C = x_NHWC.shape
     h, w = H // 2, W // 2
     x = jnp.pad(x_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(N, h + 1, 2, w + 1, 2, C)

@@ -181,7 +181,8 @@ def assemble(c: ModelConfig, family: Family, target: Any, read: Read, put: Calla
 
 
 def tensors(c: ModelConfig, family: Family, params: Any) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """(name in the file, its array) for every tensor of the model, in the leaves' order; arrays are made when called."""
+    """(name in the file, its array) for every tensor of the model, in the leaves' order; arrays are made when
+    called."""
     leaves = leaf_paths(params)
     for path, leaf in leaves.items():
         source = family.names[path]

@@ -7,9 +7,8 @@
             ...
             return Loss({"nll": Term(total, count)})
 
-Everything else is done once, in `train/`: gradient accumulation, sharding, dropout keys, checkpoints, resume. An objective
-that compares all rows of a batch with one another is a `WholeBatch`: its gradient goes through GradCache.
-"""
+Everything else is done once, in `train/`: gradient accumulation, sharding, dropout keys, checkpoints, resume. An
+objective that compares all rows of a batch with one another is a `WholeBatch`: its gradient goes through GradCache."""
 
 from __future__ import annotations
 
@@ -23,6 +22,7 @@ from flax import struct
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Batches, pack_tokens
 from recursive_jax.errors import InputError
+from recursive_jax.identity import Value
 from recursive_jax.models.model import Model
 
 
@@ -38,8 +38,8 @@ class Term:
 
 @struct.dataclass
 class Loss:
-    """terms: by name, each with its own denominator. metrics: name -> (sum, count), logged as their quotient. state: the
-    objective's mutable state after this batch (None: unchanged)."""
+    """terms: by name, each with its own denominator. metrics: name -> (sum, count), logged as their quotient. state:
+    the objective's mutable state after this batch (None: unchanged)."""
 
     terms: dict[str, Term]
     metrics: dict[str, tuple[jax.Array, jax.Array]] = struct.field(default_factory=dict)
@@ -56,8 +56,8 @@ class Params:
 
 @dataclasses.dataclass(frozen=True)
 class Extra:
-    """What an objective adds to a training. params: train with the model (a value head); state: carried from step to step
-    without a gradient (a running mean). Pytrees of arrays."""
+    """What an objective adds to a training. params: train with the model (a value head); state: carried from step to
+    step without a gradient (a running mean). Pytrees of arrays."""
 
     params: Any = dataclasses.field(default_factory=dict)
     state: Any = dataclasses.field(default_factory=dict)
@@ -65,9 +65,9 @@ class Extra:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a loss may use. apply(params, *inputs, **kw) -> outputs: the network, in the compute dtype, with its frozen part
-    and its dropout. others: name -> the same of a frozen model. key: for this micro-batch of this step alone. step: int32,
-    from 0. state: the objective's."""
+    """What a loss may use. apply(params, *inputs, **kw) -> outputs: the network, in the compute dtype, with its frozen
+    part and its dropout. others: name -> the same of a frozen model. key: for this micro-batch of this step alone.
+    step: int32, from 0. state: the objective's."""
 
     apply: Callable[..., Any]
     others: Mapping[str, Callable[..., Any]]
@@ -76,7 +76,7 @@ class Context:
     state: Any
 
 
-class Objective:
+class Objective(Value):
     """Base class; subclasses are `dataclass(frozen=True)` of plain values and models, and are named by them.
 
     version: goes up when the objective computes something else. fields: columns that its batch holds.
@@ -94,8 +94,8 @@ class Objective:
         return self
 
     def models(self, model: Model) -> dict[str, Model]:
-        """Frozen models by the name under which the loss finds them in `ctx.others`; `model`: the one that is trained, as
-        it stands before. By default every field that holds a Model."""
+        """Frozen models by the name under which the loss finds them in `ctx.others`; `model`: the one that is trained,
+        as it stands before. By default every field that holds a Model."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, Model)}
 

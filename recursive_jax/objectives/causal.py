@@ -41,8 +41,8 @@ def weighted_sum(values_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Objective):
-    """Next-token loss over packed rows; the count is the sum of the weights. On prompts with completions this is supervised
-    fine-tuning: a prompt is never learnt.
+    """Next-token loss over packed rows; the count is the sum of the weights. On prompts with completions this is
+    supervised fine-tuning: a prompt is never learnt.
 
     truncate: tokens that the model already gives more than this are left out of sum and count (truncated cross-entropy,
     arXiv:2509.08972): what a model writes is what it is sure of, and learning that again is what narrows it. 1: none.
@@ -63,8 +63,8 @@ causal = Causal()
 
 
 def summed_logprobs(apply: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(log-probability of what is learnt of each sequence, nats, float32 `[B]`; how many tokens that is) from packed rows of
-    one sequence each."""
+    """(log-probability of what is learnt of each sequence, nats, float32 `[B]`; how many tokens that is) from packed
+    rows of one sequence each."""
     inputs, segments, labels, weight_BT = targets(batch)
     nll_BT = token_nll(apply(params, inputs, segments), labels)
     return -jnp.sum(jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0), axis=-1), jnp.sum(weight_BT, axis=-1)

@@ -17,11 +17,9 @@ from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Params, Term, WholeBatch
 
 
-def info_nce(
-    queries_QD: jax.Array, passages_PD: jax.Array, *, temperature: float, positives_Q: jax.Array
-) -> jax.Array:
-    """-log softmax over all passages of (query . passage / temperature) at each query's positive: float32 `[Q]`. Vectors are
-    taken as they are given. positives_Q: int32, which passage belongs to each query."""
+def info_nce(queries_QD: jax.Array, passages_PD: jax.Array, *, temperature: float, positives_Q: jax.Array) -> jax.Array:
+    """-log softmax over all passages of (query . passage / temperature) at each query's positive: float32 `[Q]`.
+    Vectors are taken as they are given. positives_Q: int32, which passage belongs to each query."""
     scores_QP = queries_QD @ passages_PD.T / temperature
     column_QP = jax.lax.broadcasted_iota(jnp.int32, scores_QP.shape, 1)
     positive_Q = jnp.sum(jnp.where(column_QP == positives_Q[:, None], scores_QP, 0.0), axis=-1)
@@ -37,12 +35,11 @@ def mean_states(states_BTD: jax.Array, weight_BT: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class InfoNCE(WholeBatch):
-    """Queries find their passages among all passages of the batch, hard negatives included. The data has the columns `query`
-    and `positive`, and may have `negative`: texts, or token ids.
+    """Queries find their passages among all passages of the batch, hard negatives included. The data has the columns
+    `query` and `positive`, and may have `negative`: texts, or token ids.
 
-    temperature: of the softmax. Representations are the mean of the last states over a text's tokens, scaled to length 1.
-    Gradients are those of the whole batch over all devices, for any train.gradient_accumulation (GradCache).
-    """
+    temperature: of the softmax. Representations are the mean of the last states over a text's tokens, scaled to length
+    1. Gradients are those of the whole batch over all devices, for any train.gradient_accumulation (GradCache)."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
 
@@ -74,7 +71,7 @@ class InfoNCE(WholeBatch):
         return jnp.stack(members, axis=1)
 
     def loss_of(self, ctx: Context, params: Params, represented: jax.Array, batch: dict[str, jax.Array]) -> Loss:
-        B, G, D = represented.shape
+        B, G = represented.shape[:2]
         queries_BD = represented[:, 0]
         # Every device scores its own queries against all passages: the positives first, then the negatives.
         passages_PD = jnp.concatenate([_everywhere(represented[:, g]) for g in range(1, G)])

@@ -27,8 +27,8 @@ def mask_tokens(
     replaced: float = 0.8,
     random: float = 0.1,
 ) -> tuple[jax.Array, jax.Array]:
-    """(inputs int32 `[B, T]`, chosen bool `[B, T]`): each token that is not special is chosen with probability `share`; a
-    chosen one becomes `mask_id` (probability `replaced`), any id below `vocab` (`random`), or stays as it is."""
+    """(inputs int32 `[B, T]`, chosen bool `[B, T]`): each token that is not special is chosen with probability `share`;
+    a chosen one becomes `mask_id` (probability `replaced`), any id below `vocab` (`random`), or stays as it is."""
     choose, kind, other = jax.random.split(key, 3)
     lay = lambda x: rows_like(x, len(x))
     chosen_BT = (lay(jax.random.uniform(choose, tokens_BT.shape)) < share) & ~special_BT.astype(bool)
@@ -40,13 +40,12 @@ def mask_tokens(
 
 @dataclasses.dataclass(frozen=True)
 class Masked(Objective):
-    """The mean negative log-likelihood of the chosen tokens, given a row in which most of them are hidden; drawn anew at
-    every step. Special tokens (start, end, padding, the mask itself) are never chosen. For a model that reads both ways
-    (`model.causal: false`) and whose tokenizer has a mask token.
+    """The mean negative log-likelihood of the chosen tokens, given a row in which most of them are hidden; drawn anew
+    at every step. Special tokens (start, end, padding, the mask itself) are never chosen. For a model that reads both
+    ways (`model.causal: false`) and whose tokenizer has a mask token.
 
-    share: of tokens that are chosen; replaced, random: of the chosen ones, what becomes the mask token and what any token;
-    the rest stays. mask_id, special, vocab: by default the tokenizer's.
-    """
+    share: of tokens that are chosen; replaced, random: of the chosen ones, what becomes the mask token and what any
+    token; the rest stays. mask_id, special, vocab: by default the tokenizer's."""
 
     share: float = 0.15
     replaced: float = 0.8
@@ -60,8 +59,17 @@ class Masked(Objective):
         tokenizer = model.tokenizer
         mask = getattr(tokenizer, "mask", None) if self.mask_id is None else self.mask_id
         if mask is None:
-            raise InputError("this tokenizer has no mask token, which masked language modelling needs: Masked(mask_id=...)")
-        known = {tokenizer.bos, tokenizer.eos, tokenizer.pad, mask, *getattr(tokenizer, "special_ids", ()), *self.special}
+            raise InputError(
+                "this tokenizer has no mask token, which masked language modelling needs: Masked(mask_id=...)"
+            )
+        known = {
+            tokenizer.bos,
+            tokenizer.eos,
+            tokenizer.pad,
+            mask,
+            *getattr(tokenizer, "special_ids", ()),
+            *self.special,
+        }
         vocab = self.vocab or tokenizer.vocab
         return dataclasses.replace(self, mask_id=mask, special=tuple(sorted(known - {None})), vocab=vocab)
 
@@ -88,7 +96,12 @@ class Masked(Objective):
 
 
 def masked_loss(
-    ctx: Context, params: Params, inputs_BT: jax.Array, segments_BT: jax.Array, labels_BT: jax.Array, chosen_BT: jax.Array
+    ctx: Context,
+    params: Params,
+    inputs_BT: jax.Array,
+    segments_BT: jax.Array,
+    labels_BT: jax.Array,
+    chosen_BT: jax.Array,
 ) -> Loss:
     """The loss of the chosen positions, and how many of them the model's best guess has right."""
     logits_BTV = ctx.apply(params, inputs_BT, segments_BT)

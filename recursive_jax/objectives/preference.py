@@ -44,13 +44,12 @@ def dpo_loss(
 
 @dataclasses.dataclass(frozen=True)
 class DPO(Objective):
-    """Direct preference optimisation. The data has, beside `prompt`, the columns `chosen` and `rejected`: texts, or token ids
-    with their end token.
+    """Direct preference optimisation. The data has, beside `prompt`, the columns `chosen` and `rejected`: texts, or
+    token ids with their end token.
 
-    reference: a frozen model; by default the model as it is before this training. beta: how far the policy may leave it.
-    Logged: rewards of the chosen and the rejected answers (beta times the log-ratio), their margin, and how often it is
-    positive.
-    """
+    reference: a frozen model; by default the model as it is before this training. beta: how far the policy may leave
+    it. Logged: rewards of the chosen and the rejected answers (beta times the log-ratio), their margin, and how often
+    it is positive."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss")
 

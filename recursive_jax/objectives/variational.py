@@ -22,8 +22,9 @@ def elbo(mean_NZ: jax.Array, log_var_NZ: jax.Array, logits_NP: jax.Array, pixels
 
 @dataclasses.dataclass(frozen=True)
 class NegativeElbo(Objective):
-    """The negative bound of images in [0, 1], for a network whose `apply(params, images, key)` gives (mean, log-variance,
-    pixel logits). weight_decay: half of it times the sum of squared params is added (in the gradient, as Adam's own)."""
+    """The negative bound of images in [0, 1], for a network whose `apply(params, images, key)` gives (mean,
+    log-variance, pixel logits). weight_decay: half of it times the sum of squared params is added (in the gradient, as
+    Adam's own)."""
 
     fields: ClassVar[tuple[str, ...]] = ("images",)
 

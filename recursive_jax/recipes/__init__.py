@@ -27,7 +27,9 @@ def find_recipe(name: Any) -> Recipe:
     if ":" not in where:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(RECIPES)}"
-        raise InputError(f"recipe={name}: there is none of that name; {hint} One of your own is given as package.module:name")
+        raise InputError(
+            f"recipe={name}: there is none of that name; {hint} One of your own is given as package.module:name"
+        )
     module, _, attribute = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -43,7 +45,8 @@ def find_recipe(name: Any) -> Recipe:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Any:
-    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values); what keys there are, its recipe says.
+    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values); what keys there are, its recipe
+    says.
 
     Raises `InputError` with every problem at once: unknown and unused keys (with the nearest known one), wrong types,
     values out of range.

@@ -1,4 +1,5 @@
-"""What can be said of a collapse experiment before it runs: what is wrong with it, what it costs, what it leaves open."""
+"""What can be said of a collapse experiment before it runs: what is wrong with it, what it costs, what it leaves
+open."""
 
 from __future__ import annotations
 
@@ -40,9 +41,7 @@ def cost(config: CollapseConfig) -> list[str]:
     teacher = config.train.steps * config.train.batch * length
     each = [config.arm_student(arm) for arm in config.arms.values()]
     written = sum(config.rounds.sizes) * config.replicates
-    students = round(
-        sum(s.steps * s.batch * (s.length or length) for s in each) * written / config.rounds.token_budget
-    )
+    students = round(sum(s.steps * s.batch * (s.length or length) for s in each) * written / config.rounds.token_budget)
     generated = written * len(config.arms) + (chains + 1) * config.evaluate.samples * length // 2
     what = f"{teacher:,} tokens for the teacher, {students:,} for {chains} students"
     mesh = meshes.make_mesh(config.mesh)
@@ -71,8 +70,10 @@ def check_real_tokens(config: CollapseConfig, have: int) -> None:
         if want > have:
             sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(config.rounds.sizes))
             raise InputError(
-                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}, weighted={arm.weighted}) needs {want:,} real tokens "
-                f"over {config.rounds.count} rounds of {sizes} tokens, there are {have:,}; raise data.real_tokens, give more "
+                f"arms.{name} (anchor={arm.anchor}, fresh={arm.fresh}, weighted={arm.weighted}) needs {want:,} real "
+                "tokens "
+                f"over {config.rounds.count} rounds of {sizes} tokens, there are {have:,}; raise data.real_tokens, "
+                "give more "
                 "data, or lower the shares"
             )
 
@@ -83,7 +84,8 @@ def grammar_verifier(name: str, arm: ArmConfig, world: World) -> Rule | None:
         return None
     if world.language is None:
         raise InputError(
-            f"arms.{name}.filtered: the grammar of the embedded language is the only verifier by name, and this text is not of "
+            f"arms.{name}.filtered: the grammar of the embedded language is the only verifier by name, and this text "
+            "is not of "
             "it; give one in Python: collapse(config, workdir, verifier=Rule(name, keep))"
         )
     level = arm.filtered.verifier

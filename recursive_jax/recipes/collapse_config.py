@@ -63,7 +63,8 @@ class CollapseConfig(RecipeConfig):
                 errors.append(f"{section}.length={train.length} is longer than model.max_length={longest}")
             if train.batch % train.gradient_accumulation:
                 errors.append(
-                    f"{section}.batch={train.batch} is not a multiple of gradient_accumulation={train.gradient_accumulation}"
+                    f"{section}.batch={train.batch} is not a multiple of "
+                    f"gradient_accumulation={train.gradient_accumulation}"
                 )
         if self.base is None and self.sampling.prompt_tokens >= longest:
             errors.append(
@@ -80,19 +81,27 @@ class CollapseConfig(RecipeConfig):
             keys = ", ".join(f"model.{k}" for k in sorted(self.model.model_fields_set))
             errors.append(f"{keys}: no use with base={self.base}, whose network is taken; leave it out")
         if self.base is not None and self.data.tokenizer != "byte":
-            errors.append(f"data.tokenizer={self.data.tokenizer}: no use with base={self.base}, whose tokenizer is taken")
+            errors.append(
+                f"data.tokenizer={self.data.tokenizer}: no use with base={self.base}, whose tokenizer is taken"
+            )
         elif self.data.resolved_kind == "language" and self.data.tokenizer != "byte":
             errors.append(
-                f"data.tokenizer={self.data.tokenizer} has no use without data.path: the embedded language has its own words"
+                f"data.tokenizer={self.data.tokenizer} has no use without data.path: the embedded language has its own "
+                "words"
             )
         return errors
 
     def _arm_problems(self) -> list[str]:
         errors = []
         for name, arm in self.arms.items():
-            if name in TAKEN or name.startswith(".") or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            if (
+                name in TAKEN
+                or name.startswith(".")
+                or not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+            ):
                 errors.append(
-                    f"arms.{name}: an arm is a folder beside {', '.join(TAKEN)}: letters, digits, '-', '_', '.', and none of "
+                    f"arms.{name}: an arm is a folder beside {', '.join(TAKEN)}: letters, digits, '-', '_', '.', and "
+                    "none of "
                     "these names"
                 )
             if len(name) > 100:

@@ -2,9 +2,8 @@
 
     my_recipe = Recipe("mine", "one line that says what it does", Config, run)
 
-A user's recipe joins by `recipe: package.module:name` in its config file, and is run, priced, reported, listed and resumed as
-ours are (docs/examples/own_recipe.py).
-"""
+A user's recipe joins by `recipe: package.module:name` in its config file, and is run, priced, reported, listed and
+resumed as ours are (docs/examples/own_recipe.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +27,9 @@ class RecipeConfig(Section):
     HOW = frozenset(("name", "mesh"))
 
     name: str = "run"
-    recipe: str = Field("collapse", description="what is run: a name of `recursive-jax recipes`, or package.module:name")
+    recipe: str = Field(
+        "collapse", description="what is run: a name of `recursive-jax recipes`, or package.module:name"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -37,9 +38,10 @@ class RecipeConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records. check(config): what
-    can be said before anything is loaded, as lines. cost(config): lines of what it will take, for --dry-run. layout: of its
-    report. paper: where it is from. example: a command that runs it. version: goes up when it computes something else."""
+    """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records.
+    check(config): what can be said before anything is loaded, as lines. cost(config): lines of what it will take, for
+    --dry-run. layout: of its report. paper: where it is from. example: a command that runs it. version: goes up when it
+    computes something else."""
 
     name: str
     summary: str

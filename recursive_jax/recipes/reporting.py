@@ -13,8 +13,8 @@ from recursive_jax.rounds.report import plain_layout, write_report
 
 
 def report_run(run: Any) -> epath.Path:
-    """Writes RUN/report.html as its recipe lays it out; a run of no recipe (of Python's `Run`), or of one that cannot be
-    imported here, in the plain form."""
+    """Writes RUN/report.html as its recipe lays it out; a run of no recipe (of Python's `Run`), or of one that cannot
+    be imported here, in the plain form."""
     file = epath.Path(run) / "run.json"
     if not file.exists():
         raise InputError(f"{run} is not a run folder: there is no run.json in it")

@@ -31,7 +31,8 @@ def doctor() -> tuple[str, bool]:
     dtype = meshes.resolve_dtype("auto")
     lines = [f"{name:<18} {version}" for name, version in versions().items()]
     lines.append(
-        f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
+        f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} "
+        "process(es)"
     )
     peak = peak_flops(dtype)
     lines.append(

@@ -21,7 +21,8 @@ FORMAT = 2  # of the run folder; part of every fingerprint
 
 
 class Stored:
-    """A committed result: `value` is read when first asked for. Of rows, it selects and joins like the Dataset it holds."""
+    """A committed result: `value` is read when first asked for. Of rows, it selects and joins like the Dataset it
+    holds."""
 
     def __init__(
         self,
@@ -95,9 +96,10 @@ class DurableFolder:
         read: Callable[[epath.Path], Any],
         check: Callable[[dict], None] | None = None,
     ) -> Stored:
-        """The result `name` of this round: as stored, or made by `produce(folder)`, which returns its counts, or (counts, the
-        value itself) where that need not be read back. inputs: by name, fingerprints or what has one; config: what else
-        decides the result, as plain values. check: looks at the manifest of a stored result before it is used.
+        """The result `name` of this round: as stored, or made by `produce(folder)`, which returns its counts, or
+        (counts, the value itself) where that need not be read back. inputs: by name, fingerprints or what has one;
+        config: what else decides the result, as plain values. check: looks at the manifest of a stored result before it
+        is used.
 
         Raises InputError where a result of other inputs, done or half-done, is in the place.
         """
@@ -159,8 +161,10 @@ class DurableFolder:
     def _refuse(self, folder: epath.Path, how: str, before: dict, now: dict) -> None:
         plain = lambda recipe: {k: v for k, v in recipe.items() if k != "format"}
         raise problems(
-            f"{folder} {how} from other inputs and is not mixed in. Give another --workdir, or add `--fork {self.run.path}` "
-            f"(fork= in Python) with a new one to reuse what is unchanged; or delete {folder} to have it made again. The "
+            f"{folder} {how} from other inputs and is not mixed in. Give another --workdir, or add `--fork "
+            f"{self.run.path}` "
+            f"(fork= in Python) with a new one to reuse what is unchanged; or delete {folder} to have it made again. "
+            "The "
             "differences:",
             difference(plain(before), plain(now)) or ["the format of the run folder"],
         )
@@ -233,7 +237,8 @@ def _manifest(folder: epath.Path) -> dict | None:
     missing = [k for k in ("verb", "fingerprint", "files") if not isinstance(manifest, dict) or k not in manifest]
     if missing:
         raise InputError(
-            f"the manifest {file} is damaged: no {', '.join(missing)} in it. Restore it, or delete {folder} to have it made again"
+            f"the manifest {file} is damaged: no {', '.join(missing)} in it. Restore it, or delete {folder} to have it "
+            "made again"
         )
     return manifest
 

@@ -68,8 +68,8 @@ class Pool:
         return max(1, self.tokens - self.kept_tokens) if self.anchor + self.fresh + self.carry < 1.0 else 0
 
     def settings(self) -> dict:
-        """What decides the training rows, beside the pool. New regimes stand in it only where they are used, so that runs of
-        before keep their fingerprints."""
+        """What decides the training rows, beside the pool. New regimes stand in it only where they are used, so that
+        runs of before keep their fingerprints."""
         found = {k: getattr(self, k) for k in ("tokens", "data", "window", "anchor", "fresh", "grow")}
         return found | {k: getattr(self, k) for k in ("carry", "weighted") if getattr(self, k)}
 
@@ -132,7 +132,8 @@ class Pool:
         if high >= len(ends):
             raise InputError(
                 f"round {number} has no new real rows left: a share of {share:g} of {self.tokens} tokens a round uses "
-                f"{begin + want} real tokens by then, there are {int(ends[-1])}; raise data.real_tokens or give more data"
+                f"{begin + want} real tokens by then, there are {int(ends[-1])}; raise data.real_tokens or give more "
+                "data"
             )
         return real.take(np.arange(low, high))
 
@@ -152,8 +153,8 @@ class Verified:
 
 
 def alone(data: Dataset) -> Dataset:
-    """Rows as texts of their own: a student learns what was written from the start token, as the collapse papers do, not as
-    the answer to the prompt it was written to."""
+    """Rows as texts of their own: a student learns what was written from the start token, as the collapse papers do,
+    not as the answer to the prompt it was written to."""
     if not any(len(p) > 1 for p in data.prompts()):
         return data
     return data.with_column("prompt", [[]] * len(data))
@@ -180,13 +181,13 @@ def iterate(
     init: str = "base",
     blank: Model | None = None,
 ) -> Model:
-    """Runs `rounds` rounds and returns the last one's model (every round's is stored; none but the last is kept in memory).
+    """Runs `rounds` rounds and returns the last one's model (every round's is stored; none but the last is kept in
+    memory).
 
     round_fn(round, teacher, start, pool) -> student. `teacher` is the last round's model (`base` in round 1), `start`
-    the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (`blank`, what the first teacher
-    was trained from: imported weights, or by default fresh params, a new initialisation every round). round_fn appends
-    what it generates to `pool.rows`.
-    """
+    the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (`blank`, what the first
+    teacher was trained from: imported weights, or by default fresh params, a new initialisation every round). round_fn
+    appends what it generates to `pool.rows`."""
     if init not in ("base", "previous", "scratch"):
         raise InputError(f"init={init!r}: base, previous or scratch is wanted")
     teacher = base
@@ -205,7 +206,8 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
             new = round.select("kept", new, [pool.verified(round.seed("kept"))])
             if not len(new.value):
                 raise InputError(
-                    f"{round.label}: the verifier kept none of {new.manifest['counts']['proposed']} rows; raise keep_right or keep_wrong"
+                    f"{round.label}: the verifier kept none of {new.manifest['counts']['proposed']} rows; raise "
+                    "keep_right or keep_wrong"
                 )
         pool.rows.append(new)
         pool.rows = pool.kept()

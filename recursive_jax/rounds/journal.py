@@ -53,7 +53,8 @@ class Journal:
                 block = {r.id: r for r in requests(first, BLOCK)}
             if number not in block or not np.array_equal(block[number].tokens(bos), prompt):
                 raise InputError(
-                    f"{self.folder} is half-done, and request {number} had another prompt then: give the prompts of before to "
+                    f"{self.folder} is half-done, and request {number} had another prompt then: give the prompts of "
+                    "before to "
                     f"go on with it, or delete {self.folder} to have it made anew"
                 )
 
@@ -138,8 +139,8 @@ def _read_stream(path: epath.Path) -> pa.Table:
 
 class Budget:
     """Requests to be made, in order: those of the first `count`, or as many as it takes until the rows of requests
-    0 .. wanted hold `tokens` tokens. An iterator that the engine draws on (None: not now); requests that have their rows
-    are left out."""
+    0 .. wanted hold `tokens` tokens. An iterator that the engine draws on (None: not now); requests that have their
+    rows are left out."""
 
     def __init__(
         self,
@@ -194,7 +195,8 @@ class Budget:
                 yield self._request(self._next - 1)
 
     def _in_work_suffices(self) -> bool:
-        """Whether the rows in work will do, at the mean length so far: what is made beyond the budget is thrown away."""
+        """Whether the rows in work will do, at the mean length so far: what is made beyond the budget is thrown
+        away."""
         if self.count is not None or not self._asked or self.done < 8:
             return False
         held = sum(self.lengths.values())

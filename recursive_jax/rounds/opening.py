@@ -34,13 +34,12 @@ _BLOCK = 16 * 2**20
 
 
 def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
-    """Opens a model on any mesh. path: a run (the model that it names as its result), `RUN:name` (another that it names), the
-    folder of a round or of a training; a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where their packages are
-    installed. dtype: of the params of an imported model.
+    """Opens a model on any mesh. path: a run (the model that it names as its result), `RUN:name` (another that it
+    names), the folder of a round or of a training; a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where
+    their packages are installed. dtype: of the params of an imported model.
 
-    Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or belongs to
-    user functions.
-    """
+    Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or
+    belongs to user functions."""
     foreign = foreign_path(path)
     if foreign is not None:
         return import_model(foreign, mesh, dtype)
@@ -182,8 +181,8 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
 
 
 def weights_fingerprint(path: Path) -> str:
-    """Names the weights: a hash of every byte that was opened, shards in sub-folders included. A fine-tuned copy has equal
-    sizes and an equal embedding in front."""
+    """Names the weights: a hash of every byte that was opened, shards in sub-folders included. A fine-tuned copy has
+    equal sizes and an equal embedding in front."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted({*weight_files(path), *path.glob("*.json")})
     for file in files:

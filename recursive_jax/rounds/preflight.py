@@ -55,7 +55,8 @@ def batch_problems(mesh: MeshConfig, **trainings: TrainConfig) -> list[str]:
         divisor = shards * train.gradient_accumulation
         if train.batch % divisor and (train.batch, divisor) not in seen:
             lines.append(
-                f"{name}.batch={train.batch} is not divisible by {divisor} (mesh.data x mesh.fsdp x gradient_accumulation)"
+                f"{name}.batch={train.batch} is not divisible by {divisor} (mesh.data x mesh.fsdp x "
+                "gradient_accumulation)"
             )
         seen.add((train.batch, divisor))
     return lines
@@ -64,8 +65,8 @@ def batch_problems(mesh: MeshConfig, **trainings: TrainConfig) -> list[str]:
 def training_cost(
     network: Network, train: TrainConfig, mesh, trained: int | None = None, generated: int = 0, what: str = ""
 ) -> list[str]:
-    """Mesh, parameters, memory and compute, as lines. trained, generated: tokens (default: one training's); what: a line about
-    them."""
+    """Mesh, parameters, memory and compute, as lines. trained, generated: tokens (default: one training's); what: a
+    line about them."""
     length = row_length(train.length, network.max_length)
     trained = train.steps * train.batch * length if trained is None else trained
     dtype = meshes.resolve_dtype(train.dtype, mesh)
@@ -75,9 +76,7 @@ def training_cost(
     parameters = parameter_count(network)
     lines.append(f"parameters    {parameters:,}{padded}")
     if isinstance(network, TransformerNetwork):
-        memory = flops.train_memory_bytes(
-            network.config, train, parameters, mesh.size, 2 if dtype == "bfloat16" else 4
-        )
+        memory = flops.train_memory_bytes(network.config, train, parameters, mesh.size, 2 if dtype == "bfloat16" else 4)
         lines.append(f"memory        about {memory / 2**30:.2f} GiB per device while training (estimate)")
     lines.append(f"training      {what or f'{trained:,} tokens'}")
     if generated:

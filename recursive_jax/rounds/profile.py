@@ -1,5 +1,5 @@
-"""The collapse profile of a run: its stored samples against those of its round-0 model, with the exact measures of every
-round beside them."""
+"""The collapse profile of a run: its stored samples against those of its round-0 model, with the exact measures of
+every round beside them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from recursive_jax.train.log import console
 
 
 class RunProgress:
-    """`total` results are expected (0: unknown). Lines go to stderr; on a terminal the work in hand shows below them."""
+    """`total` results are expected (0: unknown). Lines go to stderr; on a terminal the work in hand shows below
+    them."""
 
     def __init__(self, quiet: bool):
         self.quiet, self.total, self.done = quiet, 0, 0

@@ -68,10 +68,16 @@ class Round(DurableFolder):
     # The verbs.
 
     def dataset(
-        self, name: str, make: Callable[..., Dataset], *arguments: Any, inputs: dict[str, Any] | None = None, config: Any = None
+        self,
+        name: str,
+        make: Callable[..., Dataset],
+        *arguments: Any,
+        inputs: dict[str, Any] | None = None,
+        config: Any = None,
     ) -> Stored:
-        """Rows made by `make(*arguments)`: read from disk, composed, imported. `make` is a function of a module, a frozen
-        dataclass or `named`; arguments are plain values, stored results, models. inputs, config: what else decides."""
+        """Rows made by `make(*arguments)`: read from disk, composed, imported. `make` is a function of a module, a
+        frozen dataclass or `named`; arguments are plain values, stored results, models. inputs, config: what else
+        decides."""
 
         def produce(folder: epath.Path) -> dict[str, Any]:
             data = make(*map(value_of, arguments))
@@ -137,8 +143,8 @@ class Round(DurableFolder):
         inputs: dict[str, Any] | None = None,
     ) -> Stored:
         """Rows from `model`, one to a request: of a list; of a Dataset whose rows a template asks, `each` times; or of
-        requests(first, n), which gives those with ids first .. first + n, and of which the first `count` are taken, or as
-        many as it takes to hold `tokens` tokens (then cut to the budget). Requests count by value, a function's too.
+        requests(first, n), which gives those with ids first .. first + n, and of which the first `count` are taken, or
+        as many as it takes to hold `tokens` tokens (then cut to the budget). Requests count by value, a function's too.
 
         Rows are kept as they finish. A kill loses those in work and of the last quarter second; the rows that are made
         again have the same bits.
@@ -162,7 +168,8 @@ class Round(DurableFolder):
                 if signals.stop_requested():
                     journal.close()
                     raise Preempted(
-                        f"{self.label} · {name}: stopped by a signal after {budget.done} rows, all kept; the same command "
+                        f"{self.label} · {name}: stopped by a signal after {budget.done} rows, all kept; the same "
+                        "command "
                         "goes on from there"
                     )
             if tokens is not None and budget.total == 0:
@@ -234,8 +241,8 @@ class Round(DurableFolder):
         inputs: dict[str, Any] | None = None,
         config: Any = None,
     ) -> dict[str, Any]:
-        """Numbers about `model`, stored and added to RUN/metrics.jsonl: those of `measure(*arguments)`. measure, arguments,
-        inputs and config as in `dataset`."""
+        """Numbers about `model`, stored and added to RUN/metrics.jsonl: those of `measure(*arguments)`. measure,
+        arguments, inputs and config as in `dataset`."""
 
         def produce(folder: epath.Path) -> dict[str, Any]:
             metrics = measure(*map(value_of, arguments))
@@ -280,8 +287,8 @@ def _requests(
 
 
 def _identity(asked: Requests, count: int | None) -> tuple[Any, bool]:
-    """(what names the requests, whether that is their content). A function without an identity of its own is asked: all of
-    its requests where their number is known, else the first ones (the rest is checked when a result is used)."""
+    """(what names the requests, whether that is their content). A function without an identity of its own is asked: all
+    of its requests where their number is known, else the first ones (the rest is checked when a result is used)."""
     try:
         return describe(asked), False
     except InputError:

@@ -25,10 +25,9 @@ from recursive_jax.train import signals
 class Run:
     """A folder that a chain of rounds lives in.
 
-    config: a config section, a frozen dataclass or a dict of plain values; a second start with another one is refused with
-    the difference. Keys that only say how (devices, logging) may change. fork: another run folder whose results are reused
-    where their fingerprints agree. Raises InputError; use as a context manager, or `close`.
-    """
+    config: a config section, a frozen dataclass or a dict of plain values; a second start with another one is refused
+    with the difference. Keys that only say how (devices, logging) may change. fork: another run folder whose results
+    are reused where their fingerprints agree. Raises InputError; use as a context manager, or `close`."""
 
     def __init__(self, path: Any, config: Any = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
         self.path, self.seed = epath.Path(path), seed
@@ -56,19 +55,26 @@ class Run:
 
     def _open(self, config: Any) -> None:
         file = self.path / "run.json"
-        resolved = config.model_dump(mode="json") if isinstance(config, Section) else json.loads(json.dumps(config, default=str))
+        resolved = (
+            config.model_dump(mode="json")
+            if isinstance(config, Section)
+            else json.loads(json.dumps(config, default=str))
+        )
         identity = describe(config)
         if file.exists():
             stored = storage.read_json(file, "the run record")
             if not isinstance(stored, dict) or stored.get("format") != FORMAT:
                 found = stored.get("format") if isinstance(stored, dict) else None
                 raise InputError(
-                    f"{self.path} was made by another version of recursive_jax (run folder format {found}, this one writes "
+                    f"{self.path} was made by another version of recursive_jax (run folder format {found}, this one "
+                    "writes "
                     f"{FORMAT}): finish it with that version, or give a new --workdir"
                 )
             changed = [line.partition(":")[0] for line in difference(stored["identity"], identity)]
             # Said of the resolved configs, where a default has its value.
-            changes = [x for x in difference(stored["config"], resolved) if x.partition(":")[0].startswith(tuple(changed))]
+            changes = [
+                x for x in difference(stored["config"], resolved) if x.partition(":")[0].startswith(tuple(changed))
+            ]
             changes = changes or difference(stored["identity"], identity)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
@@ -101,14 +107,14 @@ class Run:
         return self.chain().round(number)
 
     def chain(self, arm: str = "main", replicate: int = 0, replicates: int = 1) -> Chain:
-        """A chain of rounds. The arm `main` has them in RUN/rounds, another in RUN/<arm>/rounds; with several replicates
-        there is a folder `replicate-<n>` between."""
+        """A chain of rounds. The arm `main` has them in RUN/rounds, another in RUN/<arm>/rounds; with several
+        replicates there is a folder `replicate-<n>` between."""
         folder = self.path if arm == "main" else self.path / arm
         return Chain(self, arm, replicate, folder if replicates == 1 else folder / f"replicate-{replicate}")
 
     def name_model(self, name: str, round: Round, result: str, default: bool = False) -> None:
-        """Names a stored model of this run, so that `load_model("RUN:name")` opens it; the default one is what `load_model(RUN)`
-        opens. A name may be given again, to a later round's."""
+        """Names a stored model of this run, so that `load_model("RUN:name")` opens it; the default one is what
+        `load_model(RUN)` opens. A name may be given again, to a later round's."""
         path = str((round.path / result).relative_to(self.path))
 
         def write() -> None:

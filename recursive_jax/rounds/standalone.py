@@ -16,8 +16,8 @@ from recursive_jax.rounds.options import EvaluateOptions
 
 
 def evaluate_model(path: Any, config: EvaluateOptions, judge: Any = None) -> dict[str, Any]:
-    """The metrics of `measure` for a stored model: real rows from config.data, samples from the start token. judge: the model
-    that says how probable they are, by default the model itself."""
+    """The metrics of `measure` for a stored model: real rows from config.data, samples from the start token. judge: the
+    model that says how probable they are, by default the model itself."""
     model = load_model(path, make_mesh(config.mesh))
     judge_model = load_model(judge, model.mesh) if judge is not None else model
     language = getattr(model.tokenizer, "language", None)

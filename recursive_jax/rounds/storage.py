@@ -1,4 +1,5 @@
-"""Files of a run folder: whole or absent, never half. Write data, fsync, rename, then the manifest: it is the commit."""
+"""Files of a run folder: whole or absent, never half. Write data, fsync, rename, then the manifest: it is the
+commit."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def write_atomic(path: epath.Path, data: bytes) -> None:
 
 
 def append_line(path: epath.Path, line: str) -> None:
-    """One more line of a text file, on the disk before it returns. A line without an end, torn by a kill, is ended first."""
+    """One more line of a text file, on the disk before it returns. A line without an end, torn by a kill, is ended
+    first."""
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -94,12 +96,14 @@ def verify(folder: epath.Path, files: dict[str, dict[str, Any]]) -> None:
         file = folder / name
         if not file.exists():
             raise InputError(
-                f"{file} is missing, although {folder / 'manifest.json'} lists it; restore it, or delete {folder} to make it again"
+                f"{file} is missing, although {folder / 'manifest.json'} lists it; restore it, or delete {folder} to "
+                "make it again"
             )
         changed = file.stat().length != stored["bytes"] or ("sha256" in stored and _digest(file) != stored["sha256"])
         if changed:
             raise InputError(
-                f"{file} is damaged: it differs from what {folder / 'manifest.json'} recorded; restore it, or delete {folder} to make it again"
+                f"{file} is damaged: it differs from what {folder / 'manifest.json'} recorded; restore it, or delete "
+                f"{folder} to make it again"
             )
 
 

@@ -24,12 +24,10 @@ from recursive_jax.rounds.run import Run
 _HASHED = 256 * 2**20  # bytes of a source file that count in its digest
 
 
-def stored_world(
-    run: Run, data: DataConfig, row_tokens: int, held_out_rows: int, base: Model | None = None
-) -> Stored:
+def stored_world(run: Run, data: DataConfig, row_tokens: int, held_out_rows: int, base: Model | None = None) -> Stored:
     """Reads and tokenizes the real data, or, on a second start, what the first one stored. A source file that changed
-    since is an input that changed: refused. row_tokens: the most that a row holds. base: an imported model, whose tokenizer
-    is taken."""
+    since is an input that changed: refused. row_tokens: the most that a row holds. base: an imported model, whose
+    tokenizer is taken."""
     files = source_files(data)
     if base is None and data.resolved_kind != "language" and data.tokenizer not in ("byte", "bpe"):
         files.append(Path(data.tokenizer))

@@ -1,4 +1,5 @@
-"""Models on disk: `checkpoint/` (Orbax) beside `model.json` (network and tokenizer); and folders that other tools read."""
+"""Models on disk: `checkpoint/` (Orbax) beside `model.json` (network and tokenizer); and folders that other tools
+read."""
 
 from __future__ import annotations
 
@@ -39,9 +40,8 @@ def save_huggingface(model: Model, path: Any, dtype: str = "float32") -> Path:
     """Writes `config.json`, safetensors and the tokenizer so that `transformers` 4.57 and 5 (and what reads their
     folders: vLLM, llama.cpp's converter) load the model with equal logits. An adapter is merged into its base.
 
-    dtype: float32, bfloat16 or float16. Raises InputError for a folder that is not empty, for a network that no Hugging Face
-    family is, and for switches that none has. Collective over processes.
-    """
+    dtype: float32, bfloat16 or float16. Raises InputError for a folder that is not empty, for a network that no Hugging
+    Face family is, and for switches that none has. Collective over processes."""
     folder = Path(path)
     if not isinstance(model.network, TransformerNetwork):
         raise InputError(f"a network of kind {model.network.kind} has no Hugging Face form")

@@ -30,8 +30,8 @@ from recursive_jax.train.step import TrainState, init_program, join, split, star
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """model: with the new params. summary: steps, tokens, packed rows, epochs, final loss (all reproducible). extra: the
-    objective's own params and state, as they ended."""
+    """model: with the new params. summary: steps, tokens, packed rows, epochs, final loss (all reproducible). extra:
+    the objective's own params and state, as they ended."""
 
     model: Model
     summary: dict[str, Any]
@@ -49,13 +49,13 @@ def train(
     label: str = "train",
     quiet: bool = False,
 ) -> Trained:
-    """Trains a copy of `model` on `data` (packed by the objective if it is not yet) and returns it; `model` stays as it was.
+    """Trains a copy of `model` on `data` (packed by the objective if it is not yet) and returns it; `model` stays as it
+    was.
 
     A model without params starts from `init(seed)`. With a `directory` the training is resumable: the train state is
-    kept in `directory/resume`, and a second call with equal arguments goes on from there to bit-equal params, on any mesh.
-    Raises InputError (bad shapes, empty data, a directory of another training), TrainingDiverged (loss not finite),
-    Preempted (SIGTERM; saved).
-    """
+    kept in `directory/resume`, and a second call with equal arguments goes on from there to bit-equal params, on any
+    mesh. Raises InputError (bad shapes, empty data, a directory of another training), TrainingDiverged (loss not
+    finite), Preempted (SIGTERM; saved)."""
     config = config or TrainConfig()
     mesh = model.mesh or meshes.make_mesh()
     model = model.on(mesh)
@@ -113,7 +113,8 @@ def resolved_objective(objective: Objective, config: TrainConfig, model: Model) 
     """With what the config and the model leave to it. Raises InputError for what is no objective."""
     if not isinstance(objective, Objective):
         raise InputError(
-            f"{objective!r} is not an objective: a frozen dataclass that derives from recursive_jax.objectives.Objective "
+            f"{objective!r} is not an objective: a frozen dataclass that derives from "
+            "recursive_jax.objectives.Objective "
             "is wanted"
         )
     if config.truncate < 1.0:
@@ -166,7 +167,9 @@ def _claim(directory: Path, settings: dict[str, Any]) -> None:
     temporary.replace(file)
 
 
-def _start(model: Model, objective: Objective, trained: Any, config: TrainConfig, seed: int, resume: Resume | None, mesh):
+def _start(
+    model: Model, objective: Objective, trained: Any, config: TrainConfig, seed: int, resume: Resume | None, mesh
+):
     """The newest checkpoint of this training, else its first state."""
     hyper = meshes.put_replicated(mesh, Hyper.of(config, seed))
     key = meshes.random_key(seed)

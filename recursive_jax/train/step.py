@@ -74,8 +74,8 @@ def start_program() -> Callable[..., TrainState]:
 
 @functools.cache
 def step_program(network: Network, objective: Objective, accumulate: int, dtype: str, held: Held = ()) -> Callable:
-    """(state, batch, frozen, params of the held models by name) -> (state, metrics). The state is donated. Compiled once
-    for all rounds."""
+    """(state, batch, frozen, params of the held models by name) -> (state, metrics). The state is donated. Compiled
+    once for all rounds."""
     bound = network.bind(dtype)
     others = {name: other.bind(dtype) for name, other in held}
 
@@ -94,7 +94,9 @@ def step_program(network: Network, objective: Objective, accumulate: int, dtype:
             return run
 
         # Dropout and the objective's own draws share no random numbers.
-        return Context(apply, {name: frozen_apply(name) for name in others}, jax.random.fold_in(key, 1), state.step, own)
+        return Context(
+            apply, {name: frozen_apply(name) for name in others}, jax.random.fold_in(key, 1), state.step, own
+        )
 
     def step(state: TrainState, batch, frozen, held_params):
         TRACES["train_step"] += 1
@@ -126,10 +128,15 @@ def _metrics(loss: Loss) -> dict[str, jax.Array]:
 
 
 def loss_and_gradients(
-    objective: Objective, make_context: Callable[[Any, Any], Context], params: Params, batch: Any, own: Any, accumulate: int
+    objective: Objective,
+    make_context: Callable[[Any, Any], Context],
+    params: Params,
+    batch: Any,
+    own: Any,
+    accumulate: int,
 ) -> tuple[Loss, Params]:
-    """(the loss summed over the batch, the gradient of its value) in `accumulate` micro-batches. make_context(micro, own):
-    what the loss may use in a micro-batch; own: the objective's state."""
+    """(the loss summed over the batch, the gradient of its value) in `accumulate` micro-batches. make_context(micro,
+    own): what the loss may use in a micro-batch; own: the objective's state."""
     gradients = _whole_batch_gradients if isinstance(objective, WholeBatch) and accumulate > 1 else _gradients
     return gradients(objective, make_context, params, batch, own, accumulate)
 
@@ -137,8 +144,8 @@ def loss_and_gradients(
 def _gradients(objective: Objective, make_context, params: Params, batch, own, accumulate: int) -> tuple[Loss, Params]:
     """(the loss summed over the batch, its gradient); micro-batches run one after the other in a scan.
 
-    One term: its gradients are summed, then divided by the count. Several: each has a denominator of its own, so the counts
-    come first, from a pass that has no gradient (and of which XLA leaves out all that the counts do not need).
+    One term: its gradients are summed, then divided by the count. Several: each has a denominator of its own, so the
+    counts come first, from a pass that has no gradient (and of which XLA leaves out all that the counts do not need).
     """
     micro = _dealt(batch, accumulate)
     parts = lambda params, rows, i, own: objective.loss(make_context(i, own), params, rows)
@@ -163,8 +170,8 @@ def _gradients(objective: Objective, make_context, params: Params, batch, own, a
 
 
 def _dealt(batch: Any, accumulate: int) -> Any:
-    """Rows dealt out round-robin to micro-batches `[n, B / n, ...]`: `[B] -> [B / n, n]` keeps the split axis whole on every
-    mesh."""
+    """Rows dealt out round-robin to micro-batches `[n, B / n, ...]`: `[B] -> [B / n, n]` keeps the split axis whole on
+    every mesh."""
     deal = lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
     return jax.tree.map(lambda x: x[None], batch) if accumulate == 1 else jax.tree.map(deal, batch)
 

@@ -16,11 +16,10 @@ from recursive_jax.collapse.lab.chain import Family, mask
 class Categorical(Family):
     """`categories` types with probabilities proportional to rank^-zipf (0: uniform), or as given. params: p `[V]`.
 
-    temperature: rows are drawn from p^(1/T). truncation: only from the most likely types that hold this share (top-p; 1:
-    off). The first `right_types` types are what a verifier holds for right. population: no sampling at all, every
+    temperature: rows are drawn from p^(1/T). truncation: only from the most likely types that hold this share (top-p;
+    1: off). The first `right_types` types are what a verifier holds for right. population: no sampling at all, every
     round is drawn infinitely often. counted: rows come as counts of the types, by binomial draws: faster where a round
-    has many rows of few types.
-    """
+    has many rows of few types."""
 
     categories: int = 50
     zipf: Any = 0.0
@@ -94,8 +93,9 @@ class Categorical(Family):
         return jnp.log(params[data])
 
     def measure(self, params, context) -> dict[str, jax.Array]:
-        """`kl`: KL(truth || model), infinite once a type is lost; `kl_reverse`: KL(model || truth). `fixated`: one type is
-        left. `log_odds`: of the first two types, without sampling noise. `right_mass`: of the types a verifier holds for right. Nats."""
+        """`kl`: KL(truth || model), infinite once a type is lost; `kl_reverse`: KL(model || truth). `fixated`: one type
+        is left. `log_odds`: of the first two types, without sampling noise. `right_mass`: of the types a verifier holds
+        for right. Nats."""
         p_V, truth_V = params, self.truth()
         alive_V = p_V > 0
         log_V = jnp.log(jnp.where(alive_V, p_V, 1.0))

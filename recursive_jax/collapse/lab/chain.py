@@ -11,13 +11,13 @@ A family is a frozen dataclass:
     log_prob(params, data) -> float_N
     measure(params, context) -> {statistic: number}
 
-Where these methods can be traced (`traced`, the default), the rounds are one `lax.scan`, to be vmapped over replicates. Any
-other family, a transformer trained and sampled by this package's own verbs or a model of another library, runs the same
-rounds in a Python loop; its data is an array or a tree of arrays, its params are anything.
+Where these methods can be traced (`traced`, the default), the rounds are one `lax.scan`, to be vmapped over replicates.
+Any other family, a transformer trained and sampled by this package's own verbs or a model of another library, runs the
+same rounds in a Python loop; its data is an array or a tree of arrays, its params are anything.
 
 An additive family has sufficient statistics: `statistics(data, weight_N, context, previous)`, `merge(a, b)` and
-`estimate(statistics, previous, context)`, of which `fit` is the composition. Its pool of all rounds then has the size of
-one statistic; any other family keeps the rows.
+`estimate(statistics, previous, context)`, of which `fit` is the composition. Its pool of all rounds then has the size
+of one statistic; any other family keeps the rows.
 
 Shapes: N rows of a round, M of them at most, K rounds.
 """

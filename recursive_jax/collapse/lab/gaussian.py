@@ -1,4 +1,5 @@
-"""Gaussians in any dimension, refitted to their own samples (arXiv:2305.17493, sec. 4; arXiv:2410.16713; arXiv:2307.01850)."""
+"""Gaussians in any dimension, refitted to their own samples (arXiv:2305.17493, sec. 4; arXiv:2410.16713;
+arXiv:2307.01850)."""
 
 from __future__ import annotations
 
@@ -19,20 +20,19 @@ ESTIMATORS = ("mle", "unbiased", "known_variance")
 class Gaussian(Family):
     """N(0, diag(spectrum)). params: the mean `[d]` and a root `[d, d]` with root^T root = covariance.
 
-    Covariances are kept as roots and never as differences of moments: the variance of a collapsed chain is many orders of
-    magnitude smaller than its mean square. `root`: `triangular`, by QR; `whitened`, by the Cholesky factor of rows seen from
-    the last model, several times as fast where there are many rows for each dimension; `rows`, the centred rows themselves
-    where there are no more of them than dimensions (the determinant is 0).
+    Covariances are kept as roots and never as differences of moments: the variance of a collapsed chain is many orders
+    of magnitude smaller than its mean square. `root`: `triangular`, by QR; `whitened`, by the Cholesky factor of rows
+    seen from the last model, several times as fast where there are many rows for each dimension; `rows`, the centred
+    rows themselves where there are no more of them than dimensions (the determinant is 0).
 
     draw: `rows`, or `statistics`: the mean and the root of the scatter of n rows are drawn themselves (Bartlett's
-    decomposition of the Wishart distribution), which is the same in distribution and, for many rows, many times as fast;
-    `auto` is that from four rows for each of several dimensions on.
+    decomposition of the Wishart distribution), which is the same in distribution and, for many rows, many times as
+    fast; `auto` is that from four rows for each of several dimensions on.
 
-    estimator: `mle` divides by n, `unbiased` by n - 1, `known_variance` fits the mean alone. Sampling bias: the variance is
-    multiplied by `temperature` (that of density^(1/T)) and `shrink` (arXiv:2307.01850, sec. 2), divided by
-    1 + `guidance`; `truncation` draws within that many standard deviations (0: off). The verifier holds for right what lies
-    within `radius` of `center` on every axis.
-    """
+    estimator: `mle` divides by n, `unbiased` by n - 1, `known_variance` fits the mean alone. Sampling bias: the
+    variance is multiplied by `temperature` (that of density^(1/T)) and `shrink` (arXiv:2307.01850, sec. 2), divided by
+    1 + `guidance`; `truncation` draws within that many standard deviations (0: off). The verifier holds for right what
+    lies within `radius` of `center` on every axis."""
 
     dimensions: int = 1
     spectrum: tuple[float, ...] = ()
@@ -125,8 +125,8 @@ class Gaussian(Family):
         return -0.5 * (z_DN**2).sum(0) - half
 
     def measure(self, params, context) -> dict[str, jax.Array]:
-        """`variance` is the mean over axes, `log_variance` that of log det, `wasserstein2` the squared distance to the truth,
-        `kl` KL(truth || model) in nats."""
+        """`variance` is the mean over axes, `log_variance` that of log det, `wasserstein2` the squared distance to the
+        truth, `kl` KL(truth || model) in nats."""
         (mean_D, root_DD), scale_D, d = params, self.scales, self.dimensions
         mse = (mean_D**2).sum()
         variance = (root_DD**2).sum() / d

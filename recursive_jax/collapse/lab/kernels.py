@@ -14,8 +14,8 @@ from recursive_jax.collapse.lab.chain import Family, mask, normal
 
 @dataclasses.dataclass(frozen=True)
 class Kernel(Family):
-    """A Gaussian kernel density estimate of N(0, I) (arXiv:2410.16713). params: the points `[N, d]`, their weights and the
-    width of the kernel. `bandwidth` 0 is Silverman's rule of the points. `log_prob` costs N for each row.
+    """A Gaussian kernel density estimate of N(0, I) (arXiv:2410.16713). params: the points `[N, d]`, their weights and
+    the width of the kernel. `bandwidth` 0 is Silverman's rule of the points. `log_prob` costs N for each row.
 
     Its variance does not vanish under `replace` but tends to (M - 1) bandwidth^2.
     """

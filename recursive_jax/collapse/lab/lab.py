@@ -23,8 +23,8 @@ VALUES = 2**23  # numbers of one round held at once, over the replicates side by
 
 @dataclasses.dataclass(frozen=True)
 class LabResult:
-    """values: for each statistic `[replicates, rounds + 1]`, float64; round 0 is the truth. mean, stderr: over replicates.
-    expected: `[rounds + 1]` where a law is known, NaN in rounds of which it says nothing."""
+    """values: for each statistic `[replicates, rounds + 1]`, float64; round 0 is the truth. mean, stderr: over
+    replicates. expected: `[rounds + 1]` where a law is known, NaN in rounds of which it says nothing."""
 
     family: str
     config: dict[str, Any]
@@ -44,8 +44,8 @@ class LabResult:
             return {name: some(x) for name, x in self.values.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"family", "config", "rounds": [{"round", "statistics": {name: {"mean", "stderr", "expected"?}}}]}`. A value that
-        is not a finite number is None."""
+        """`{"family", "config", "rounds": [{"round", "statistics": {name: {"mean", "stderr", "expected"?}}}]}`. A value
+        that is not a finite number is None."""
         mean, stderr, rounds = self.mean, self.stderr, []
         for k in range(self.config["rounds"] + 1):
             statistics = {}

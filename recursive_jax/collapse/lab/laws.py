@@ -1,8 +1,8 @@
 """What theory says of recursive training: expectations over replicates, in NumPy, each with its source.
 
-Round 0 is the truth; round k is k times (M rows -> fit). `expected(family, regime, sizes)` collects those that hold for a
-configuration: `{statistic: [K + 1] values}`. Laws derived for this project are in `docs/lab.md`, with their derivations.
-"""
+Round 0 is the truth; round k is k times (M rows -> fit). `expected(family, regime, sizes)` collects those that hold for
+a configuration: `{statistic: [K + 1] values}`. Laws derived for this project are in `docs/lab.md`, with their
+derivations."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def log_variance(sizes: Sequence[int], dimensions: int = 1, unbiased: bool = Tru
 
 
 def retention(M: int, fraction: float, rounds: int) -> np.ndarray:
-    """R_k: E[var_k] / var_0, and E[gini_k] / gini_0, when each round has fraction * M new real rows (fraction 0: `replace`),
-    plug-in estimates. E[(mean_k - mean_0)^2] / var_0 is 1 - R_k. Derived for this project."""
+    """R_k: E[var_k] / var_0, and E[gini_k] / gini_0, when each round has fraction * M new real rows (fraction 0:
+    `replace`), plug-in estimates. E[(mean_k - mean_0)^2] / var_0 is 1 - R_k. Derived for this project."""
     a = fraction
     ratio = (1 - a) * (1 - a - 1 / M)
     k = np.arange(rounds + 1)
@@ -44,8 +44,8 @@ def retention_limit(M: int, fraction: float) -> float:
 
 
 def anchored(M: int, fraction: float, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """(E var_k / var_0, E (mean_k - mean_0)^2 / var_0) when the same fraction * M real rows are in every round: a linear
-    recursion in the mean's distance from the real rows' and in the variance. Derived for this project."""
+    """(E var_k / var_0, E (mean_k - mean_0)^2 / var_0) when the same fraction * M real rows are in every round: a
+    linear recursion in the mean's distance from the real rows' and in the variance. Derived for this project."""
     a, n = fraction, round(fraction * M)
     distance, covariance, variance = 1 / n, -1 / n, 1.0
     found = [(1.0, 0.0)]
@@ -96,7 +96,8 @@ def shrunk(M: int, factor: float, rounds: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weighted_mean(n: int, weight: float, rounds: int) -> np.ndarray:
-    """E (mean_k - mean_0)^2 / var for N(mu, known variance), n new real rows of weight w, n synthetic of weight 1 - w."""
+    """E (mean_k - mean_0)^2 / var for N(mu, known variance), n new real rows of weight w, n synthetic of weight 1 -
+    w."""
     w, mse = weight, [0.0]
     for _ in range(rounds):
         mse.append(w * w / n + (1 - w) ** 2 * (mse[-1] + 1 / n))
@@ -144,8 +145,8 @@ def poisson_extinct(samples: int, rate: float, rounds: int) -> np.ndarray:
 
 
 def zipf_tail(exponent: float, M: int, rounds: int) -> float:
-    """Truth mass lost after `rounds` rounds, p_i ~ i^-b without end: the asymptote k^(1 - 1/b) of arXiv:2402.07043 with the
-    effective sample size M (1 - s_{k-1}), about 2M / k."""
+    """Truth mass lost after `rounds` rounds, p_i ~ i^-b without end: the asymptote k^(1 - 1/b) of arXiv:2402.07043 with
+    the effective sample size M (1 - s_{k-1}), about 2M / k."""
     b, size = exponent, M * (1 - extinction(rounds)[rounds - 1])
     return float(math.gamma(1 - 1 / b) / b * zeta(b) ** (-1 / b) * size ** -(1 - 1 / b))
 
@@ -201,7 +202,8 @@ def shifted_risk(n: int, d: int, noise: float, synthetic: float, shift: float) -
 
 
 def oracle_kl(parameters: int, documents: int, rounds: int) -> np.ndarray:
-    """E KL per document of a model of the right form refitted to `documents` of its own: k d / 2N, d free parameters."""
+    """E KL per document of a model of the right form refitted to `documents` of its own: k d / 2N, d free
+    parameters."""
     return np.arange(rounds + 1) * parameters / (2 * documents)
 
 

@@ -1,5 +1,5 @@
-"""Linear models refitted to their own labels: least squares (arXiv:2404.01413, sec. 3; arXiv:2410.04840) and the averaging
-classifier under a verifier (arXiv:2406.07515)."""
+"""Linear models refitted to their own labels: least squares (arXiv:2404.01413, sec. 3; arXiv:2410.04840) and the
+averaging classifier under a verifier (arXiv:2406.07515)."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Regression(Family):
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Family):
-    """sign(x w) with x ~ N(0, I), learnt as the mean of y x. params: w `[d]` and the share of labels its labeller flips,
-    `error` in the first round and 0 after. A verifier holds for right the labels that the truth gives."""
+    """sign(x w) with x ~ N(0, I), learnt as the mean of y x. params: w `[d]` and the share of labels its labeller
+    flips, `error` in the first round and 0 after. A verifier holds for right the labels that the truth gives."""
 
     dimensions: int = 20
     error: Any = 0.1
@@ -104,7 +104,8 @@ class Classifier(Family):
         return jnp.where(jnp.sign(data[0] @ params[0]) == data[1], 0.0, -jnp.inf)
 
     def measure(self, params, context):
-        """`accuracy` against the truth's labels: 1 - angle / pi. Of the labeller before the first round: what it flips."""
+        """`accuracy` against the truth's labels: 1 - angle / pi. Of the labeller before the first round: what it
+        flips."""
         w_D, error = params
         accuracy = 1 - jnp.arccos(jnp.clip(w_D[0] / jnp.linalg.norm(w_D), -1.0, 1.0)) / jnp.pi
         return {"accuracy": accuracy * (1 - error) + (1 - accuracy) * error}

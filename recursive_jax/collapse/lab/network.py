@@ -1,5 +1,5 @@
-"""A transformer on the embedded language, trained and sampled by the package's own verbs: the laboratory's family that is not
-a formula. For experiments that must survive a kill, on any corpus, there is `recursive-jax run`."""
+"""A transformer on the embedded language, trained and sampled by the package's own verbs: the laboratory's family that
+is not a formula. For experiments that must survive a kill, on any corpus, there is `recursive-jax run`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NOTHING = -1  # in a row after its end
 
 @dataclasses.dataclass(frozen=True)
 class TransformerFamily(Family):
-    """A row is a document of the embedded language, cut at `context` tokens; data: int32 `[N, context]`, -1 after its end. params:
-    a `Model`, or None for the language itself. Every round trains fresh params for `steps` steps.
+    """A row is a document of the embedded language, cut at `context` tokens; data: int32 `[N, context]`, -1 after its
+    end. params: a `Model`, or None for the language itself. Every round trains fresh params for `steps` steps.
 
     temperature, truncation (top-p): of sampling. A verifier holds for right what the grammar and its facts allow.
     """

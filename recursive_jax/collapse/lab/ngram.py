@@ -17,9 +17,8 @@ class Ngram(Family):
     """Text of `categories` types in which the type after each context of order - 1 types has probabilities proportional
     to rank^-zipf, every context with an order of its own. Rows are `length` types long and begin in a uniform context.
 
-    params: the table `[C, V]` of next-type probabilities. smoothing: added to every count; contexts never seen keep their
-    last probabilities.
-    """
+    params: the table `[C, V]` of next-type probabilities. smoothing: added to every count; contexts never seen keep
+    their last probabilities."""
 
     categories: int = 20
     order: int = 2
@@ -83,8 +82,8 @@ class Ngram(Family):
         return jnp.log(params[before_NL, types_NL]).sum(1) - np.log(self.contexts)
 
     def measure(self, params, context):
-        """Per token, in nats, contexts weighted as the truth's text visits them: `kl` KL(truth || model), infinite once an
-        n-gram is lost; `kl_reverse`; `entropy` of the next type. `types_alive`: n-grams still possible;
+        """Per token, in nats, contexts weighted as the truth's text visits them: `kl` KL(truth || model), infinite once
+        an n-gram is lost; `kl_reverse`; `entropy` of the next type. `types_alive`: n-grams still possible;
         `tail_mass_lost`: the truth's mass on the others."""
         truth_CV = self.truth()
         visit_C = stationary(truth_CV, self.order)

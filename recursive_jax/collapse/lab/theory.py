@@ -1,5 +1,5 @@
-"""Which laws hold for a configuration of the laboratory: `{statistic: expectation of rounds 0 .. K}`, NaN where a law speaks
-of some rounds only. The laws themselves are in `laws.py`."""
+"""Which laws hold for a configuration of the laboratory: `{statistic: expectation of rounds 0 .. K}`, NaN where a law
+speaks of some rounds only. The laws themselves are in `laws.py`."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def _gaussian(f: Gaussian, regime: Regime, sizes: np.ndarray) -> dict[str, np.nd
 
 
 def _truncated_means(scale: float, center: float, radius: float, rounds: int) -> np.ndarray:
-    """A verifier that keeps |x - c| <= r, infinitely many rows: the mean becomes the truncated normal's. The limit is the
-    verifier's centre (arXiv:2510.16657)."""
+    """A verifier that keeps |x - c| <= r, infinitely many rows: the mean becomes the truncated normal's. The limit is
+    the verifier's centre (arXiv:2510.16657)."""
     means = [0.0]
     for _ in range(rounds):
         low, high = ((center + s * radius - means[-1]) / scale for s in (-1, 1))

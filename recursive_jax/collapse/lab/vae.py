@@ -1,5 +1,5 @@
-"""A variational autoencoder on images, trained on its own output (arXiv:2305.17493, sec. 4.2 and its published notebook), by
-the package's own training loop."""
+"""A variational autoencoder on images, trained on its own output (arXiv:2305.17493, sec. 4.2 and its published
+notebook), by the package's own training loop."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ SEEN = 2048  # samples and real images that a measurement looks at
 
 @dataclasses.dataclass(frozen=True)
 class VAE(Family):
-    """`models/vae.py` on images; params: its own, or None for the truth, whose rows are the images themselves. A sample is the
-    mean of the decoder at a code from N(0, I), as in the paper.
+    """`models/vae.py` on images; params: its own, or None for the truth, whose rows are the images themselves. A sample
+    is the mean of the decoder at a code from N(0, I), as in the paper.
 
-    images: `mnist` (from tensorflow-datasets, where it is prepared), `digits` (8x8, from scikit-learn), a file: .npz (an array
-    `images` `[N, S, S]`) or .csv, .csv.gz (a row each, label last); `auto` takes the first of the two that is there.
-    channels: of the outer convolution; the inner one has twice as many. Round 0 is the first VAE, trained on real images.
-    With samples=inf every training step of a later round reads new rows of the last model: no sampling error at all, what
-    is left is the network's own.
-    """
+    images: `mnist` (from tensorflow-datasets, where it is prepared), `digits` (8x8, from scikit-learn), a file: .npz
+    (an array `images` `[N, S, S]`) or .csv, .csv.gz (a row each, label last); `auto` takes the first of the two that is
+    there. channels: of the outer convolution; the inner one has twice as many. Round 0 is the first VAE, trained on
+    real images. With samples=inf every training step of a later round reads new rows of the last model: no sampling
+    error at all, what is left is the network's own."""
 
     images: str = "auto"
     channels: int = 16
@@ -103,9 +102,9 @@ class VAE(Family):
         return _bounds(self.network)(params, jnp.asarray(data), jax.random.key(0))
 
     def measure(self, params, context):
-        """code_std: of the first encoder's means of the model's samples, over samples and code dimensions; code_frechet: Frechet
-        distance of those means to the means of real images; elbo: of real images, nats; variance: of pixels, mean over them.
-        """
+        """code_std: of the first encoder's means of the model's samples, over samples and code dimensions;
+        code_frechet: Frechet distance of those means to the means of real images; elbo: of real images, nats; variance:
+        of pixels, mean over them."""
         written, _ = self.sample(params, jax.random.key(1), SEEN, SEEN, context)
         real, _ = self.sample(None, jax.random.key(2), SEEN, SEEN, context)
         codes = _codes(self.network)

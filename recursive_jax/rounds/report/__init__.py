@@ -1,5 +1,5 @@
-"""The run's report (`write_report`): `series` reduces the metrics, `charts` draws, `page` lays out what every run has, and a
-recipe's `Layout` (`regimes`, `task`) the rest."""
+"""The run's report (`write_report`): `series` reduces the metrics, `charts` draws, `page` lays out what every run has,
+and a recipe's `Layout` (`regimes`, `task`) the rest."""
 
 from recursive_jax.rounds.report.page import Layout, View, plain_layout, write_report
 

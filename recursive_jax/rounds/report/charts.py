@@ -78,7 +78,8 @@ class Axes:
         out = []
         for y in self.yticks:
             out.append(
-                f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{self.py(y):.1f}" y2="{self.py(y):.1f}"/>'
+                f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{self.py(y):.1f}" '
+                f'y2="{self.py(y):.1f}"/>'
             )
             out.append(_text(self.left - 6, self.py(y) + 3.5, f"{y:,.{self.decimals}f}", "tick", "end"))
         step = max(1, math.ceil(len(xticks) / 8))
@@ -138,7 +139,8 @@ def _end_labels(ends: list, axes: Axes) -> list[str]:
     overflow = ends[-1][0] - (axes.height - axes.bottom + 4) if ends else 0
     shift = max(0.0, overflow)
     return [
-        f'<text x="{axes.width - axes.right + 8}" y="{y + 3.5 - shift:.1f}" class="end" fill="var(--c{s.colour})">{html.escape(s.name)}</text>'
+        f'<text x="{axes.width - axes.right + 8}" y="{y + 3.5 - shift:.1f}" class="end" '
+        f'fill="var(--c{s.colour})">{html.escape(s.name)}</text>'
         for y, s in ends
     ]
 
@@ -154,7 +156,8 @@ def stacked(parts: Sequence[tuple[str, Sequence[float]]], xs: Sequence[float], l
         path += [f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in reversed(list(zip(xs, below, strict=True)))]
         tip = f"{name}: {number(values[0])} at round {number(xs[0])}, {number(values[-1])} at round {number(xs[-1])}"
         body.append(
-            f'<polygon points="{" ".join(path)}" fill="var(--p{i})" class="area"><title>{html.escape(tip)}</title></polygon>'
+            f'<polygon points="{" ".join(path)}" fill="var(--p{i})" '
+            f'class="area"><title>{html.escape(tip)}</title></polygon>'
         )
         below = above
     return _svg(axes.width, axes.height, body, label)
@@ -173,7 +176,8 @@ def heatmap(
             title = html.escape(tip.format(row=rows[r], column=columns[c], value=f"{v:.1%}"))
             strength = round(100 * min(1.0, math.sqrt(max(v, 0.0))), 1)
             body.append(
-                f'<rect x="{left + cell * c + 1}" y="{top + cell * r + 1}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                f'<rect x="{left + cell * c + 1}" y="{top + cell * r + 1}" width="{cell - 2}" height="{cell - 2}" '
+                'rx="3" '
                 f'style="fill:color-mix(in oklab,var(--heat) {strength}%,var(--cell))"><title>{title}</title></rect>'
             )
             if v >= 0.005:
@@ -213,7 +217,8 @@ def ridges(
             points.append(f"{px((edges[j] + edges[j + 1]) / 2):.1f},{base - share / top * tall:.1f}")
         points.append(f"{px(edges[-1]):.1f},{base}")
         body.append(
-            f'<polygon points="{" ".join(points)}" fill="var(--c{colour})" class="ridge"><title>{html.escape(names[i])}</title></polygon>'
+            f'<polygon points="{" ".join(points)}" fill="var(--c{colour})" '
+            f'class="ridge"><title>{html.escape(names[i])}</title></polygon>'
         )
         body.append(_text(left - 6, base, names[i].removeprefix("round "), "tick", "end"))
     low, high = math.exp(edges[0]), math.exp(edges[-1])

@@ -23,9 +23,10 @@ from recursive_jax.rounds.report.series import Arm, arms_of
 
 
 def export_report(run: Any, folder: str | Path) -> list[Path]:
-    """Writes into `folder`: records.jsonl (one line for each evaluation), metrics.csv (mean and standard error by regime and
-    round), profile-ARM.jsonl and .csv (verdicts with nulls), and, as SVG and PNG: curves, kl-split, tail-deciles,
-    histograms. Returns the paths. Raises InputError for a run without evaluations, or without matplotlib."""
+    """Writes into `folder`: records.jsonl (one line for each evaluation), metrics.csv (mean and standard error by
+    regime and round), profile-ARM.jsonl and .csv (verdicts with nulls), and, as SVG and PNG: curves, kl-split,
+    tail-deciles, histograms. Returns the paths. Raises InputError for a run without evaluations, or without
+    matplotlib."""
     run, folder = epath.Path(run), Path(folder)
     record, records = storage.read_json(run / "run.json", "the run record"), evaluations(run)
     if not records:

@@ -1,8 +1,7 @@
 """The report: one self-contained HTML file. It works offline, prints, and follows the reader's light or dark theme.
 
-What every run has is here: its curves, its ledger, its lineage, its settings. What stands between them a `Layout` says, which
-comes with the recipe.
-"""
+What every run has is here: its curves, its ledger, its lineage, its settings. What stands between them a `Layout` says,
+which comes with the recipe."""
 
 from __future__ import annotations
 
@@ -60,8 +59,8 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a recipe's report says. header: what the run is, one paragraph of HTML; sections: the parts between it and the
-    ledger, HTML."""
+    """What a recipe's report says. header: what the run is, one paragraph of HTML; sections: the parts between it and
+    the ledger, HTML."""
 
     header: Callable[[View], str]
     sections: Callable[[View], list[str]]
@@ -97,7 +96,8 @@ def render(view: View, layout: Layout = plain_layout) -> str:
     css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title} · recursive_jax</title><style>{css}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<title>{title} · recursive_jax</title><style>{css}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 
 
@@ -168,8 +168,10 @@ def _ledger(stored: list[dict]) -> str:
     )
     total = sum(m["seconds"] for m in stored)
     return (
-        f"<h2>Ledger</h2><p class=soft>Every stored result: {len(stored)}, made in {total:,.0f} seconds.</p><details><summary>Show the {len(stored)} rows</summary>"
-        f"<div class=scroll><table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(lines)}</table></div></details>"
+        f"<h2>Ledger</h2><p class=soft>Every stored result: {len(stored)}, made in {total:,.0f} "
+        f"seconds.</p><details><summary>Show the {len(stored)} rows</summary>"
+        f"<div class=scroll><table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(lines)}</table></div>"
+        "</details>"
     )
 
 
@@ -179,15 +181,21 @@ def _lineage(stored: list[dict]) -> str:
         sources = [(resolve(stored, f, m), f) for f in inputs_of(m)]
         inputs = ", ".join(str(f) if s is None else s["path"] for s, f in sources)
         lines.append(
-            f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td class=text>{html.escape(inputs)}</td></tr>"
+            f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td "
+            f"class=text>{html.escape(inputs)}</td></tr>"
         )
     return (
-        "<h2>Lineage</h2><p class=soft>Each result names its inputs by fingerprint; equal inputs give equal fingerprints.</p>"
-        "<details><summary>Show what was made from what</summary><div class=scroll><table><tr><th>result</th><th class=left>fingerprint</th>"
+        "<h2>Lineage</h2><p class=soft>Each result names its inputs by fingerprint; equal inputs give equal "
+        "fingerprints.</p>"
+        "<details><summary>Show what was made from what</summary><div class=scroll><table><tr><th>result</th><th "
+        "class=left>fingerprint</th>"
         f"<th class=left>made from</th></tr>{''.join(lines)}</table></div></details>"
     )
 
 
 def _settings(record: dict) -> str:
     shown = {k: record[k] for k in ("seed", "devices", "processes", "versions", "config") if k in record}
-    return f"<h2>Settings</h2><details><summary>Show the resolved config and versions</summary><pre>{html.escape(json.dumps(shown, indent=2))}</pre></details>"
+    return (
+        f"<h2>Settings</h2><details><summary>Show the resolved config and "
+        f"versions</summary><pre>{html.escape(json.dumps(shown, indent=2))}</pre></details>"
+    )

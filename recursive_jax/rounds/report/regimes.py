@@ -25,7 +25,8 @@ def header(view: View) -> str:
     budget = view.config.get("rounds", {}).get("token_budget")
     tokens = f", {budget:,} tokens a round" if budget else ""
     return (
-        f"{chains}{runs}, {rounds} rounds{tokens}. Round 0 is the teacher, trained on real data; every later student learns from "
+        f"{chains}{runs}, {rounds} rounds{tokens}. Round 0 is the teacher, trained on real data; every later student "
+        "learns from "
         "what the round before it wrote."
     )
 
@@ -34,7 +35,10 @@ def sections(view: View) -> list[str]:
     arms, base = view.arms, view.base
     if not arms:
         return []
-    body = [_cards(arms, "kl_total" if "kl_total" in base else "ce_real"), curves(view, panels(view.metrics), _references(base))]
+    body = [
+        _cards(arms, "kl_total" if "kl_total" in base else "ce_real"),
+        curves(view, panels(view.metrics), _references(base)),
+    ]
     if "kl_total" in base:
         body += [_split(arms), attribution_section(arms)]
     body.append(verdict_section(view.run))
@@ -72,8 +76,10 @@ def _cards(arms: list[Arm], metric: str) -> str:
             f"<div class=verdict>{c.verdict}</div><div class=soft>{slope}</div></div>"
         )
     return (
-        f"<div class=arms>{''.join(cards)}</div><p class=soft>“Keeps losing” means that the loss still grows from round to round, by a slope "
-        "more than four standard errors above zero. The step from round 0 to round 1 is what one generation of synthetic data costs; the "
+        f"<div class=arms>{''.join(cards)}</div><p class=soft>“Keeps losing” means that the loss still grows from "
+        "round to round, by a slope "
+        "more than four standard errors above zero. The step from round 0 to round 1 is what one generation of "
+        "synthetic data costs; the "
         "slope after it is what recursion adds.</p>"
     )
 
@@ -87,7 +93,8 @@ def _split(arms: list[Arm]) -> str:
         figures.append(figure(arm.name, "", charts.stacked(parts, ks, f"KL split, {arm.name}", top)))
     key = "".join(f'<span class=key style="background:var(--p{i})"></span>{name}' for i, (_, name) in enumerate(PARTS))
     return (
-        "<h2>Where the loss is</h2><p class=soft>The exact KL per token is the sum of four parts: mass on tokens of the wrong form, on tokens that "
+        "<h2>Where the loss is</h2><p class=soft>The exact KL per token is the sum of four parts: mass on tokens of "
+        "the wrong form, on tokens that "
         "break agreement or selection, on false facts, and the wrong distribution over what is true.</p>"
         f"<p>{key}</p><div class=grid3>{''.join(figures)}</div>"
     )
@@ -109,7 +116,10 @@ def _tails(arms: list[Arm]) -> str:
             tip = "{row}: {value} of the types in decile {column} did not occur"
             columns = [str(i + 1) for i in range(len(rows[0]))]
             figures.append(figure(arm.name, "", charts.heatmap(rows, names, columns, f"Tail, {arm.name}", tip)))
-    note = "Percent of token types that do not occur in the samples, by how frequent they are in the truth; by chance: what as many independent draws from the truth would miss."
+    note = (
+        "Percent of token types that do not occur in the samples, by how frequent they are in the truth; by chance: "
+        "what as many independent draws from the truth would miss."
+    )
     return f"<h2>The tail</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>" if figures else ""
 
 
@@ -129,7 +139,8 @@ def _histograms(arms: list[Arm], base: dict) -> str:
         names, label = [f"round {k}" for k, _ in own], f"Perplexity histogram, {arm.name}"
         figures.append(figure(arm.name, "", charts.ridges([h for _, h in own], edges, names, arm.colour, label)))
     note = (
-        "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; a tail growing on the "
+        "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; "
+        "a tail growing on the "
         "right is text the original would never write (The Curse of Recursion, figure 1)."
     )
     return f"<h2>Perplexity of what is written</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>"
@@ -148,6 +159,8 @@ def _samples_table(arms: list[Arm], samples: dict) -> str:
             cells.append(f"<td class=text>{''.join(f'<div>{html.escape(t)}</div>' for t in texts)}</td>")
         lines.append(f"<tr><td>{k}</td>{''.join(cells)}</tr>")
     return (
-        "<h2>What is written, side by side</h2><p class=soft>The first samples of each round, unselected: the same requests with the same random "
-        f"numbers in every regime.</p><div class=scroll><table><tr><th>round</th>{heads}</tr>{''.join(lines)}</table></div>"
+        "<h2>What is written, side by side</h2><p class=soft>The first samples of each round, unselected: the same "
+        "requests with the same random "
+        "numbers in every regime.</p><div "
+        f"class=scroll><table><tr><th>round</th>{heads}</tr>{''.join(lines)}</table></div>"
     )

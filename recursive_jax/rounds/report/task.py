@@ -18,7 +18,8 @@ def header(view: View) -> str:
     if c.get("lora"):
         how = f"an adapter of rank {c['lora']['rank']} on the frozen base"
     return (
-        f"{html.escape(str(c['base']))} fine-tuned on {html.escape(str(c['task']['path']))}: {how}, {c['train']['steps']} steps. "
+        f"{html.escape(str(c['base']))} fine-tuned on {html.escape(str(c['task']['path']))}: {how}, "
+        f"{c['train']['steps']} steps. "
         "Round 0 is the model as it came, round 1 the trained one."
     )
 
@@ -39,8 +40,10 @@ def _before_and_after(arm: Arm) -> str:
             continue
         before, after = (f"{arm.mean(key, k):.3f} ± {charts.number(arm.stderr(key, k))}" for k in (0, last))
         cards.append(
-            f'<div class=arm style="--accent:var(--c0)"><h3>{title}</h3><b>{arm.mean(key, 0):.3f} → {arm.mean(key, last):.3f}</b>'
-            f"<div class=soft>{note}</div><div class=soft>before {before}, after {after}; one standard error over rows</div></div>"
+            f'<div class=arm style="--accent:var(--c0)"><h3>{title}</h3><b>{arm.mean(key, 0):.3f} → '
+            f"{arm.mean(key, last):.3f}</b>"
+            f"<div class=soft>{note}</div><div class=soft>before {before}, after {after}; one standard error over "
+            "rows</div></div>"
         )
     rows = []
     both = zip(arm.rounds[0][0].get("shown", []), arm.rounds[last][0].get("shown", []), strict=False)
@@ -52,7 +55,9 @@ def _before_and_after(arm: Arm) -> str:
         )
     count = arm.rounds[last][0].get("rows", 0)
     return (
-        f"<div class=arms>{''.join(cards)}</div><h2>Answers, side by side</h2><p class=soft>The first of the {count} held-out rows, "
-        "answered greedily.</p><table><tr><th class=left>asked</th><th class=left>before</th><th class=left>after</th></tr>"
+        f"<div class=arms>{''.join(cards)}</div><h2>Answers, side by side</h2><p class=soft>The first of the {count} "
+        "held-out rows, "
+        "answered greedily.</p><table><tr><th class=left>asked</th><th class=left>before</th><th "
+        "class=left>after</th></tr>"
         f"{''.join(rows)}</table>"
     )

@@ -27,17 +27,19 @@ def verdict_section(run: Any) -> str:
     first = next(iter(profiles.values())).settings
     return (
         "<h2>Verdicts</h2><p class=soft>Sample metrics are means over "
-        f"{first['groups']} groups of {first['tokens']:,} tokens. The null band is where the samples of the round-0 model itself "
-        f"lie, with {first['confidence']:.0%} confidence: outside it a change is more than chance (marked). Below each table: the "
-        "definitions of collapse in the literature (arXiv:2503.03150) and the signs that precede it (arXiv:2605.14588).</p>"
-        + "".join(parts)
+        f"{first['groups']} groups of {first['tokens']:,} tokens. The null band is where the samples of the round-0 "
+        "model itself "
+        f"lie, with {first['confidence']:.0%} confidence: outside it a change is more than chance (marked). Below each "
+        "table: the "
+        "definitions of collapse in the literature (arXiv:2503.03150) and the signs that precede it "
+        "(arXiv:2605.14588).</p>" + "".join(parts)
     )
 
 
 def attribution_section(arms: list[Arm]) -> str:
-    """KL of the real student beside two others: the exact fit of the grammar to the same rows (what sampling alone loses),
-    and the same network on as much new truth (an arm with fresh: 1.0; what the network cannot learn). What is left is the
-    damage of recursion."""
+    """KL of the real student beside two others: the exact fit of the grammar to the same rows (what sampling alone
+    loses), and the same network on as much new truth (an arm with fresh: 1.0; what the network cannot learn). What is
+    left is the damage of recursion."""
     if not arms or "kl_oracle" not in arms[0].rounds.get(1, [{}])[0]:
         return ""
     ceiling = next((a for a in arms if a.name == "ceiling"), None)
@@ -62,10 +64,13 @@ def attribution_section(arms: list[Arm]) -> str:
     how = (
         ""
         if ceiling
-        else " Add an arm <code>ceiling: {fresh: 1.0}</code> to see what the network could learn from as much new truth."
+        else " Add an arm <code>ceiling: {fresh: 1.0}</code> to see what the network could learn from as much new "
+        "truth."
     )
     return (
-        "<h2>Where the loss comes from</h2><p class=soft>KL from the truth, nats per token. Sampling alone: the exact fit of the "
-        "grammar to the rows the student was trained on. Network on new truth: the same student trained on as much real text, "
+        "<h2>Where the loss comes from</h2><p class=soft>KL from the truth, nats per token. Sampling alone: the exact "
+        "fit of the "
+        "grammar to the rows the student was trained on. Network on new truth: the same student trained on as much "
+        "real text, "
         f"never seen before. The rest is what recursion did.{how}</p><div class=grid2>{''.join(tables)}</div>"
     )
