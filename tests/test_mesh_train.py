@@ -143,3 +143,33 @@ def test_bad_meshes_are_refused_together(tiny, tokenizer):
         transformer(tiny.model_copy(update={"d_ff": 66}), tokenizer, make_mesh(MeshConfig(data=1, fsdp=1, tensor=8)))
     text = str(error.value)
     assert "model.heads=4" in text and "model.kv_heads=2" in text and "model.d_ff=66" in text
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("tpu", "tpu_custom_call"), ("cpu", None)])
+def test_a_step_is_lowered_for_hardware_that_is_not_here(platform, kernel):
+    """The platform is the mesh's: on this CPU a train step for eight TPU chips takes the TPU's kernel and its dtype."""
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+
+    from recursive_jax import mesh as meshes
+    from recursive_jax.config import ModelConfig
+    from recursive_jax.models.network import transformer_network
+    from recursive_jax.objectives import causal
+    from recursive_jax.train.optimizer import Hyper
+    from recursive_jax.train.step import init_program, step_program
+
+    device = AbstractDevice(device_kind="TPU v5 lite" if platform == "tpu" else "cpu", num_cores=1, platform=platform)
+    mesh = AbstractMesh((2, 2, 2), meshes.AXES, axis_types=(AxisType.Explicit,) * 3, abstract_device=device)
+    network = transformer_network(ModelConfig(vocab=128, layers=1, d_model=256, heads=2, max_length=128))
+    with jax.sharding.use_abstract_mesh(mesh):
+        dtype = meshes.resolve_dtype("auto")
+        start = lambda hyper: init_program(network)(jax.random.key(0), {}, {}, hyper)
+        state = jax.eval_shape(start, Hyper.of(TrainConfig()))
+        rows = jax.ShapeDtypeStruct((8, 129), np.int32, sharding=NamedSharding(mesh, meshes.spec("batch", "time")))
+        step = step_program(network, causal, 1, dtype)
+        text = (
+            step.trace(state, {"tokens": rows, "segments": rows}, {}, {})
+            .lower(lowering_platforms=(platform,))
+            .as_text()
+        )
+    assert ("tpu_custom_call" in text) == (kernel is not None)
+    assert ("bf16" in text) == (platform == "tpu") and dtype == ("bfloat16" if platform == "tpu" else "float32")

@@ -11,9 +11,7 @@ from recursive_jax.collapse.likelihood import cross_entropy, token_losses
 from recursive_jax.rounds.world import stored_world
 
 
-class LongestConfig(rj.RecipeConfig):
-    """Keys of this recipe, beside those that all have."""
-
+class LongestConfig(rj.RecipeConfig):  # beside the keys that all recipes have
     rounds: int = 2
     rows: int = 200
     keep: int = 20
@@ -23,7 +21,7 @@ class LongestConfig(rj.RecipeConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Length(rj.rewards.Reward):
-    """Named by its values: `most=8` is another reward than `most=9`, and its stored scores are others."""
+    """Named by its values: with another `most` its stored scores are others."""
 
     most: int = 1000
 
