@@ -12,6 +12,9 @@ that say only *how* a result is made (`HOW` of a config section, `field(metadata
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
+import enum
 import functools
 import hashlib
 import inspect
@@ -48,6 +51,7 @@ def digest(*parts: bytes | memoryview) -> str:
     """The fingerprint of bytes."""
     found = hashlib.sha256()
     for part in parts:
+        found.update(f"{len(part)}:".encode())
         found.update(part)
     return found.hexdigest()[:LENGTH]
 
@@ -87,22 +91,28 @@ def _number(value: Any) -> Any:
         return int(value)
     value = float(value)
     if not math.isfinite(value):
-        return str(value)
+        return {"float": str(value)}
     return int(value) if value.is_integer() else value  # 1 and 1.0 are one value
 
 
 def _describe_composed(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
+        if all(isinstance(k, str) for k in value):
+            return {k: describe(v) for k, v in value.items()}
+        return {"map": _sorted([describe(k), describe(v)] for k, v in value.items())}
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((describe(v) for v in value), key=lambda x: json.dumps(x, sort_keys=True))
+        return {"set": _sorted(describe(v) for v in value)}
+    if isinstance(value, (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, enum.Enum)):
+        return {type(value).__name__: str(value)}
     if dataclasses.is_dataclass(value):
         return _describe_dataclass(value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         array = np.asarray(value)
-        return {"array": [str(array.dtype), list(array.shape), digest(np.ascontiguousarray(array).data)]}
+        if array.dtype == object:
+            return {"array": describe(array.tolist())}
+        return {"array": [str(array.dtype), list(array.shape), digest(array_bytes(array))]}
     if isinstance(value, functools.partial):
         return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
     if isinstance(value, types.MethodType):
@@ -115,6 +125,15 @@ def _describe_composed(value: Any) -> Any:
     )
 
 
+def _sorted(described: Iterable[Any]) -> list[Any]:
+    return sorted(described, key=lambda x: json.dumps(x, sort_keys=True))
+
+
+def array_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array of any dtype, bfloat16 among them."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def describe_section(section: Any) -> dict[str, Any]:
     """The keys of a config section that differ from their defaults and change a result; `HOW` of its class names those
     that do not."""
@@ -123,19 +142,26 @@ def describe_section(section: Any) -> dict[str, Any]:
         if name in getattr(type(section), "HOW", ()):
             continue
         value = describe(getattr(section, name))
+        inner = getattr(type(section), "OVERRIDES", {}).get(name)
+        if inner is not None:
+            value = {k: v for k, v in value.items() if k not in inner.HOW}
         if field.is_required() or value != describe(field.get_default(call_default_factory=True)):
             found[name] = value
     return found
 
 
 def _describe_dataclass(value: Any) -> dict[str, Any]:
-    if not type(value).__dataclass_params__.frozen:
-        raise InputError(
-            f"{type(value).__name__} may change after it was fingerprinted: make it dataclass(frozen=True)"
-        )
-    found: dict[str, Any] = {"type": _name_of(type(value)), "version": getattr(value, "version", 1)}
+    kind = type(value)
+    flax = any(base.__module__.startswith("flax.") for base in kind.__mro__)
+    if not flax and not ("__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen):
+        raise InputError(f"{kind.__name__} is not named by its values: put @dataclass(frozen=True) above it")
+    found: dict[str, Any] = {"type": _name_of(kind), "version": getattr(value, "version", 1)}
+    if not kind.__module__.startswith(("recursive_jax.", "flax.")):
+        found |= _source(kind)  # what a user's class computes may be edited without a thought of its version
     for field in dataclasses.fields(value):
-        if field.metadata.get("how") or field.name == "version":
+        if field.metadata.get("how") or field.name == "version" or (flax and field.name in ("parent", "name")):
+            continue
+        if getattr(value, field.name) is field.default:
             continue
         described = describe(getattr(value, field.name))
         if field.default is not dataclasses.MISSING:
@@ -147,6 +173,13 @@ def _describe_dataclass(value: Any) -> dict[str, Any]:
         if described != default:
             found[field.name] = described
     return found
+
+
+def _source(thing: Any) -> dict[str, str]:
+    try:
+        return {"source": digest(inspect.getsource(thing).encode())}
+    except (OSError, TypeError):  # compiled, or typed at a prompt
+        return {}
 
 
 def _name_of(kind: type) -> str:
@@ -166,17 +199,12 @@ def named(name: str, version: int | str) -> Callable[[Callable], Callable]:
     identity = {"named": name, "version": describe(version)}
 
     def give(function: Callable) -> Callable:
-        try:
-            function.__identity__ = identity
-            return function
-        except (AttributeError, TypeError):  # a builtin or a bound method
+        @functools.wraps(function)
+        def wrapped(*args: Any, **keywords: Any) -> Any:
+            return function(*args, **keywords)
 
-            @functools.wraps(function)
-            def wrapped(*args: Any, **keywords: Any) -> Any:
-                return function(*args, **keywords)
-
-            wrapped.__identity__ = identity
-            return wrapped
+        wrapped.__identity__ = identity
+        return wrapped
 
     return give
 
@@ -201,14 +229,20 @@ def _describe_function(function: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"function": f"{module}:{name}"}
     if module.startswith("recursive_jax."):
         return {**found, "version": getattr(function, "version", 1)}
-    try:
-        found["source"] = digest(inspect.getsource(function).encode())
-    except (OSError, TypeError):  # compiled, or typed at a prompt
-        pass
-    defaults = [
-        function_defaults for function_defaults in (getattr(function, "__defaults__", None),) if function_defaults
-    ]
-    return {**found, **({"defaults": describe(defaults[0])} if defaults else {})}
+    found |= _source(function)
+    seen = {"defaults": getattr(function, "__defaults__", None), "keywords": getattr(function, "__kwdefaults__", None)}
+    if getattr(function, "__closure__", None):  # a decorated function: what its wrapper captured
+        seen["captured"] = [cell.cell_contents for cell in function.__closure__]
+    if isinstance(function, types.FunctionType):
+        seen["globals"] = _plain_globals(function)
+    return {**found, **{k: describe(v) for k, v in seen.items() if v}}
+
+
+def _plain_globals(function: types.FunctionType) -> dict[str, Any]:
+    """The constants of its module that a function reads."""
+    plain = (bool, int, float, str, bytes, tuple, frozenset)
+    named = {n: function.__globals__[n] for n in function.__code__.co_names if n in function.__globals__}
+    return {n: v for n, v in named.items() if isinstance(v, plain) and not n.startswith("__")}
 
 
 def derived(operation: str, arguments: Any, parents: Iterable[str]) -> str:

@@ -397,3 +397,17 @@ def test_a_shell_inside_an_allocation_is_one_process(monkeypatch):
     assert mesh._several_processes()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun --pty bash
     assert not mesh._several_processes()
+
+
+def test_old_names_work_inside_arms_and_adapters(capsys, config, tmp_path):
+    from recursive_jax.config import LoraConfig
+    from recursive_jax.identity import fingerprint
+    from recursive_jax.recipes import load_config
+
+    assert LoraConfig(base="float32").quantization == "none" and LoraConfig(base="nf4").quantization == "nf4"
+    arm = "arms={main: {student: {accumulate: 2, log_every: 7}}}"
+    assert load_config(config, [arm]).arm_student(load_config(config, [arm]).arms["main"]).gradient_accumulation == 2
+    plain = "arms={main: {student: {gradient_accumulation: 2}}}"
+    assert fingerprint(load_config(config, [arm])) == fingerprint(load_config(config, [plain]))
+    assert "no use without data.path" in refused(capsys, "run", config, "data.field=x", "--workdir", tmp_path / "r")
+    assert "is a folder" in refused(capsys, "run", tmp_path, "--workdir", tmp_path / "r")

@@ -19,7 +19,7 @@ from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError, Preempted
-from recursive_jax.generate.request import Request, unconditional
+from recursive_jax.generate.request import Request, Unconditional, unconditional
 from recursive_jax.identity import fingerprint, named
 from recursive_jax.mesh import make_mesh
 from recursive_jax.models.model import transformer
@@ -368,7 +368,8 @@ def test_a_user_s_recipe_runs_prices_reports_and_resumes(tmp_path, monkeypatch, 
     assert len((examples / "own_recipe.py").read_text().splitlines()) < 60
     monkeypatch.syspath_prepend(str(examples))
     small = ["train.steps=3", "train.batch=8", "rows=24", "keep=1", "model.d_model=16", "model.max_length=32",
-             "data.real_tokens=1500", "sampling.batch=8", "mesh.data=1", "train.tensorboard=false", "rounds=1"]  # fmt: skip
+             "data.real_tokens=1500", "sampling.batch=8", "mesh.data=1", "train.tensorboard=false",
+             "rounds=1"]  # fmt: skip
     words = ["run", str(examples / "own_recipe.yaml"), *small, "--workdir", str(tmp_path / "run"), "--quiet"]
     assert cli.main([*words, "--dry-run"]) == 0
     assert "recipe: own_recipe:recipe" in capsys.readouterr().out and not (tmp_path / "run").exists()
@@ -407,3 +408,132 @@ def test_recipes_are_listed_and_wrong_ones_named(capsys, tmp_path):
     ):
         assert cli.main(["recipes", name]) == 2
         assert says in capsys.readouterr().err
+
+
+# What a second reading found.
+
+
+def test_a_model_s_name_is_of_its_network_and_tokenizer_too(tokenizer, mesh):
+    from recursive_jax.config import LoraConfig, ModelConfig
+    from recursive_jax.models.lora import adapted_model
+
+    config = ModelConfig(layers=1, d_model=16, heads=2, max_length=32)
+    one, other = (transformer(config.model_copy(update={"rope_theta": t}), tokenizer, mesh) for t in (1e4, 500.0))
+    assert one.fingerprint != other.fingerprint and one.initialized(0).fingerprint != other.initialized(0).fingerprint
+    base = one.initialized(0)
+    adapters = [adapted_model(base, LoraConfig(rank=2, **more)) for more in ({}, {"alpha": 64.0}, {"dropout": 0.5})]
+    assert len({a.fingerprint for a in adapters}) == 3
+    assert dataclasses.replace(base, tokenizer=ByteTokenizer()).fingerprint != base.fingerprint
+    assert base.on(mesh) is base  # a content hash is made once
+
+
+def test_signals_lose_no_rank_of_a_request(run, model, monkeypatch):
+    """Asked to stop between the first and the second row of a request: it is made again whole."""
+    sampling = SamplingConfig(batch=8, max_tokens=4, best_of=2, n_best=2)
+    whole = run.round(1).generate("whole", model, Unconditional(), sampling, count=4)
+    count = iter(range(10**6))
+    monkeypatch.setattr(signals, "stop_requested", lambda now=False: next(count) == 0)
+    with pytest.raises(Preempted):
+        run.round(1).generate("cut", model, Unconditional(), sampling, count=4)
+    made = run.round(1).generate("cut", model, Unconditional(), sampling, count=4)
+    ranks = lambda rows: [i.rsplit("/", 1)[1] for i in rows.column("id")]
+    assert ranks(made) == ranks(whole) and len(made) == 8
+
+
+def test_new_real_rows_are_named_by_where_they_begin():
+    from recursive_jax.rounds.durable import Stored
+    from recursive_jax.rounds.iterate import Pool
+
+    real = Stored(None, "real", lambda _: real_rows([[3] * 10] * 400, ["r"] * 400), {})
+    pools = [Pool(real, 100, anchor=0.1, fresh=0.2, sizes=sizes) for sizes in ((100, 200), (100, 1000))]
+    assert pools[0].settings(1) != pools[1].settings(1)
+    plain = [Pool(real, 100, sizes=sizes) for sizes in ((100, 200), (100, 1000))]
+    assert plain[0].settings(1) == plain[1].settings(1)
+
+
+def test_a_run_takes_a_dataclass_config_and_shows_its_difference(tmp_path, model):
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        a: int = 1
+        train: TrainConfig = FAST
+
+    with Run(tmp_path / "r", Mine(), quiet=True) as run:
+        run.round(0).evaluate("e", model, named("x", 1)(lambda: {"x": np.float32(1.5), "nan": float("nan")}))
+        assert run.refresh_metrics()[0]["metrics"] == {"x": 1.5, "nan": None}
+    with pytest.raises(InputError, match="a: 1 -> 2"):
+        Run(tmp_path / "r", Mine(2), quiet=True)
+    with pytest.raises(InputError, match="not a int"):
+        Run(tmp_path / "s", 3, quiet=True)
+    with pytest.raises(InputError, match="is closed"):
+        run.round(1).select("k", real_rows([[1]], [""]), [])
+
+
+def test_carried_columns_keep_their_types_whenever_rows_finish(run, model, monkeypatch):
+    import pyarrow as pa
+
+    from recursive_jax.generate.request import FromRows
+    from recursive_jax.rounds import journal
+
+    monkeypatch.setattr(journal, "EVERY", 0.0)  # a flush for every row
+    data = real_rows([[5, 6, 7]] * 4, [""] * 4)
+    data = data.with_column("small", pa.array([1, 2, None, 4], pa.int8())).with_column(
+        "s", [{"a": 1}, {"a": None}, None, {"a": 2}]
+    )
+    made = run.round(1).generate("rows", model, FromRows(data, 2), SamplingConfig(batch=1, max_tokens=2), count=4)
+    assert made.value.table.schema.field("small").type == pa.int8() and made.column("small") == [1, 2, None, 4]
+    assert made.column("s") == [{"a": 1}, {"a": None}, None, {"a": 2}]
+    mixed = [Request(0, np.array([5]), columns={"a": 1}), Request(1, np.array([5]))]
+    assert run.round(1).generate("mixed", model, mixed, SamplingConfig(batch=1, max_tokens=2)).column("a") == [1, None]
+    with pytest.raises(InputError, match="ids of a list"):
+        run.round(1).generate("ids", model, [Request(5, np.array([5]))], SHORT)
+    with pytest.raises(InputError, match="the list has 1"):
+        run.round(1).generate("ids", model, [Request(0, np.array([5]))], SHORT, count=5)
+    assert len(run.round(1).generate("none", model, [], SHORT)) == 0
+
+
+def test_an_adapter_of_a_trained_model_is_opened_again(run, model, rows, mesh):
+    from recursive_jax.config import LoraConfig
+    from recursive_jax.models.lora import adapted_model
+
+    base = run.round(0).train("base", model, rows, FAST)
+    adapted = run.round(1).train("adapted", adapted_model(base, LoraConfig(rank=2)), rows, FAST)
+    opened = load_model(run.round(1).path / "adapted", mesh)
+    assert opened.fingerprint == adapted.fingerprint
+    np.testing.assert_array_equal(opened.logits([[3, 4]]), adapted.logits([[3, 4]]))
+
+
+def test_a_fork_takes_only_what_is_of_the_same_requests(tmp_path, model):
+    ask = lambda token: lambda first, n: FirstTokens(5 if first < 1024 else token)(first, n)
+    sampling = SamplingConfig(batch=64, max_tokens=1)
+    with Run(tmp_path / "old", quiet=True) as run:
+        run.round(1).generate("rows", model, ask(6), sampling, tokens=1100)
+    with Run(tmp_path / "new", quiet=True, fork=tmp_path / "old") as run:
+        made = run.round(1).generate("rows", model, ask(7), sampling, tokens=1100)
+        assert made.value.prompts()[-1][-1] == 7
+    with Run(tmp_path / "same", quiet=True, fork=tmp_path / "old") as run:
+        again = run.round(1).generate("rows", model, ask(6), sampling, tokens=1100)
+        assert again.value.prompts()[-1][-1] == 6
+
+
+def test_rules_and_rewards_decide_and_nothing_is_guessed(run, rows):
+    round = run.round(1)
+    for keep in (lambda d: ["no"] * len(d), lambda d: [None] * len(d), lambda d: [1] * len(d)):
+        with pytest.raises(InputError, match="True or False is wanted"):
+            round.select("bad", rows, [Rule("bad", keep, 1)])
+    for k, found in enumerate((["1"] * 16, "1" * 16, [float("nan")] * 16, [10**400] * 16, None, 3)):
+        with pytest.raises(InputError, match="the reward"):
+            round.score(f"bad{k}", rows, named("bad", k)(lambda data, found=found: found))
+    from recursive_jax.curate.select import at_least
+
+    assert len(round.select("one", round.score("s", rows, Constant(1)), at_least(0.5))) == 16
+    with pytest.raises(InputError, match="holds texts"):
+        round.select("text", rows, [at_least(0.5, "text")])
+    with pytest.raises(InputError, match="a dict of metrics"):
+        round.evaluate("e", NAMELESS, named("x", 1)(lambda: 3))
+
+
+class _Nameless:
+    fingerprint = "n"
+
+
+NAMELESS = _Nameless()

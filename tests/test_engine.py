@@ -444,3 +444,11 @@ def test_a_row_that_cannot_follow_its_grammar_is_a_row_with_a_status(model, monk
         assert failed and {rows.column("status")[i] for i in failed} == {"constraint"}
         for i, (text, wanted) in enumerate(zip(rows.column("text"), whole.column("text"), strict=True)):
             assert (text == wanted[:kept]) if i in failed else (text == wanted), (i, text, wanted)
+
+
+def test_what_is_one_for_all_rows_is_refused_of_one(model):
+    """A request's own regular expression was ignored."""
+    for own in ({"regex": "[0-9]+"}, {"best_of": 2}, {"dtype": "bfloat16"}):
+        request = Request(0, np.array([65]), sampling=SamplingConfig(max_tokens=3, **own))
+        with pytest.raises(InputError, match="one for all rows"):
+            generate(model, [request], SamplingConfig(max_tokens=3, batch=1))

@@ -9,6 +9,7 @@ import sys
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import Field
 
@@ -166,3 +167,110 @@ def test_slices_of_equal_rows_have_equal_names():
     assert data[0:2].fingerprint == data[2:4].fingerprint
     assert (data[0:1] + data[1:2]).fingerprint == data[2:4].fingerprint
     assert describe(np.arange(6)[::2]) == describe(np.array([0, 2, 4]))
+
+
+LIMIT = 3
+
+
+def reads_a_constant(data):
+    return LIMIT
+
+
+def keyword_default(data, *, n=LIMIT):
+    return n
+
+
+def test_what_a_user_s_code_reads_and_computes_is_part_of_its_name(monkeypatch):
+    """A constant of its module, defaults, a decorator's argument, and the body of a class."""
+    before = fingerprint(reads_a_constant), fingerprint(keyword_default)
+    monkeypatch.setitem(globals(), "LIMIT", 4)
+    monkeypatch.setattr(keyword_default, "__kwdefaults__", {"n": 4})
+    assert fingerprint(reads_a_constant) != before[0] and fingerprint(keyword_default) != before[1]
+
+    def times(factor):
+        def decorate(function):
+            @functools.wraps(function)
+            def wrapped(*arguments):
+                return factor * function(*arguments)
+
+            return wrapped
+
+        return decorate
+
+    assert fingerprint(times(2)(module_reward)) != fingerprint(times(3)(module_reward))
+
+    def make(body):
+        namespace = {"dataclasses": dataclasses, "__name__": "user_module"}
+        source = (
+            f"@dataclasses.dataclass(frozen=True)\nclass Count:\n    n: int = 1\n\n    def __call__(self, data):\n     "
+            f"   return {body}\n"
+        )
+        import linecache
+
+        name = f"<user {body}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        module = type(sys)("user_module")
+        module.__file__ = name
+        monkeypatch.setitem(sys.modules, "user_module", module)
+        exec(compile(source, name, "exec"), namespace)
+        module.Count = namespace["Count"]
+        return fingerprint(namespace["Count"]())
+
+    assert make("1") != make("2")
+
+
+def test_inherited_names_hide_nothing():
+    """A subclass that is no dataclass of its own has attributes that its parent's fields do not know."""
+
+    class Sub(Scale):
+        def __init__(self, extra):
+            super().__init__()
+            object.__setattr__(self, "extra", extra)
+
+    with pytest.raises(InputError, match="frozen=True"):
+        fingerprint(Sub(1))
+    from recursive_jax.curate.rewards import Reward
+
+    class Plain(Reward):
+        pass
+
+    with pytest.raises(InputError, match="frozen=True"):
+        fingerprint(Plain())
+    one = named("a", 1)(module_reward)
+    two = named("b", 2)(module_reward)
+    assert fingerprint(one) != fingerprint(two) != fingerprint(module_reward)
+
+
+def test_values_that_look_alike_are_told_apart():
+    import datetime
+
+    import ml_dtypes
+
+    pairs = [({1: 2}, {"1": 2}), ({1, 2}, [1, 2]), (float("nan"), "nan"), ({1: "a", "1": "b"}, {"1": "b"})]
+    for one, other in pairs:
+        assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(datetime.date(2026, 1, 2)) != fingerprint(datetime.date(2026, 1, 3))
+    half = np.arange(3).astype(ml_dtypes.bfloat16)
+    assert fingerprint(half) != fingerprint(half + half) and fingerprint(half) != fingerprint(np.arange(3.0))
+    objects = np.array(["a", None], object)
+    assert fingerprint(objects) == fingerprint(np.array(["a", None], object)) != fingerprint(objects[:1])
+    data = real_rows([[1], [2]], ["", ""])
+    mask = lambda *values: data.with_column("own", pa.array(values, pa.int8())).fingerprint
+    assert mask(None, 1) != mask(1, 0) != mask(0, 1)
+    import flax.linen as nn
+
+    assert fingerprint(nn.Dense(3).apply) != fingerprint(nn.Dense(4).apply)
+
+
+def test_a_name_does_not_depend_on_who_looked():
+    """Reading the fingerprint of rows changed that of all that was derived from them after."""
+    make = lambda: real_rows([[1, 2], [3], [4]], ["a", "b", "c"])
+    one, two = make(), make()
+    _ = two.fingerprint
+    assert one.take([0, 2]).fingerprint == two.take([0, 2]).fingerprint
+    assert (one + make()).fingerprint == (two + make()).fingerprint
+    assert one.take(np.array([True, False, True])).column("text") == ["a", "c"] == one.take([0, -1]).column("text")
+    with pytest.raises(InputError, match="there are 3"):
+        one.take([3])
+    scored = one.with_column("score", [1.0, None, None])
+    assert len(scored.where(score=None)) == 2

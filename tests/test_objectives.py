@@ -452,3 +452,87 @@ def test_the_default_objective_is_supervised_on_prompts_with_completions(small, 
     logits = np.asarray(model.logits([[256, 70, 71, 65]]), np.float64)[0]
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert float(term.count) == 2 and float(term.sum) == pytest.approx(-(logp[2, 65] + logp[3, 66]), rel=1e-5)
+
+
+def test_a_term_s_weight_counts_alone_too_and_in_any_micro_batches(small, mesh, pairs):
+    """One term: the gradient is weight times that of sum / count; also through GradCache."""
+    model = transformer(small, ByteTokenizer(), mesh).initialized(0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Half(InfoNCE):
+        def loss_of(self, ctx, params, represented, batch):
+            found = super().loss_of(ctx, params, represented, batch)
+            return Loss({n: t.replace(weight=0.5) for n, t in found.terms.items()})
+
+    @dataclasses.dataclass(frozen=True)
+    class HalfCausal(Objective):
+        def loss(self, ctx, params, batch):
+            found = causal.loss(ctx, params, batch)
+            return Loss({n: t.replace(weight=0.5) for n, t in found.terms.items()})
+
+    batch = InfoNCE(temperature=0.2).pack(pairs, model, 16).columns
+    whole = gradient(InfoNCE(temperature=0.2), model, batch)[1]
+    for accumulate in (1, 4):
+        half = gradient(Half(temperature=0.2), model, batch, accumulate)[1]
+        close(jax.tree.map(lambda x: 2 * x, half), whole)
+    tokens = {"tokens": np.full((4, 9), 65, np.int32), "segments": np.ones((4, 9), np.int32)}
+    whole = gradient(causal, model, tokens)[1]
+    for accumulate in (1, 2):
+        close(jax.tree.map(lambda x: 2 * x, gradient(HalfCausal(), model, tokens, accumulate)[1]), whole)
+    settings = SETTINGS.model_copy(update={"steps": 1})
+    rows = Packed({k: np.tile(v, (2, 1)) for k, v in tokens.items()})
+    full, part = (train(model, rows, o, settings, quiet=True).summary["loss"] for o in (causal, HalfCausal()))
+    assert part == pytest.approx(full / 2, rel=1e-5)
+
+
+def test_objectives_that_are_none_say_what_is_wrong(small, mesh):
+    model = transformer(small, ByteTokenizer(), mesh)
+    rows = Packed({"tokens": np.zeros((8, 9), np.int32), "segments": np.ones((8, 9), np.int32)})
+
+    class NoDataclass(Objective):
+        pass
+
+    @dataclasses.dataclass(frozen=True)
+    class NoLoss(Objective):
+        pass
+
+    @dataclasses.dataclass(frozen=True)
+    class Scalar(Objective):
+        def loss(self, ctx, params, batch):
+            return jnp.float32(0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Listed(Objective):
+        values: list = dataclasses.field(default_factory=list)
+
+    for objective, says in (
+        (NoDataclass(), "not an objective"),
+        (NoLoss(), "has no loss"),
+        (Scalar(), "a Loss of terms is wanted"),
+        (Listed(), "give tuples, not lists"),
+    ):
+        with pytest.raises(InputError, match=says):
+            train(model, rows, objective, SETTINGS, quiet=True)
+    with pytest.raises(InputError, match="a Dataset or Batches"):
+        train(model, [{"text": "a"}], causal, SETTINGS, quiet=True)
+    with pytest.raises(InputError, match="longer than the model reads"):
+        train(model, rows, causal, SETTINGS.model_copy(update={"length": 64}), quiet=True)
+
+
+def test_a_prompt_is_read_and_not_masked(small, mesh):
+    model = transformer(small.model_copy(update={"causal": False}), ByteTokenizer(), mesh).initialized(0)
+    data = real_rows([[65] * 10], [""], prompts=[[256] + [70] * 10])
+    objective = Masked(mask_id=258, share=1.0, replaced=1.0, random=0.0).resolved(model)
+    batch = jax.tree.map(jnp.asarray, objective.pack(data, model, 24).columns)
+    with jax.set_mesh(mesh):
+        (term,) = loss_of(objective, model.network.apply, model.params, batch).terms.values()
+    assert float(term.count) == 10
+
+
+def test_training_on_two_devices_shows_its_utilisation(small, tokenizer, rows, capsys):
+    """The CPU's peak was measured inside of the mesh: every shown training on more than one device was a traceback."""
+    from recursive_jax.models import flops
+
+    flops._measured_cpu_peak.cache_clear()
+    model = transformer(small, tokenizer, make_mesh(MeshConfig(data=2), jax.devices()[:2]))
+    assert train(model, rows, config=SETTINGS, quiet=False).summary["steps"] == 6

@@ -143,3 +143,9 @@ def test_a_template_asks_each_row(mesh):
     assert bytes(requests[2].prompt[1:].tolist()) == b"say two" and requests[2].opened
     with pytest.raises(InputError, match="2 rows give 4"):
         asked(3, 2)
+
+
+def test_rows_without_tokens_are_left_out():
+    """A prompt that did not fit has written nothing: there is nothing to learn of it."""
+    data = real_rows([[], [7]], ["", ""], prompts=[[1, 2], [1, 3]])
+    assert pack_tokens(data, 6, TOKENIZER).columns["tokens"].tolist() == [[1, 3, 7, 0, 0, 0, 0]]

@@ -128,3 +128,11 @@ def test_the_error_of_the_task_s_loss_is_that_of_its_mean(monkeypatch):
     assert found["ce_task"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
     assert found["ce_task_stderr"] == pytest.approx(np.std(draws), rel=0.1)  # 2000 draws: 1.6% of their spread
     assert cross_entropy(losses) == (found["ce_task"], found["ce_task_stderr"])
+
+
+def test_a_missing_value_is_not_the_word_none():
+    """It was rendered, and trained on."""
+    with pytest.raises(InputError, match="wants 'a', and this row has none"):
+        Template("{q}", "{a}").example({"q": "w", "a": None}, ByteTokenizer())
+    with pytest.raises(InputError, match="a template is a text"):
+        Template(None, "{a}")

@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
         _experiment(args.family) if args.family.endswith((".yaml", ".yml")) else ({"family": args.family}, {})
     )
     options |= dict(_pair(word) for word in args.overrides)
-    sweep |= {key: values.split(",") for key, values in map(_pair, args.sweep)}
     sweep = {key: values for key, values in sweep.items() if key not in options}
+    asked = {key: values.split(",") for key, values in map(_pair, args.sweep)}
+    options, sweep = {k: v for k, v in options.items() if k not in asked}, sweep | asked
     set_up()
     from recursive_jax.collapse.lab.lab import lab
 

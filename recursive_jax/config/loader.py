@@ -27,6 +27,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
         hint = f"; there are: {', '.join(near)}" if near else ""
         raise InputError(f"config file {path} does not exist{hint}") from None
+    except IsADirectoryError:
+        raise InputError(f"config file {path} is a folder; give one of the .yaml files in it") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"config file {path} cannot be read as YAML: {error}") from None
     if loaded is not None and not isinstance(loaded, dict):
@@ -175,13 +177,11 @@ def all_keys(root: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def set_keys(section: Section, prefix: str = "") -> list[str]:
-    """The dotted keys that were given, rather than left at their defaults."""
-    keys = []
-    for name in section.model_fields_set:
-        value = getattr(section, name)
-        keys += set_keys(value, f"{prefix}{name}.") if isinstance(value, Section) else [prefix + name]
-    return sorted(keys)
+def changed_keys(section: Section) -> list[str]:
+    """The keys that were given another value than their default."""
+    fields = type(section).model_fields
+    default = lambda name: fields[name].get_default(call_default_factory=True)
+    return sorted(name for name in section.model_fields_set if getattr(section, name) != default(name))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -156,8 +156,8 @@ class LoraConfig(Section):
     @classmethod
     def _old_values(cls, raw: Any) -> Any:
         """`base: float32` of before is `quantization: none`."""
-        if isinstance(raw, dict) and raw.get("quantization") == "float32":
-            return {**raw, "quantization": "none"}
+        if isinstance(raw, dict) and "float32" in (raw.get("quantization"), raw.get("base")):
+            return {**{k: v for k, v in raw.items() if k != "base"}, "quantization": "none"}
         return raw
 
     @property

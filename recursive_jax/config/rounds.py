@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from recursive_jax.config.sampling import SamplingConfig
 from recursive_jax.config.section import Section
+from recursive_jax.config.train import TrainConfig
 
 
 class RoundsConfig(Section):
@@ -53,6 +55,8 @@ class FilterConfig(Section):
 class ArmConfig(Section):
     """One regime: what a round's student is trained on, by the names of the laboratory (arXiv:2404.01413,
     arXiv:2410.16713)."""
+
+    OVERRIDES = {"sampling": SamplingConfig, "student": TrainConfig}  # noqa: RUF012
 
     data: Literal["replace", "accumulate", "accumulate_subsample", "window"] = "replace"
     window: PositiveInt | None = Field(None, description="rounds kept when data is `window`; default: 2")

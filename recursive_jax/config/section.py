@@ -16,10 +16,12 @@ class Section(pydantic.BaseModel):
     """Frozen, hashable, and refusing unknown keys.
 
     HOW: keys that say how a result is made, not what it is (logging, memory, slots): they stand in no fingerprint, and
-    may change when a run goes on. RENAMED: old names of keys, which still work for one release and say the new one."""
+    may change when a run goes on. OVERRIDES: keys that hold keys of another section, as a dict. RENAMED: old names of
+    keys, which still work for one release and say the new one."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
     HOW: ClassVar[frozenset[str]] = frozenset()
+    OVERRIDES: ClassVar[dict[str, type[Section]]] = {}
     RENAMED: ClassVar[dict[str, str]] = {}
 
     @property
@@ -30,7 +32,12 @@ class Section(pydantic.BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_old_names(cls, raw: Any) -> Any:
-        if not isinstance(raw, Mapping) or not cls.RENAMED.keys() & raw.keys():
+        if not isinstance(raw, Mapping):
+            return raw
+        for key, kind in cls.OVERRIDES.items():
+            if isinstance(raw.get(key), Mapping):
+                raw = {**raw, key: kind._take_old_names(raw[key])}
+        if not cls.RENAMED.keys() & raw.keys():
             return raw
         found = {}
         for key, value in raw.items():

@@ -6,6 +6,7 @@ round.score("right", answers, ExactMatch("answer"))
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from recursive_jax.data.dataset import Dataset
@@ -51,13 +52,19 @@ REWARDS: dict[str, type[Reward]] = {"exact_match": ExactMatch, "token_count": To
 
 def checked_scores(found: Scores, rows: int, name: str) -> list[float | None]:
     """Scores as floats and None. Raises InputError, naming the reward and the row, for anything else."""
-    found = list(found)
-    if len(found) != rows:
+    try:
+        found = list(found)
+    except TypeError:
+        raise InputError(f"the reward {name} gave {found!r}: a number or None for each row is wanted") from None
+    if len(found) != rows or isinstance(found, str):
         raise InputError(f"the reward {name} gave {len(found)} scores for {rows} rows")
     scores: list[float | None] = []
     for n, value in enumerate(found):
         try:
-            scores.append(None if value is None else float(value))
-        except (TypeError, ValueError):
-            raise InputError(f"the reward {name} gave row {n} {value!r}: a number or None is wanted") from None
+            score = None if value is None else float(value)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
+        if isinstance(value, str) or (score is not None and not math.isfinite(score)):
+            raise InputError(f"the reward {name} gave row {n} {str(value)[:40]!r}: a finite number or None is wanted")
+        scores.append(score)
     return scores

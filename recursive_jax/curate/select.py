@@ -37,8 +37,12 @@ def select(data: Dataset, rules: Sequence[Rule]) -> tuple[Dataset, dict[str, int
     """Rows that pass every rule, in order, and the rows dropped by each. Raises InputError for a rule that does not
     decide on every row."""
     dropped: dict[str, int] = {}
-    for rule in rules:
-        mask = np.asarray(rule.keep(data), bool)
+    for rule in [rules] if isinstance(rules, Rule) else rules:
+        mask = np.asarray(rule.keep(data))
+        if mask.size == 0 and not len(data):
+            mask = mask.astype(bool)
+        if mask.dtype != bool:
+            raise InputError(f"rule {rule.name!r} gave {mask.dtype} decisions: True or False is wanted for each row")
         if mask.shape != (len(data),):
             raise InputError(f"rule {rule.name!r} gave {mask.shape} decisions for {len(data)} rows")
         dropped[rule.name] = int((~mask).sum())
@@ -69,7 +73,10 @@ class AtLeast:
     column: str = "score"
 
     def __call__(self, data: Dataset) -> list[bool]:
-        return [v is not None and v >= self.threshold for v in data.column(self.column)]
+        values = data.column(self.column)
+        if any(isinstance(v, str) for v in values):
+            raise InputError(f"at_least: column {self.column!r} holds texts, numbers are wanted")
+        return [v is not None and v >= self.threshold for v in values]
 
 
 @dataclasses.dataclass(frozen=True)

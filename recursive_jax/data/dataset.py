@@ -79,7 +79,7 @@ class Dataset:
 
     def __init__(self, table: pa.Table, fingerprint: str | None = None, origins: tuple[str, ...] = ()):
         self.table = table
-        self._fingerprint = fingerprint
+        self._given, self._content = fingerprint, None
         self.origins = origins or (() if fingerprint is None else (fingerprint,))
 
     @classmethod
@@ -87,6 +87,8 @@ class Dataset:
         """Rows from dicts of any columns. Core columns that are left out are filled in: real rows with status `ok` and
         ids `row/0`, `row/1`, ... Raises InputError for a column whose values do not have one type."""
         rows = list(rows)
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise InputError("Dataset.from_rows takes dicts, one for each row: {'text': ...}")
         names = list(dict.fromkeys(name for row in rows for name in row))
         arrays = {}
         for field in SCHEMA:
@@ -128,11 +130,10 @@ class Dataset:
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(f"{path} is damaged and cannot be read as Parquet: {error}") from None
         found = cls.concat(parts)
-        found._fingerprint = fingerprint
-        return found
+        return cls(found.table, fingerprint)
 
     @classmethod
-    def concat(cls, parts: Iterable[Dataset]) -> Dataset:
+    def concat(cls, parts: Iterable[Dataset], fill: bool = False) -> Dataset:
         """All rows of `parts`, in order. Columns of one name join if their types do (int and float: float). A column
         that a part lacks is filled in where `DECLARED` says with what; else InputError names it."""
         parts = list(parts)
@@ -142,13 +143,13 @@ class Dataset:
             return parts[0]
         kept = [p for p in parts if len(p)] or parts[:1]
         mark = None
-        if all(p._fingerprint for p in parts):
+        if all(p._given for p in parts):
             mark = derived("+", None, [p.fingerprint for p in parts])
         names = list(dict.fromkeys(name for p in kept for name in p.table.column_names))
         types = {name: _common_type(name, kept) for name in names}
         tables = []
         for part in kept:
-            columns = {name: _column_as(part, name, types[name], kept) for name in names}
+            columns = {name: _column_as(part, name, types[name], fill) for name in names}
             tables.append(pa.table(columns))
         return cls(pa.concat_tables(tables), mark, tuple(dict.fromkeys(o for p in parts for o in p.origins)))
 
@@ -172,18 +173,20 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Names the rows by value, in order and with every column."""
-        if self._fingerprint is None:
+        if self._given is not None:
+            return self._given
+        if self._content is None:
             parts = []
             for name in sorted(self.table.column_names):
                 column = self.table[name]
                 parts.append(name.encode())
                 parts += _content(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
-            self._fingerprint = digest(*parts)
-        return self._fingerprint
+            self._content = digest(*parts)
+        return self._content
 
     def _derived(self, table: pa.Table, operation: str, arguments: Callable[[], Any]) -> Dataset:
         """`table`, made of these rows. Without a fingerprint of their own, the result's is of its content."""
-        mark = None if self._fingerprint is None else derived(operation, arguments(), [self._fingerprint])
+        mark = None if self._given is None else derived(operation, arguments(), [self._given])
         return Dataset(table, mark, self.origins)
 
     def __len__(self) -> int:
@@ -227,6 +230,8 @@ class Dataset:
             return []
         column = self.table[name].combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        if pa.types.is_null(column.type):
+            return [np.empty(0)] * len(self)
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         values = column.flatten()
         flat = values.to_numpy(zero_copy_only=False)
@@ -238,7 +243,11 @@ class Dataset:
         return int(pc.sum(pc.list_value_length(self.table["tokens"])).as_py() or 0)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Dataset:
-        chosen = np.asarray(indices, np.int64)
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        if chosen.size and (chosen.min() < -len(self) or chosen.max() >= len(self)):
+            raise InputError(f"rows {chosen.min()}..{chosen.max()} are asked for, there are {len(self)}")
+        chosen = np.where(chosen < 0, chosen + len(self), chosen)
         return self._derived(self.table.take(pa.array(chosen)), "take", lambda: chosen)
 
     def first_tokens(self, budget: int) -> Dataset:
@@ -255,7 +264,9 @@ class Dataset:
         for name, value in equals.items():
             if not self.has(name):
                 raise InputError(f"there is no column {name!r}; there are {', '.join(self.table.column_names)}")
-            mask = pc.and_(mask, pc.fill_null(pc.equal(self.table[name], value), False))
+            column = self.table[name]
+            found = pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False)
+            mask = pc.and_(mask, found)
         if keep is not None:
             mask = pc.and_(mask, pa.array([bool(keep(row)) for row in self.table.to_pylist()], pa.bool_()))
             return Dataset(
@@ -337,6 +348,11 @@ def _joined(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return pa.float32() if {a, b} <= {pa.float16(), pa.float32()} else pa.float64()
     if is_text(a) and is_text(b):
         return pa.large_string()
+    if pa.types.is_struct(a) and pa.types.is_struct(b):
+        fields = {f.name: f.type for f in a}
+        for f in b:
+            fields[f.name] = _joined(fields[f.name], f.type) if f.name in fields else f.type
+        return None if None in fields.values() else pa.struct(list(fields.items()))
     if is_list(a) and is_list(b):
         kinds = {a.value_type, b.value_type}
         if pa.bool_() in kinds and any(map(pa.types.is_floating, kinds)):  # a mask and weights: both say how much
@@ -346,7 +362,7 @@ def _joined(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _column_as(part: Dataset, name: str, type_: pa.DataType, parts: Sequence[Dataset]) -> pa.ChunkedArray | pa.Array:
+def _column_as(part: Dataset, name: str, type_: pa.DataType, fill: bool) -> pa.ChunkedArray | pa.Array:
     if part.has(name):
         column = part.table[name]
         if column.type == type_:
@@ -355,16 +371,18 @@ def _column_as(part: Dataset, name: str, type_: pa.DataType, parts: Sequence[Dat
         if bools:  # Arrow casts no list of bools to floats
             rows = [None if row is None else [float(x) for x in row] for row in column.to_pylist()]
             return pa.array(rows, type_)
+        if pa.types.is_struct(type_):  # Arrow casts no struct to one with more fields
+            return pa.array(column.to_pylist(), type_)
         return column.cast(type_)
     if name in BLANK:
         return pa.array([BLANK[name]] * len(part), type_)
-    if name not in DECLARED:
+    if name not in DECLARED and not fill:
         raise InputError(
             f"{len(part):,} rows have no column {name!r}, which others have: give it to them with with_column, or drop "
             "it "
             f"with without({name!r}), before joining"
         )
-    value = DECLARED[name]
+    value = DECLARED.get(name)
     return pa.nulls(len(part), type_) if value is None else pa.array([value] * len(part), type_)
 
 

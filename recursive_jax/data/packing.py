@@ -140,6 +140,8 @@ def pack_tokens(data: Dataset, length: int, tokenizer: Tokenizer, extra: Sequenc
     masks: list[np.ndarray | None] = []
     more: dict[str, list[np.ndarray]] = {name: [] for name in extra}
     for n, (prompt, row, loss) in enumerate(zip(prompts, tokens, losses, strict=True)):
+        if not len(row):
+            continue  # nothing was written
         before = prompt if len(prompt) else lead
         whole = len(prompt) > 1 or loss is not None
         if whole and len(before) + len(row) > length + 1:

@@ -148,6 +148,8 @@ def _conversation(row: Row) -> list[chat.Message]:
 def _parts(text: str) -> list[tuple[str, str, str]]:
     """(literal, field, conversion and format as written) of a template, in order. Fields are plain names: `{a.b}` and
     `{a[0]}` would reach into objects. Raises InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"a template is a text with {{field}}s, not {type(text).__name__}")
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError as error:
@@ -171,7 +173,9 @@ def _parts(text: str) -> list[tuple[str, str, str]]:
 
 def _filled(text: str, row: Row) -> str:
     """The template with the row's fields in it. Only the fields themselves are read, never their attributes."""
-    _parts(text)
+    missing = [field for _, field, _ in _parts(text) if field and field in row and row[field] is None]
+    if missing:
+        raise InputError(f"the template {text!r} wants {missing[0]!r}, and this row has none (null)")
     try:
         return string.Formatter().vformat(text, (), row)
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:

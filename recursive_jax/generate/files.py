@@ -26,9 +26,11 @@ from recursive_jax.data import chat
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
-from recursive_jax.generate.generate import FIRST, own_name, stream
+from recursive_jax.generate.generate import FIRST, own_name, stream, writer_name
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Draft, Request
+from recursive_jax.identity import describe
+from recursive_jax.mesh import resolve_dtype
 from recursive_jax.models.model import Model
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -147,7 +149,7 @@ def generate_file(
     sampling = sampling or SamplingConfig()
     if out == "-":
         for row in _rows(model, prompts, sampling, seed, draft, progress, bytearray()):
-            print(json.dumps(_record(row, model, seed)), flush=True)
+            print(json.dumps(_record(row, model, seed), default=str), flush=True)
         return True
     if Path(out).suffix not in SUFFIXES:
         raise InputError(f"--out={out}: a name ending in {' or '.join(SUFFIXES)}, or -, is wanted")
@@ -181,7 +183,7 @@ def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
         "id": f"rows/{row.request.id}" + (f".{row.rank}" if row.rank else ""),
         "parents": list(row.request.parents),
         "operation": "generate",
-        "model": model.fingerprint,
+        "model": writer_name(model),
         "round": 0,
         "seed": seed,
         "synthetic": True,
@@ -197,8 +199,9 @@ def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
 
 def _mark(model: Model, prompts: Prompts, sampling: SamplingConfig, seed: int) -> str:
     """What the rows depend on."""
-    digest = hashlib.sha256(json.dumps([sampling.model_dump(), seed, dataclasses.asdict(prompts)]).encode())
-    digest.update((model.fingerprint or model.source).encode())
+    decided = sampling.model_copy(update={"dtype": resolve_dtype(sampling.dtype, model.mesh)})
+    what = [describe(decided), seed, dataclasses.asdict(prompts), writer_name(model) or model.source]
+    digest = hashlib.sha256(json.dumps(what).encode())
     if prompts.path not in (None, "-") and os.path.isfile(prompts.path):
         with open(prompts.path, "rb") as file:
             while block := file.read(2**20):
@@ -259,7 +262,7 @@ class _Partial:
 
     def append(self, record: dict[str, Any], row: Row) -> None:
         self._note(record["id"], row.last)
-        self._write(json.dumps({**record, "_last": row.last}).encode() + b"\n")
+        self._write(json.dumps({**record, "_last": row.last}, default=str).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
+from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
 from recursive_jax.generate.engine import Engine
 from recursive_jax.generate.prefill import Prefill, Row
@@ -126,7 +128,14 @@ def _line(count: int, total: int, tokens: int, seconds: float) -> str:
 
 
 def to_dataset(
-    rows: Sequence[Row], model: Model, *, seed: int, round: int = 0, name: str = "rows", operation: str = "generate"
+    rows: Sequence[Row],
+    model: Model,
+    *,
+    seed: int,
+    round: int = 0,
+    name: str = "rows",
+    operation: str = "generate",
+    types: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Finished rows with their lineage. Where a request has several, `.1`, `.2`, ... follows the id of the lesser
     ones."""
@@ -135,7 +144,7 @@ def to_dataset(
         id=[f"{name}/{r.request.id}" + (f".{r.rank}" if r.rank else "") for r in rows],
         parents=[list(r.request.parents) for r in rows],
         operation=operation,
-        model=model.fingerprint,
+        model=writer_name(model),
         round=round,
         seed=seed,
         synthetic=True,
@@ -144,15 +153,24 @@ def to_dataset(
         tokens=[np.asarray(r.tokens, np.int32) for r in rows],
         logprobs=[np.asarray(r.logprobs, np.float32) for r in rows],
         text=[r.text for r in rows],
-        **carried([r.request.columns for r in rows]),
+        **carried([r.request.columns for r in rows], types or {}),
     )
 
 
-def carried(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def writer_name(model: Model) -> str:
+    """The fingerprint of the model that wrote; without one (user functions that have no name) none."""
+    try:
+        return model.fingerprint
+    except InputError:
+        return ""
+
+
+def carried(columns: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that rows carry on from their prompts' rows. One that is called as a core column is, is kept as
     `source_<name>`."""
-    names = dict.fromkeys(name for row in columns for name in row)
-    return {own_name(name): [row.get(name) for row in columns] for name in names}
+    names = dict.fromkeys([*types, *(name for row in columns for name in row)])
+    typed = lambda name, values: pa.array(values, types[name]) if name in types else values
+    return {own_name(name): typed(name, [row.get(name) for row in columns]) for name in names}
 
 
 def own_name(name: str) -> str:

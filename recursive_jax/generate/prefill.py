@@ -21,6 +21,8 @@ from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import History, Rules, used_rules
 from recursive_jax.models.model import Model
 
+#: Settings of a whole generation: what is compiled, and how many rows a request gives.
+OF_ALL = ("regex", "json_schema", "grammar", "beams", "best_of", "n_best", "length_penalty", "dtype")
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
 SHARED = 32  # a prefix shorter than this is not worth reading apart
 
@@ -77,6 +79,12 @@ class Prefill:
         # Which rules take part is compiled in, and so are the sizes of their tables: fixed here for all requests to
         # come.
         settings = list(dict.fromkeys([sampling, *settings]))
+        for own in settings:
+            other = [k for k in OF_ALL if getattr(own, k) != getattr(sampling, k)]
+            if other:
+                raise InputError(
+                    f"{', '.join(other)}: one for all rows of a generation, a request cannot bring its own"
+                )
         self.settings = frozenset(settings)
         self.uses = used_rules(settings)
         self.words = {s: bad_words(self.tokenizer, s) for s in settings}

@@ -107,6 +107,11 @@ class FromRows:
         own = own_columns(self.data)
         return [ids[i] for i in chosen], [tokens[i][: self.prompt_tokens] for i in chosen], [own[i] for i in chosen]
 
+    @property
+    def types(self) -> dict[str, Any]:
+        """Arrow types of the columns that rows written to these requests carry on."""
+        return own_types(self.data)
+
     def __call__(self, first: int, count: int) -> list[Request]:
         ids, prompts, columns = self._usable
         n = len(ids)
@@ -130,6 +135,11 @@ class FromTemplate:
     def __len__(self) -> int:
         return len(self.data) * self.each
 
+    @property
+    def types(self) -> dict[str, Any]:
+        """Arrow types of the columns that rows written to these requests carry on."""
+        return own_types(self.data)
+
     def __call__(self, first: int, count: int) -> list[Request]:
         ids, rows = self._rows
         if first + count > len(self):
@@ -142,9 +152,14 @@ class FromTemplate:
         return found
 
 
+def own_types(data: Dataset) -> dict[str, Any]:
+    """The Arrow types of the columns of the user's."""
+    return {f.name: f.type for f in data.table.schema if f.name not in SCHEMA.names and f.name not in DECLARED}
+
+
 def own_columns(data: Dataset) -> list[dict[str, Any]]:
     """The columns of the user's, row by row."""
-    names = [n for n in data.table.column_names if n not in SCHEMA.names and n not in DECLARED]
+    names = list(own_types(data))
     return data.table.select(names).to_pylist() if names else [{} for _ in range(len(data))]
 
 
@@ -159,7 +174,7 @@ def requests_fingerprint(requests: Sequence[Request]) -> str:
     for r in requests:
         own = None if r.sampling is None else describe(r.sampling)
         about = [r.id, list(r.parents), r.opened, own, r.sample, r.negative is not None, len(r.prompt)]
-        found.update(json.dumps([*about, r.columns], sort_keys=True, default=str).encode())
+        found.update(json.dumps([*about, describe(r.columns)], sort_keys=True).encode())
         found.update(np.asarray(r.prompt, np.int32).tobytes())
         found.update(b"" if r.negative is None else np.asarray(r.negative, np.int32).tobytes())
     return found.hexdigest()[:16]

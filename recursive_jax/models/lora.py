@@ -74,7 +74,14 @@ def adapted_model(model: Model, lora: LoraConfig, seed: int = 0) -> Model:
     adapter = from_paths(updates)
     base = quantized_base(model, paths) if lora.quantization == "nf4" else model.params
     network = adapted_network(model.network, lora)
-    adapted = dataclasses.replace(model, network=network, params=None, mark="", base_fingerprint=model.fingerprint)
+    adapted = dataclasses.replace(
+        model,
+        network=network,
+        params=None,
+        mark="",
+        base_fingerprint=model.fingerprint,
+        base_source=model.source,
+    )
     return with_adapter(adapted, base, adapter)
 
 

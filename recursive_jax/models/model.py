@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, ModelConfig
 from recursive_jax.errors import InputError
-from recursive_jax.identity import digest
+from recursive_jax.identity import array_bytes, digest
 from recursive_jax.models.merging import merge_params, plain_base
 from recursive_jax.models.network import FunctionNetwork, Network, check_mesh, transformer_network
 
@@ -38,7 +39,8 @@ class Model:
     mesh: Mesh | None = None
     mark: str = ""
     source: str = ""
-    base_fingerprint: str = ""  # of the frozen base, in an adapted model
+    base_fingerprint: str = ""  # of the frozen base, in an adapted model, and where it lies
+    base_source: str = ""
 
     @property
     def vocab(self) -> int:
@@ -51,20 +53,27 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Names the params by value: the fingerprint of what made them, where a run or a file says; else of their
-        content. Empty without params."""
-        if self.mark or self.params is None:
+        """Names the model by value: the fingerprint of what made its params, where a run or a file says; else of
+        network, tokenizer and the params' content. Raises InputError for user functions without an identity."""
+        if self.mark:
             return self.mark
+        what = f"{self.network.fingerprint} {_tokenizer_name(self.tokenizer)}"
+        if self.params is None:
+            return f"init:{digest(what.encode())}"
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
         named = [(jax.tree_util.keystr(path), np.asarray(meshes.fetch(leaf))) for path, leaf in leaves]
-        return digest(*(x for name, a in named for x in (f"{name} {a.dtype} {a.shape}".encode(), _bytes(a))))
+        return digest(
+            what.encode(), *(x for name, a in named for x in (f"{name} {a.dtype} {a.shape}".encode(), array_bytes(a)))
+        )
 
     def with_params(self, params: Any, mark: str = "") -> Model:
         return dataclasses.replace(self, params=params, mark=mark)
 
     def on(self, mesh: Mesh) -> Model:
         """The same model on another mesh (params move)."""
-        if self.params is None or mesh == self.mesh:
+        if mesh == self.mesh:
+            return self
+        if self.params is None:
             return dataclasses.replace(self, mesh=mesh)
         move = lambda x: jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
         return dataclasses.replace(self, mesh=mesh, params=jax.tree.map(move, self.params))
@@ -196,5 +205,11 @@ def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -
     return Model(network, tokenizer, mesh=mesh)
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
+def _tokenizer_name(tokenizer: Any) -> str:
+    """A tokenizer by value: its fingerprint, what it would store, or at the least its type."""
+    own = getattr(tokenizer, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    return (
+        json.dumps(tokenizer.to_json(), sort_keys=True) if hasattr(tokenizer, "to_json") else type(tokenizer).__name__
+    )

@@ -189,6 +189,7 @@ def load_adapter(model: Model, path: Any, quantization: str = "none") -> Model:
         params=None,
         mark="",
         base_fingerprint=model.fingerprint,
+        base_source=model.source,
     )
     return with_adapter(adapted, frozen, from_paths(updates))
 

@@ -66,8 +66,9 @@ class Extra:
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a loss may use. apply(params, *inputs, **kw) -> outputs: the network, in the compute dtype, with its frozen
-    part and its dropout. others: name -> the same of a frozen model. key: for this micro-batch of this step alone.
-    step: int32, from 0. state: the objective's."""
+    part and its dropout; logits of a Transformer have columns beyond the vocabulary, which hold -1e30 (leave them out
+    of means over the vocabulary: `model.vocab`). others: name -> the same of a frozen model. key: for this micro-batch
+    of this step alone. step: int32, from 0. state: the objective's."""
 
     apply: Callable[..., Any]
     others: Mapping[str, Callable[..., Any]]
@@ -104,7 +105,7 @@ class Objective(Value):
         return Extra()
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} has no loss: write loss(self, ctx, params, batch) -> Loss")
 
     def check(self, columns: Mapping[str, Any]) -> None:
         """Raises InputError where a batch lacks a column."""

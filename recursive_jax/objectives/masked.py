@@ -75,11 +75,13 @@ class Masked(Objective):
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = pack_tokens(data, length - 1, model.tokenizer)  # no shift: a row is its own target
-        return Packed({k: packed.columns[k] for k in ("tokens", "segments")})
+        return Packed({k: v for k, v in packed.columns.items() if k in ("tokens", "segments", "loss")})
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         tokens_BT, segments_BT = batch["tokens"], batch["segments"]
         special_BT = segments_BT == 0
+        if "loss" in batch:  # a prompt is read, not guessed
+            special_BT |= batch["loss"] <= 0
         for i in self.special:
             special_BT |= tokens_BT == i
         inputs_BT, chosen_BT = mask_tokens(

@@ -26,9 +26,9 @@ def find_recipe(name: Any) -> Recipe:
     where = RECIPES.get(name, name)
     if ":" not in where:
         near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(RECIPES)}"
+        hint = f"did you mean {near[0]}" if near else f"there are: {', '.join(RECIPES)}"
         raise InputError(
-            f"recipe={name}: there is none of that name; {hint} One of your own is given as package.module:name"
+            f"recipe={name}: there is none of that name; {hint}. One of your own is given as package.module:name"
         )
     module, _, attribute = where.partition(":")
     try:

@@ -73,9 +73,7 @@ def collapse(
                 chain.is_default = number == replicate == 0
                 run_arm(chain, arm, config, blank, teacher, real, yardstick, verifiers[name])
         records = run.refresh_metrics()
-        if meshes.is_main():
-            write_report(run.path, regimes_layout)
-        meshes.barrier("report")
+        meshes.on_main(lambda: write_report(run.path, regimes_layout))
         return records
 
 

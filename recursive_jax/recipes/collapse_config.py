@@ -17,7 +17,7 @@ from recursive_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from recursive_jax.config.loader import explain
+from recursive_jax.config.loader import changed_keys, explain
 from recursive_jax.recipes.recipe import RecipeConfig
 
 #: Names in a run folder that an arm's folder would collide with.
@@ -77,8 +77,9 @@ class CollapseConfig(RecipeConfig):
     def _unused(self) -> list[str]:
         """Keys that were given and that nothing reads."""
         errors = []
-        if self.base is not None and self.model.model_fields_set:
-            keys = ", ".join(f"model.{k}" for k in sorted(self.model.model_fields_set))
+        own = changed_keys(self.model)
+        if self.base is not None and own:
+            keys = ", ".join(f"model.{k}" for k in own)
             errors.append(f"{keys}: no use with base={self.base}, whose network is taken; leave it out")
         if self.base is not None and self.data.tokenizer != "byte":
             errors.append(
@@ -89,6 +90,11 @@ class CollapseConfig(RecipeConfig):
                 f"data.tokenizer={self.data.tokenizer} has no use without data.path: the embedded language has its own "
                 "words"
             )
+        if self.data.resolved_kind == "language":
+            of_text = ("validation", "holdout", "field", "split", "data_dir", "vocab_size", "limit")
+            given = [f"data.{k}" for k in of_text if k in changed_keys(self.data)]
+            if given:
+                errors.append(f"{', '.join(given)}: no use without data.path, where the text is the embedded language")
         return errors
 
     def _arm_problems(self) -> list[str]:

@@ -33,6 +33,8 @@ from recursive_jax.train.log import console
 class FinetuneConfig(RecipeConfig):
     """One model on a task, before and after."""
 
+    recipe: str = "finetune"
+
     base: str = Field(description="the model: a run, a Hugging Face folder, a GGUF, smollm2")
     task: TaskConfig
     lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
@@ -60,18 +62,17 @@ def finetune(config: FinetuneConfig, workdir: Any, *, fork: Any = None, quiet: b
         run.progress.total = 6
         first, second = run.round(0), run.round(1)
         data = first.dataset("examples", as_they_are, examples)
+        shown = preview(data.value, base.tokenizer, length)  # on every process: it refuses rows that do not fit
         if not quiet and meshes.is_main():
             console.print(f"{how}; the first packed row:", style="dim")
-            console.print(preview(data.value, base.tokenizer, length), markup=False, highlight=False)
+            console.print(shown, markup=False, highlight=False)
         assess(first, base, config, template, test_rows)
         start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
         model = second.train("student", start, data, config.train.model_copy(update={"length": length}))
         run.name_model("student", second, "student", default=True)
         assess(second, model, config, template, test_rows)
         records = run.refresh_metrics()
-        if meshes.is_main():
-            write_report(run.path, task_layout)
-        meshes.barrier("report")
+        meshes.on_main(lambda: write_report(run.path, task_layout))
         return records
 
 

@@ -105,6 +105,8 @@ class DurableFolder:
         """
         folder = self.path / name
         _check_name(name, folder)
+        if self.run.closed:
+            raise InputError(f"the run {self.run.path} is closed: use its verbs inside `with Run(...) as run:`")
         config = json.loads(json.dumps(config, default=str))
         origins = {k: list(v.origins) for k, v in inputs.items() if getattr(v, "origins", ())}
         inputs = {k: v if isinstance(v, str) else v.fingerprint for k, v in inputs.items()}
@@ -114,7 +116,7 @@ class DurableFolder:
             manifest = _manifest(folder)
             meshes.barrier(f"{verb}-looked")  # before the main process may change what the others look at
             if manifest is None and self.run.fork is not None:
-                manifest = self._take_from_fork(folder, mark)
+                manifest = self._take_from_fork(folder, mark, recipe, check)
             if manifest is not None:
                 if manifest["fingerprint"] != mark:
                     self._refuse(folder, "was made", {k: manifest.get(k) for k in recipe}, recipe)
@@ -169,14 +171,19 @@ class DurableFolder:
             difference(plain(before), plain(now)) or ["the format of the run folder"],
         )
 
+    def _refuse_half_done(self, folder: epath.Path, mark: str, recipe: dict) -> dict | None:
+        """What a half-done folder says of itself. Raises InputError where it is of other inputs and holds work."""
+        before = _pending(folder / "pending.json")
+        if before is not None and before.get("fingerprint") != mark and _has_work(folder):
+            self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
+        return before
+
     def _begin(self, folder: epath.Path, mark: str, recipe: dict) -> None:
         """Marks a half-done result with what it is made from. One of other inputs is never thrown away unasked."""
         pending = folder / "pending.json"
 
         def begin() -> None:
-            before = _pending(pending)
-            if before is not None and before.get("fingerprint") != mark and _has_work(folder):
-                self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
+            before = self._refuse_half_done(folder, mark, recipe)
             if folder.exists() and (before is None or before.get("fingerprint") != mark):
                 folder.rmtree()
             folder.mkdir(parents=True, exist_ok=True)
@@ -184,15 +191,21 @@ class DurableFolder:
 
         meshes.on_main(begin)
 
-    def _take_from_fork(self, folder: epath.Path, mark: str) -> dict | None:
+    def _take_from_fork(self, folder: epath.Path, mark: str, recipe: dict, check: Callable | None) -> dict | None:
         relative = folder.relative_to(self.run.path)
         source = self.run.fork / relative
         manifest = _manifest(source)
         if manifest is None or manifest["fingerprint"] != mark:
             return None
+        try:
+            if check is not None:
+                check(manifest)
+        except InputError:
+            return None  # of other inputs after all
         storage.verify(source, manifest["files"])
 
         def take() -> None:
+            self._refuse_half_done(folder, mark, recipe)
             copy = folder.parent / f".{folder.name}.copying"
             for old in (folder, copy):
                 if old.exists():

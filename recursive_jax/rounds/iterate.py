@@ -67,11 +67,14 @@ class Pool:
         """Tokens a round has to generate."""
         return max(1, self.tokens - self.kept_tokens) if self.anchor + self.fresh + self.carry < 1.0 else 0
 
-    def settings(self) -> dict:
+    def settings(self, number: int) -> dict:
         """What decides the training rows, beside the pool. New regimes stand in it only where they are used, so that
         runs of before keep their fingerprints."""
         found = {k: getattr(self, k) for k in ("tokens", "data", "window", "anchor", "fresh", "grow")}
-        return found | {k: getattr(self, k) for k in ("carry", "weighted") if getattr(self, k)}
+        found |= {k: getattr(self, k) for k in ("carry", "weighted") if getattr(self, k)}
+        if self.fresh or self.weighted:  # where new real rows begin depends on the budgets of other rounds
+            found["begin"] = self._begin(number, 1.0 if self.weighted else self.fresh)
+        return found
 
     def kept(self) -> list[Stored]:
         """The rounds' rows that this regime still draws on, oldest first."""
@@ -122,12 +125,16 @@ class Pool:
         name = f"{verifier.name}: right at {keep_right:g}, wrong at {keep_wrong:g}, seed {seed}"
         return Rule(name, Verified(verifier, keep_right, keep_wrong, seed))
 
+    def _begin(self, number: int, share: float) -> int:
+        """Real tokens that the anchor and the rounds before used."""
+        sizes = self.sizes or (self.tokens,) * number
+        return round(self.anchor * max(sizes)) + sum(round(share * n) for n in sizes[: number - 1])
+
     def _fresh(self, real: Dataset, number: int, share: float) -> Dataset:
         """Real rows that neither the anchor nor an earlier round used."""
         want = round(share * self.tokens)
         ends = np.cumsum([len(t) for t in real.tokens()])
-        sizes = self.sizes or (self.tokens,) * number
-        begin = round(self.anchor * max(sizes)) + sum(round(share * n) for n in sizes[: number - 1])
+        begin = self._begin(number, share)
         low, high = np.searchsorted(ends, [begin, begin + want], side="right")
         if high >= len(ends):
             raise InputError(
@@ -213,7 +220,7 @@ def generate_and_mix(round: Round, teacher: Model, pool: Pool, requests, samplin
         pool.rows = pool.kept()
     inputs = {str(i): s for i, s in enumerate(pool.sources())}
     seed = round.seed("mix")
-    settings = {**pool.settings(), "seed": seed}
+    settings = {**pool.settings(round.number), "seed": seed}
     mix = named("mix", 1)(lambda: pool.mix(round.number, seed))  # all that it captures is in inputs and settings
     pool.training = round.dataset("training", mix, inputs=inputs, config=settings)
     return pool.training

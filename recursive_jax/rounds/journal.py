@@ -35,7 +35,9 @@ class Journal:
         self._parts = sorted(folder.glob("partial-*.arrow"))
         self._next_part = 1 + max((int(p.stem.rpartition("-")[2]) for p in self._parts), default=-1)
         finished = [Dataset.read([str(p)]) for p in sorted(folder.glob("rows-*.parquet"))]  # killed before the commit
-        self._made = [_distinct(Dataset.concat([*finished, *(Dataset(_read_stream(p)) for p in self._parts)]))]
+        self._made = [
+            _distinct(Dataset.concat([*finished, *(Dataset(_read_stream(p)) for p in self._parts)], fill=True))
+        ]
         self.lengths: dict[int, int] = {}
         for (number, _), tokens in zip(_numbers(self._made[0]), self._made[0].tokens(), strict=True):
             self.lengths[number] = self.lengths.get(number, 0) + len(tokens)
@@ -81,6 +83,9 @@ class Journal:
         self._waiting, self._written = [], time.perf_counter()
 
     def close(self) -> None:
+        """What is whole is kept: of a request with several rows, none if its last one has not come."""
+        while self._waiting and not self._waiting[-1].last:
+            self._waiting.pop()
         self._flush()
         self._end_part()
 
@@ -93,7 +98,7 @@ class Journal:
     def finish(self, wanted: int) -> Dataset:
         """The rows of the first `wanted` requests in request order, written as the result; the journal is removed."""
         self.close()
-        made = Dataset.concat(self._made)
+        made = Dataset.concat(self._made, fill=True)
         numbers = _numbers(made)
         order = sorted((i for i, n in enumerate(numbers) if n[0] < wanted), key=lambda i: numbers[i])
         data = made.take(np.array(order, np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -58,7 +59,7 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     model = Model(network, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder.resolve()))
     if described["network"].get("lora"):
         model = _adapted_base(described, model, folder)
-    loaded = load_stored_model(folder, model)
+    loaded = dataclasses.replace(load_stored_model(folder, model), source=str(folder.resolve()))
     if stored is not None:
         return loaded.with_params(loaded.params, stored["fingerprint"])
     imported = folder / "source.json"  # what `import` leaves
@@ -85,7 +86,9 @@ def _adapted_base(described: dict[str, Any], model: Model, folder: epath.Path) -
         raise InputError(f"{folder} is an adapter of {base['source']}, which cannot be loaded: {error}") from None
     if found.fingerprint != base["fingerprint"]:
         raise InputError(f"{folder} is an adapter of {base['source']}, but other weights lie there now")
-    return adapted_model(found, LoraConfig(**described["network"]["lora"]))
+    return dataclasses.replace(
+        adapted_model(found, LoraConfig(**described["network"]["lora"])), base_source=base["source"]
+    )
 
 
 def find_model(path: Any) -> epath.Path:
@@ -176,7 +179,7 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
     else:
         config, params = read_huggingface(path, mesh, dtype)
         tokenizer = read_tokenizer(path, config.vocab)
-    mark = f"import:{weights_fingerprint(path)}"
+    mark = f"import:{weights_fingerprint(path)}" + ("" if dtype == "float32" else f":{dtype}")  # other values
     return Model(transformer_network(config), tokenizer, params, mesh, mark, str(path.resolve()))
 
 

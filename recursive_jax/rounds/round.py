@@ -3,9 +3,11 @@ returns the stored result, or goes on in the middle of a half-done one."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,9 +101,10 @@ class Round(DurableFolder):
         """A new model: `model` (or, without params, its fresh initialisation) trained on `data`."""
         config = config or TrainConfig()
         seed = self.seed(name)
+        model = model.on(model.mesh or meshes.make_mesh())
         objective = resolved_objective(objective, config, model)
         inputs = {
-            "model": model.fingerprint if model.params is not None else f"init:{model.network.fingerprint}",
+            "model": model.fingerprint,
             "data": data,
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
         }
@@ -127,7 +130,8 @@ class Round(DurableFolder):
         stored = self.durable(
             "train", name, inputs, settings, seed, produce, lambda folder: load_stored_model(folder, model)
         )
-        return stored.value.with_params(stored.value.params, stored.fingerprint)
+        named = stored.value.with_params(stored.value.params, stored.fingerprint)
+        return dataclasses.replace(named, source=str(stored.path.resolve()))
 
     def generate(
         self,
@@ -158,14 +162,16 @@ class Round(DurableFolder):
             journal = Journal(folder)
             journal.check(asked if by_value else None, model.tokenizer.bos)
             budget = Budget(journal.lengths, asked, count, tokens)
-            rows = stream(model, budget, sampling, seed=seed, like=asked(0, min(FIRST, count or FIRST)))
+            rows = stream(
+                model, budget, sampling, seed=seed, like=asked(0, FIRST if count is None else min(FIRST, count))
+            )
             for row in rows:
-                journal.append(row, self._as_rows(name, model, seed))
+                journal.append(row, self._as_rows(name, model, seed, getattr(asked, "types", None)))
                 budget.finished(row)
                 if budget.enough:
                     break
                 self.run.progress.working(f"{self.label} · {name}", budget.note())
-                if signals.stop_requested():
+                if row.last and signals.stop_requested():
                     journal.close()
                     raise Preempted(
                         f"{self.label} · {name}: stopped by a signal after {budget.done} rows, all kept; the same "
@@ -198,12 +204,12 @@ class Round(DurableFolder):
         settings = {"requests": identity, "sampling": describe(decided), "count": count, "tokens": tokens}
         return self.durable("generate", name, ins, settings, seed, produce, read, check)
 
-    def _as_rows(self, name: str, model: Model, seed: int) -> Callable[[Sequence[Row]], Dataset]:
+    def _as_rows(self, name: str, model: Model, seed: int, types: Any) -> Callable[[Sequence[Row]], Dataset]:
         """How finished rows are kept: their ids begin with the chain, the round and the result's name."""
         parts = [self.chain.arm] if self.chain.arm != "main" else []
         parts += [str(self.chain.replicate)] if self.chain.replicate else []
         prefix = "/".join([*parts, str(self.number), name])
-        return lambda rows: to_dataset(rows, model, seed=seed, round=self.number, name=prefix)
+        return lambda rows: to_dataset(rows, model, seed=seed, round=self.number, name=prefix, types=types)
 
     def select(self, name: str, data: Dataset | Stored, rules: Sequence[Rule]) -> Stored:
         """The rows every rule keeps, and for each rule how many it dropped."""
@@ -214,6 +220,7 @@ class Round(DurableFolder):
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
             return {**_counts(chosen), "proposed": len(rows), "dropped": dropped}
 
+        rules = [rules] if isinstance(rules, Rule) else list(rules)
         settings = {"rules": [[r.name, r.fingerprint] for r in rules]}
         return self.durable("select", name, {"data": data}, settings, None, produce, _read_rows)
 
@@ -245,7 +252,7 @@ class Round(DurableFolder):
         arguments, inputs and config as in `dataset`."""
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            metrics = measure(*map(value_of, arguments))
+            metrics = plain_metrics(measure(*map(value_of, arguments)))
             record = {
                 "arm": self.chain.arm,
                 "round": self.number,
@@ -265,6 +272,30 @@ class Round(DurableFolder):
         return self.durable("evaluate", name, ins, _given(settings), None, produce, read).value
 
 
+def plain_metrics(found: Any) -> dict[str, Any]:
+    """Metrics as JSON keeps them: NumPy's and JAX's numbers as numbers, NaN as null. Raises InputError naming what is
+    not one."""
+    if not isinstance(found, Mapping):
+        raise InputError(f"a measure gives a dict of metrics, not {type(found).__name__}: {{'name': 1.0}}")
+
+    def plain(name: str, value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [plain(name, v) for v in value]
+        if isinstance(value, Mapping):
+            return {str(k): plain(name, v) for k, v in value.items()}
+        raise InputError(
+            f"metric {name!r} is a {type(value).__name__}: numbers, texts, lists and dicts of them are kept"
+        )
+
+    return {str(name): plain(str(name), value) for name, value in found.items()}
+
+
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if v not in (None, [])}
 
@@ -280,6 +311,12 @@ def _requests(
         return asked, len(asked) if count is None else count
     if not callable(requests):
         listed = list(requests)
+        if [r.id for r in listed] != list(range(len(listed))):
+            raise InputError(
+                "the ids of a list of requests are 0, 1, 2, ... in a durable generation: its rows are kept by them"
+            )
+        if count is not None and count > len(listed):
+            raise InputError(f"count={count}, and the list has {len(listed)} requests")
         return lambda first, n: listed[first : first + n], len(listed) if count is None else count
     if (count is None) == (tokens is None):
         raise InputError("give either count or tokens: how many requests are wanted, or how many tokens")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Run:
             raise InputError(
                 f"--workdir {path}: a run folder on a bucket is not supported yet; give a local or mounted path"
             )
+        self.closed = False
         self._lock: storage.Lock | None = None
         self._restore_signals = signals.install()
         try:
@@ -55,11 +58,7 @@ class Run:
 
     def _open(self, config: Any) -> None:
         file = self.path / "run.json"
-        resolved = (
-            config.model_dump(mode="json")
-            if isinstance(config, Section)
-            else json.loads(json.dumps(config, default=str))
-        )
+        resolved = _plain(config)
         identity = describe(config)
         if file.exists():
             stored = storage.read_json(file, "the run record")
@@ -79,6 +78,7 @@ class Run:
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:
+                self.refresh_metrics()  # a kill between a commit and its line
                 return
             if any(Path(self.path).rglob("manifest.json")):
                 raise problems(
@@ -143,6 +143,7 @@ class Run:
         return records
 
     def close(self) -> None:
+        self.closed = True
         if self._lock is not None:
             self._lock.release()
         self._restore_signals()
@@ -152,6 +153,20 @@ class Run:
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of plain values. Raises InputError for what is no mapping."""
+    if isinstance(config, Section):
+        return config.model_dump(mode="json")
+    if dataclasses.is_dataclass(config):
+        config = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"the config of a run is a section, a frozen dataclass or a dict, not a {type(config).__name__}"
+        )
+    nested = lambda v: _plain(v) if isinstance(v, (Section, Mapping)) or dataclasses.is_dataclass(v) else v
+    return json.loads(json.dumps({str(k): nested(v) for k, v in config.items()}, default=str))
 
 
 def versions() -> dict[str, str]:

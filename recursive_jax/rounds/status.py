@@ -26,7 +26,7 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     seconds = sum(m["seconds"] for m in stored)
     lines = [f"{run}: {len(stored)} results in {seconds:,.0f} s, seed {record.get('seed')}, {record.get('devices')}"]
     for m in stored:
-        inputs = [s["path"] for s in (resolve(stored, f, m) for f in inputs_of(m)) if s is not None]
+        inputs = dict.fromkeys(s["path"] for s in (resolve(stored, f, m) for f in inputs_of(m)) if s is not None)
         arrow = f"  <- {', '.join(inputs)}" if inputs else ""
         lines.append(f"  {m['path']:<38} {summary(m):<46} {m['seconds']:>7.1f} s{arrow}")
     for pending in sorted(

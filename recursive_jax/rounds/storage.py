@@ -132,8 +132,9 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
+            own = ": this one, in a Run that is open" if holder == str(os.getpid()) else ""
             raise InputError(
-                f"{folder} is in use by another process (pid {holder}); wait for it, or give another --workdir"
+                f"{folder} is in use by another process (pid {holder}{own}); wait for it, or give another --workdir"
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

@@ -31,7 +31,7 @@ def write_model(folder: Any, model: Model) -> None:
         "tokenizer": model.tokenizer.to_json(),
     }
     if model.network.frozen:
-        described["base"] = {"source": model.source, "fingerprint": model.base_fingerprint}
+        described["base"] = {"source": model.base_source, "fingerprint": model.base_fingerprint}
     meshes.on_main(lambda: storage.write_json(folder / "model.json", described))
     checkpoint.save(folder / "checkpoint", model.params["lora"] if model.network.frozen else model.params)
 

@@ -61,18 +61,32 @@ def train(
     model = model.on(mesh)
     length = row_length(config.length, model.max_length)
     check_batch(config, mesh)
+    if length > model.max_length > 1:
+        raise InputError(f"train.length={length} is longer than the model reads, {model.max_length} tokens")
     objective = resolved_objective(objective, config, model)
     batches = objective.pack(data, model, length) if isinstance(data, Dataset) else data
+    if not all(hasattr(batches, name) for name in ("begin", "next", "summary", "fingerprint")):
+        raise InputError(
+            f"training data is a Dataset or Batches, not {type(data).__name__}; Dataset.from_rows makes one"
+        )
+    try:
+        hash(objective.static())
+    except TypeError:
+        raise InputError(f"a field of {type(objective).__name__} cannot be hashed: give tuples, not lists") from None
     if hasattr(batches, "columns"):
         objective.check(batches.columns)
     dtype = meshes.resolve_dtype(config.dtype, mesh)
     if directory is not None:
         directory = Path(directory)
-        meshes.on_main(lambda: _claim(directory, _settings(model, batches, objective, config, dtype, length, seed)))
+        settings = _settings(model, batches, objective, config, dtype, length, seed)  # on every process: it may gather
+        meshes.on_main(lambda: _claim(directory, settings))
     resume = Resume(directory / "resume") if directory is not None else None
     others = {name: other.on(mesh) for name, other in objective.models(model).items()}
     held = tuple((name, other.network) for name, other in others.items())
     held_params = {name: other.params for name, other in others.items()}
+    flops = model.network.train_flops_per_token(length)
+    shown = flops and not quiet and jax.process_count() == 1
+    peak = (peak_flops(dtype) or 0) * mesh.size if shown else None  # measured outside of the mesh: on one device
     step_fn = step_program(model.network, objective.static(), config.gradient_accumulation, dtype, held)
     try:
         with jax.set_mesh(mesh):
@@ -81,7 +95,6 @@ def train(
             start = int(state.step)
             if start and not quiet and meshes.is_main():
                 console.print(f"{label}: goes on from its checkpoint at step {start:,}", style="dim")
-            flops = model.network.train_flops_per_token(length)
             log = TrainLog(
                 label,
                 config.steps,
@@ -89,9 +102,7 @@ def train(
                 start=start,
                 every=config.log_every,
                 flops_per_token=flops,
-                peak_flops=(peak_flops(dtype) or 0) * mesh.size
-                if flops and not quiet and jax.process_count() == 1
-                else None,
+                peak_flops=peak,
                 tensorboard=config.tensorboard and directory is not None,
                 quiet=quiet or not meshes.is_main(),
             )
@@ -111,9 +122,9 @@ def train(
 
 def resolved_objective(objective: Objective, config: TrainConfig, model: Model) -> Objective:
     """With what the config and the model leave to it. Raises InputError for what is no objective."""
-    if not isinstance(objective, Objective):
+    if not (isinstance(objective, Objective) and "__dataclass_params__" in vars(type(objective))):
         raise InputError(
-            f"{objective!r} is not an objective: a frozen dataclass that derives from "
+            f"{type(objective).__name__} is not an objective: a frozen dataclass that derives from "
             "recursive_jax.objectives.Objective "
             "is wanted"
         )
@@ -137,9 +148,8 @@ def _settings(
     model: Model, batches: Batches, objective: Objective, config: TrainConfig, dtype: str, length: int, seed: int
 ) -> dict[str, Any]:
     """What decides the params, as plain values."""
-    start = model.fingerprint if model.params is not None else "fresh"
     return {
-        "model": start,
+        "model": model.fingerprint,
         "data": batches.fingerprint,
         "objective": describe(objective),
         "config": describe(config.model_copy(update={"dtype": dtype, "length": length})),

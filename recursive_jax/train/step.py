@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from recursive_jax import mesh as meshes
+from recursive_jax.errors import InputError
 from recursive_jax.mesh import TRACES
 from recursive_jax.models.network import Network
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, WholeBatch
@@ -120,7 +121,7 @@ def _metrics(loss: Loss) -> dict[str, jax.Array]:
     """What is logged of a loss that is summed over the whole batch. `targets`: the count of its first term."""
     values = {name: term.sum / jnp.maximum(term.count, 1.0) for name, term in loss.terms.items()}
     first, *rest = loss.terms
-    found = {"loss": values[first] if not rest else sum(loss.terms[n].weight * values[n] for n in loss.terms)}
+    found = {"loss": sum(loss.terms[n].weight * values[n] for n in loss.terms)}
     if rest:
         found |= {f"loss/{name}": value for name, value in values.items()}
     found |= {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in loss.metrics.items()}
@@ -151,6 +152,8 @@ def _gradients(objective: Objective, make_context, params: Params, batch, own, a
     parts = lambda params, rows, i, own: objective.loss(make_context(i, own), params, rows)
     first = jax.tree.map(lambda x: x[0], micro)
     like = jax.eval_shape(parts, params, first, 0, own)
+    if not isinstance(like, Loss):
+        raise InputError(f"{type(objective).__name__}.loss gave a {type(like).__name__}, a Loss of terms is wanted")
     several = len(like.terms) > 1
     counts = _counts(parts, params, micro, own, accumulate) if several else None
 
@@ -158,7 +161,8 @@ def _gradients(objective: Objective, make_context, params: Params, batch, own, a
         loss = parts(params, rows, i, own)
         if not several:
             (term,) = loss.terms.values()
-            return term.sum, loss
+            plain = isinstance(term.weight, float) and term.weight == 1.0
+            return term.sum if plain else term.weight * term.sum, loss
         return sum(t.weight * t.sum / counts[name] for name, t in loss.terms.items()), loss
 
     loss, grads = _over_micro_batches(jax.grad(summed, has_aux=True), params, micro, own, accumulate)
