@@ -411,3 +411,27 @@ def test_old_names_work_inside_arms_and_adapters(capsys, config, tmp_path):
     assert fingerprint(load_config(config, [arm])) == fingerprint(load_config(config, [plain]))
     assert "no use without data.path" in refused(capsys, "run", config, "data.field=x", "--workdir", tmp_path / "r")
     assert "is a folder" in refused(capsys, "run", tmp_path, "--workdir", tmp_path / "r")
+
+
+def test_an_arm_of_the_file_may_be_left_out_and_errors_stand_once(capsys, config, tmp_path):
+    from recursive_jax.recipes import load_config
+
+    config.write_text(config.read_text() + "arms: {one: {}, two: {anchor: 0.1}}\n")
+    assert list(load_config(config, ["arms.one=null"]).arms) == ["two"]
+    error = refused(capsys, "run", config, "train.stepz=3", "--workdir", tmp_path / "r")
+    assert "train.stepz" in error and "student" not in error
+
+
+@pytest.mark.parametrize(
+    "text", [" #[0-9]{3}", " (yes|no) #[0-9]{3}", "[abc]", "yes", "1234", "1e3", "a: b", "{x", "'q'", "null?"]
+)
+def test_text_on_the_command_line_is_the_text(text):
+    """It went through YAML: what followed a `#` was a comment, `yes` a truth, `[abc]` a list."""
+    from recursive_jax.config.loader import parse_section
+    from recursive_jax.recipes import load_config
+    from recursive_jax.rounds.options import GenerateOptions
+
+    assert parse_section(GenerateOptions, {}, [f"sampling.regex={text}"]).sampling.regex == text
+    assert load_config(None, [f"name={text}", f"data.path={text}"]).data.path == text
+    assert load_config(None, ["data.path=null"]).data.path is None
+    assert load_config(None, ["train.steps=12", "sampling.stop=[a, b]", "model.tied=false"]).sampling.stop == ("a", "b")

@@ -173,3 +173,18 @@ def test_a_step_is_lowered_for_hardware_that_is_not_here(platform, kernel):
         )
     assert ("tpu_custom_call" in text) == (kernel is not None)
     assert ("bf16" in text) == (platform == "tpu") and dtype == ("bfloat16" if platform == "tpu" else "float32")
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "mesh_config"), [
+    (1, 1, MeshConfig(data=1)), (4, 4, MeshConfig(data=1)), (4, 2, MeshConfig(data=2)), (2, 2, MeshConfig(data=1)),
+    (8, 1, MeshConfig(data=4, fsdp=2)), (8, 4, MeshConfig(data=1, fsdp=2)),
+])  # fmt: skip
+def test_the_smallest_batches_train(batch, accumulate, mesh_config, tiny, tokenizer, rows):
+    """One row, one row in a micro-batch, one row on a device: the same numbers as any other split of the batch."""
+    count = max(1, mesh_config.data) * mesh_config.fsdp
+    settings = TrainConfig(steps=3, batch=batch, learning_rate=1e-2, warmup=0.0, length=32)
+    one = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    plain = train(transformer(tiny, tokenizer, one), rows, config=settings, quiet=True).summary["loss"]
+    model = transformer(tiny, tokenizer, make_mesh(mesh_config, jax.devices()[:count]))
+    split = settings.model_copy(update={"gradient_accumulation": accumulate})
+    assert train(model, rows, config=split, quiet=True).summary["loss"] == pytest.approx(plain, rel=1e-4)

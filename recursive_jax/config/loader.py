@@ -56,20 +56,30 @@ def parse_section(
         raise problems(f"{where} has {len(lines)} problem(s):", lines) from None
 
 
-def split_override(override: str) -> tuple[str, Any]:
-    """`key=value` -> (key, value as YAML)."""
+def split_override(override: str) -> tuple[str, str]:
+    """`key=value` -> (key, value as text). Raises InputError for another form."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override '{override}' is not of the form key=value, for example train.steps=100")
+    return key, text
+
+
+def _value(text: str, section: Any, key: str) -> Any:
+    """A word of the command line as the value of a key: where the key holds text, the text as it stands (`null`: none);
+    else YAML."""
+    field = section.model_fields.get(key) if isinstance(section, type) and issubclass(section, Section) else None
+    if field is not None and set(get_args(field.annotation) or (field.annotation,)) <= {str, type(None)}:
+        return None if text == "null" and field.annotation is not str else text
     try:
-        return key, yaml.safe_load(text) if text else None
+        return yaml.safe_load(text) if text else None
     except yaml.YAMLError:
-        return key, text
+        return text
 
 
 def apply_override(raw: dict[str, Any], override: str, kind: type[Section]) -> None:
-    """Sets one dotted key in nested dicts; old names of keys are taken for their new ones."""
-    key, value = split_override(override)
+    """Sets one dotted key in nested dicts; old names of keys are taken for their new ones. A key that holds text takes
+    the word as it is: `sampling.regex= #[0-9]{3}`, `data.path=corpus #2.txt`."""
+    key, text = split_override(override)
     node, section = raw, kind
     *parents, last = key.split(".")
     for parent in parents:
@@ -84,7 +94,7 @@ def apply_override(raw: dict[str, Any], override: str, kind: type[Section]) -> N
     same = [new] if new is not None else [old for old, n in getattr(section, "RENAMED", {}).items() if n == last]
     for other in same:
         node.pop(other, None)  # the override stands for both names; the section says which is the new one
-    node[last] = value
+    node[last] = _value(text, section, new or last)
 
 
 def _inner(kind: Any, key: str) -> Any:

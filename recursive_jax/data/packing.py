@@ -289,6 +289,8 @@ def batches(rows: Packed, batch: int, seed: int, start: int = 0) -> Iterator[Col
 
     Every process gets the whole batch; `mesh.put_batch` places its share.
     """
-    stream = grain.MapDataset.source(rows).seed((seed ^ (seed >> 32)) & 0xFFFFFFFF).shuffle().repeat(None).batch(batch)
+    shuffled = grain.MapDataset.source(rows).seed((seed ^ (seed >> 32)) & 0xFFFFFFFF).shuffle()
+    # Without end, for any batch: the length of `repeat(None)` is the largest there is, and its ceiling overflows.
+    stream = shuffled.repeat(2**60 // len(rows)).batch(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(stream.slice(slice(start, None)).to_iter_dataset(options))

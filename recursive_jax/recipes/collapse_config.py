@@ -45,11 +45,14 @@ class CollapseConfig(RecipeConfig):
     def _student_follows_train(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
+        if isinstance(raw.get("arms"), Mapping):  # arms.NAME=null leaves one of the file's out
+            raw = {**raw, "arms": {name: arm for name, arm in raw["arms"].items() if arm is not None}}
         plain = lambda x: x.model_dump(exclude_unset=True) if isinstance(x, TrainConfig) else x
         train, student = plain(raw.get("train", {})), plain(raw.get("student")) or {}
         if isinstance(train, Mapping) and isinstance(student, Mapping):
             new = lambda section: {TrainConfig.RENAMED.get(k, k): v for k, v in section.items()}
-            return {**raw, "student": {**new(train), **new(student)}}
+            follows = {k: v for k, v in new(train).items() if k in TrainConfig.model_fields}
+            return {**raw, "student": {**follows, **new(student)}}
         return raw
 
     @model_validator(mode="after")

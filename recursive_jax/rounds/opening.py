@@ -119,7 +119,8 @@ def named_models(run: epath.Path) -> tuple[dict[str, str], str | None]:
     file = run / "models.json"
     if file.exists():
         found = storage.read_json(file, "the names of the models")
-        return found["models"], found.get("default")
+        only = next(iter(found["models"])) if len(found["models"]) == 1 else None
+        return found["models"], found.get("default", only)
     trained = [m["path"] for m in manifests(run) if m["verb"] == "train"]
     return {p: p for p in trained}, trained[0] if len(trained) == 1 else None
 

@@ -176,8 +176,14 @@ def _gradients(objective: Objective, make_context, params: Params, batch, own, a
 def _dealt(batch: Any, accumulate: int) -> Any:
     """Rows dealt out round-robin to micro-batches `[n, B / n, ...]`: `[B] -> [B / n, n]` keeps the split axis whole on
     every mesh."""
-    deal = lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-    return jax.tree.map(lambda x: x[None], batch) if accumulate == 1 else jax.tree.map(deal, batch)
+    if accumulate == 1:
+        return jax.tree.map(lambda x: x[None], batch)
+
+    def deal(x: jax.Array) -> jax.Array:
+        shape = (x.shape[0] // accumulate, accumulate, *x.shape[1:])
+        return meshes.reshape(x, shape, "batch", *(None,) * x.ndim).swapaxes(0, 1)
+
+    return jax.tree.map(deal, batch)
 
 
 def _counts(parts, params, micro, own, accumulate: int) -> dict[str, jax.Array]:
