@@ -246,7 +246,7 @@ def test_a_limit_is_a_limit_of_what_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pq.ParquetFile,
         "iter_batches",
-        lambda self, **kw: (batches.append(b) or b for b in iter_batches(self, batch_size=100, **kw)),
+        lambda self, size, **kw: (batches.append(b) or b for b in iter_batches(self, 100, **kw)),
     )
     world = open_world(DataConfig(path=str(tmp_path / "t.parquet"), limit=1000), context=64)
     assert world.train.token_count == 1000 and len(batches) < 5 and batches[0].schema.names == ["text"]

@@ -481,7 +481,7 @@ def test_carried_columns_keep_their_types_whenever_rows_finish(run, model, monke
     )
     made = run.round(1).generate("rows", model, FromRows(data, 2), SamplingConfig(batch=1, max_tokens=2), count=4)
     assert made.value.table.schema.field("small").type == pa.int8() and made.column("small") == [1, 2, None, 4]
-    assert made.column("s") == [{"a": 1}, {"a": None}, None, {"a": 2}]
+    assert made.value.table["s"].to_pylist() == [{"a": 1}, {"a": None}, None, {"a": 2}]
     mixed = [Request(0, np.array([5]), columns={"a": 1}), Request(1, np.array([5]))]
     assert run.round(1).generate("mixed", model, mixed, SamplingConfig(batch=1, max_tokens=2)).column("a") == [1, None]
     with pytest.raises(InputError, match="ids of a list"):

@@ -173,10 +173,10 @@ def test_balls_are_sklearns():
     real, fake = rng.normal(size=(1500, 6)), rng.normal(0.3, 0.8, size=(1300, 6))
     radius = lambda z: neighbors.NearestNeighbors(n_neighbors=6).fit(z).kneighbors(z)[0][:, -1]
     away = np.sqrt(((fake[:, None] - real[None]) ** 2).sum(-1))
-    inside = away < radius(real)[None]
+    inside = away <= radius(real)[None]
     slow = {
         "precision": inside.any(1).mean(),
-        "recall": (away < radius(fake)[:, None]).any(0).mean(),
+        "recall": (away <= radius(fake)[:, None]).any(0).mean(),
         "density": inside.sum() / 5 / len(fake),
         "coverage": inside.any(0).mean(),
     }
@@ -185,6 +185,32 @@ def test_balls_are_sklearns():
         assert found[key] == pytest.approx(value, rel=1e-9), key
     shrunk = embeddings.coverage(real * 0.6, real)
     assert shrunk["recall"] < 0.7 < 0.98 < shrunk["coverage"]
+
+
+def test_a_point_on_the_sphere_lies_in_the_ball():
+    """arXiv:1904.06991, eq. 1 has `<=`. By brute force on whole numbers, whose distances are exact and tie often."""
+    rng = np.random.default_rng(9)
+    squares = lambda a, b: ((a[:, None] - b[None]) ** 2).sum(-1)
+    radius = lambda z: np.sort(squares(z, z), axis=1)[:, 3]  # its own zero stands first
+    for real, fake in (
+        (rng.integers(0, 3, (60, 2)), rng.integers(0, 4, (50, 2))),
+        (np.repeat(rng.integers(0, 9, (6, 3)), 10, axis=0), np.repeat(rng.integers(0, 9, (5, 3)), 12, axis=0)),
+        (np.zeros((9, 2)), np.zeros((8, 2))),
+        (np.zeros((9, 2)), np.ones((8, 2))),
+    ):
+        inside, reached = squares(fake, real) <= radius(real), squares(fake, real) <= radius(fake)[:, None]
+        slow = {
+            "precision": inside.any(1).mean(),
+            "recall": reached.any(0).mean(),
+            "density": inside.sum() / 3 / len(fake),
+            "coverage": inside.any(0).mean(),
+        }
+        assert embeddings.coverage(fake, real, k=3) == pytest.approx(slow)
+    cloud = np.repeat(rng.normal(5.0, 1.0, (40, 16)), 20, axis=0)  # a model that says forty things
+    for shift in (0.0, 1e4):
+        found = embeddings.coverage(cloud[rng.permutation(len(cloud))] + shift, cloud + shift)
+        assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+        assert embeddings.neighbour_entropy(cloud + shift) == -np.inf
 
 
 def test_vendi_counts_what_is_different():

@@ -171,7 +171,7 @@ def neighbour_entropy(x: Any, k: int = 3) -> float:
 
     x = vectors(x, "rows", k + 1)
     n, d = x.shape
-    radius = np.sqrt(_radii(x, k))
+    radius = np.sqrt(_radii(x - x.mean(0), k))
     ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
     with np.errstate(divide="ignore"):
         return float(digamma(n) - digamma(k) + ball + d * np.log(radius).mean())
@@ -180,10 +180,16 @@ def neighbour_entropy(x: Any, k: int = 3) -> float:
 def coverage(generated: Any, real: Any, k: int = 5) -> dict[str, float]:
     """Precision, recall (arXiv:1904.06991), density, coverage (arXiv:2002.09797) with balls to the k-th neighbour.
 
-    For equal clouds density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1 - i). When the generated
-    cloud is a shrunk copy, recall falls long before coverage does.
+    For two clouds of one distribution density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1 - i). When the
+    generated cloud is a shrunk copy, recall falls long before coverage does.
+
+    A point on the sphere lies in the ball (`<=`, as arXiv:1904.06991 defines it; the package `prdc` takes `<`): rows
+    that repeat more than k times have balls of radius zero, which hold what is equal to them. So for two equal clouds
+    precision, recall and coverage are 1, whatever repeats in them.
     """
     generated, real = _pair(generated, real, least=k + 1)
+    middle = real.mean(0)  # distances do not change, and lose fewer digits
+    generated, real = generated - middle, real - middle
     radius_R, radius_G = _radii(real, k), _radii(generated, k)
     found = [
         _ball_counts(generated[i : i + BLOCK], real, radius_R, radius_G[i : i + BLOCK])
@@ -216,14 +222,19 @@ def _radii(x_ND: np.ndarray, k: int) -> np.ndarray:
 
 
 def _squares(x_ND, y_MD):
-    return jnp.maximum((x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1)[None] - 2 * x_ND @ y_MD.T, 0.0)
+    """(squared distances, how exact they are): by |x|^2 + |y|^2 - 2 x y, whose rounding is at most of the second's
+    size. What is less than that is zero."""
+    sizes_NM = (x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1)[None]
+    slack_NM = 16 * (x_ND.shape[1] + 2) * jnp.finfo(sizes_NM.dtype).eps * sizes_NM
+    away_NM = sizes_NM - 2 * x_ND @ y_MD.T
+    return jnp.where(away_NM > slack_NM, away_NM, 0.0), slack_NM
 
 
 @functools.partial(_on_device, static=("k",))
 def _kth(x_BD, index_B, y_ND, k):
     """Where there are many rows, the k-th smallest is looked for in the k stripes with the smallest minima, which hold
     it."""
-    away_BN = _squares(x_BD, y_ND).at[jnp.arange(len(index_B)), index_B].set(jnp.inf)
+    away_BN = _squares(x_BD, y_ND)[0].at[jnp.arange(len(index_B)), index_B].set(jnp.inf)
     B, N = away_BN.shape
     if N > 4 * STRIPE * k:
         padded_BN = jnp.pad(away_BN, ((0, 0), (0, -N % STRIPE)), constant_values=jnp.inf)
@@ -249,10 +260,9 @@ def _least(x_BN, k):
 @_on_device
 def _ball_counts(generated_BD, real_RD, radius_R, radius_B):
     """(real balls each generated row lies in, real rows in a generated ball, real rows whose ball holds one)."""
-    away_BR = _squares(generated_BD, real_RD)
-    in_real_BR = (away_BR < radius_R[None]).astype(
-        jnp.float32
-    )  # counted by products: exact, and faster than reductions
-    in_generated_BR = (away_BR < radius_B[:, None]).astype(jnp.float32)
+    away_BR, slack_BR = _squares(generated_BD, real_RD)
+    away_BR -= slack_BR  # a tie is a tie, however it was rounded
+    in_real_BR = (away_BR <= radius_R[None]).astype(jnp.float32)  # counted by products: exact, faster than reductions
+    in_generated_BR = (away_BR <= radius_B[:, None]).astype(jnp.float32)
     rows_B, rows_R = jnp.ones(in_real_BR.shape[0], jnp.float32), jnp.ones(in_real_BR.shape[1], jnp.float32)
     return in_real_BR @ rows_R, rows_B @ in_generated_BR > 0, rows_B @ in_real_BR > 0

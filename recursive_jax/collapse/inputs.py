@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from recursive_jax.collapse.diversity import take_budget
 from recursive_jax.collapse.embeddings import vectors
 from recursive_jax.collapse.suite import TEXT, VECTORS, Counts, Measured
+from recursive_jax.data import files
 from recursive_jax.errors import InputError
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -157,20 +157,15 @@ def _ids(encoded: Any) -> np.ndarray:
     return np.asarray(getattr(encoded, "ids", encoded), np.int64)
 
 
-def _texts_of_file(path: Path, name: str) -> list[Any]:
-    if not path.exists():
+def _texts_of_file(path: Path, name: str) -> list[str]:
+    """One text a line, or the column `text` of a .jsonl, .csv or .parquet file."""
+    if not path.is_file():
         raise InputError(f"{name}: {path} does not exist")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        columns = parquet.read_schema(path).names
-        if "text" not in columns:
-            raise InputError(f"{name}: {path} has no column `text`; there are: {', '.join(columns)}")
-        return parquet.read_table(path, columns=["text"])["text"].to_pylist()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if path.suffix != ".jsonl":
-        return [line for line in lines if line.strip()]
-    rows: Sequence[dict] = [json.loads(line) for line in lines if line.strip()]
-    if any("text" not in r for r in rows):
-        raise InputError(f"{name}: a line of {path} has no key `text`")
-    return [r["text"] for r in rows]
+    if files.kind_of(path) not in ("jsonl", *files.TABLES):
+        return [line for _, line in files.read_lines(path) if line.strip()]
+    texts = []
+    for where, row in files.read_rows(path):
+        if not isinstance(row.get("text"), str):
+            raise InputError(f"{name}: {where}: there is no text under `text`; there are: {', '.join(row)}")
+        texts.append(row["text"])
+    return texts

@@ -32,14 +32,14 @@ class DataConfig(Section):
 
     RENAMED = {"tokens": "real_tokens"}  # noqa: RUF012
 
-    kind: Literal["auto", "language", "files", "text", "jsonl", "parquet", "huggingface", "tfds", "arrayrecord"] = (
-        "auto"
-    )
+    kind: Literal[
+        "auto", "language", "files", "text", "jsonl", "csv", "parquet", "huggingface", "tfds", "arrayrecord"
+    ] = "auto"
     path: str | None = Field(None, description="file, folder or glob; for tfds the dataset name")
     validation: str | None = Field(None, description="held-out files; else the last share of the documents")
     holdout: float = Field(0.05, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
     field: str = Field("text", description="column or key that holds the text")
-    split: str = Field("train", description="split of a tfds or Hugging Face dataset")
+    split: str = Field("train", description="split of a dataset, or of a folder whose files are named by split")
     data_dir: str | None = Field(None, description="tfds data_dir")
     tokenizer: str = Field("byte", description="byte, bpe, or the path of a tokenizer.json")
     vocab_size: PositiveInt = Field(4096, description="size of a bpe trained on the corpus")
@@ -57,7 +57,7 @@ class DataConfig(Section):
 class TaskConfig(Section):
     """A supervised task: rows with named fields, and how a row reads as a prompt and its completion."""
 
-    path: str = Field(description="rows to learn from: .jsonl or .parquet; a row may also hold a chat in `messages`")
+    path: str = Field(description="rows to learn from: .jsonl, .csv, .parquet; a row may hold a chat in `messages`")
     validation: str | None = Field(None, description="held-out rows; else a share of `path`, drawn by the seed")
     holdout: float = Field(0.2, gt=0.0, lt=1.0, description="share held out when `validation` is not given")
     stratify: str | None = Field(

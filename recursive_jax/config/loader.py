@@ -69,7 +69,7 @@ def _value(text: str, section: Any, key: str) -> Any:
     else YAML."""
     field = section.model_fields.get(key) if isinstance(section, type) and issubclass(section, Section) else None
     if field is not None and set(get_args(field.annotation) or (field.annotation,)) <= {str, type(None)}:
-        return None if text == "null" and field.annotation is not str else text
+        return None if text == "null" else text
     try:
         return yaml.safe_load(text) if text else None
     except yaml.YAMLError:

@@ -206,12 +206,12 @@ class Dataset:
             return self.take(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return self.table.slice(index % len(self), 1).to_pylist()[0]
+        return python_rows(self.table.slice(index % len(self), 1))[0]
 
     def column(self, name: str) -> list[Any]:
         if name not in self.table.column_names:
             raise InputError(f"there is no column {name!r}; there are {', '.join(self.table.column_names)}")
-        return self.table[name].to_pylist()
+        return python_values(self.table[name])
 
     def has(self, name: str) -> bool:
         return name in self.table.column_names
@@ -268,7 +268,7 @@ class Dataset:
             found = pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False)
             mask = pc.and_(mask, found)
         if keep is not None:
-            mask = pc.and_(mask, pa.array([bool(keep(row)) for row in self.table.to_pylist()], pa.bool_()))
+            mask = pc.and_(mask, pa.array([bool(keep(row)) for row in python_rows(self.table)], pa.bool_()))
             return Dataset(
                 self.table.filter(mask), None, self.origins
             )  # named by its content: a function need not have an identity here
@@ -430,3 +430,27 @@ def real_rows(
         text=list(texts),
         **columns,
     )
+
+
+def python_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as dicts, with values as `python_values` gives them."""
+    columns = [python_values(column) for column in table.columns]
+    names = table.schema.names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)] if names else []
+
+
+def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values in Python. Keys of nested objects that hold null are left out: Arrow gives every object of a column
+    all keys that one of them has, and a chat template asks whether a message *has* a key (`tool_calls`, `name`)."""
+    values = array.to_pylist()
+    return [_without_nulls(value) for value in values] if _holds_objects(array.type) else values
+
+
+def _holds_objects(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) or any(_holds_objects(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Where real rows come from: text, JSONL, Parquet, a Hugging Face folder, TFDS, ArrayRecord, the embedded language.
+"""Where real rows come from: files of text and tables, a Hugging Face folder, TFDS, the embedded language.
 
 A document longer than the context is cut into blocks; each block is a row and starts, in training, with the start
 token, so that a model can be asked for a block from nothing as well as from a prompt.
@@ -6,35 +6,19 @@ token, so that a model can be asked for a block from nothing as well as from a p
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recursive_jax.config import DataConfig
+from recursive_jax.data import files
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer, Tokenizer
 from recursive_jax.errors import InputError
-
-_SUFFIXES = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".raw": "text",
-    ".tokens": "text",
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "huggingface",
-    ".array_record": "arrayrecord",
-    ".arrayrecord": "arrayrecord",
-}
-
 
 LIMIT_CHARACTERS = 16  # read for each token of `data.limit`: no usual tokenizer makes fewer tokens of so many
 
@@ -110,30 +94,22 @@ def documents(config: DataConfig, path: str | None) -> Iterator[str]:
     if config.kind == "huggingface" or (config.kind in ("auto", "files") and _is_huggingface(root)):
         yield from _huggingface(root, config)
         return
-    files = _files(path, config)
+    named = _files(path, config)
     found = False
-    for file in files:
-        kind = config.kind if config.kind not in ("auto", "files") else _SUFFIXES.get(file.suffix.lower(), "text")
+    for file in named:
+        kind = config.kind if config.kind not in ("auto", "files") else files.kind_of(file) or "text"
         for text in _READERS[kind](file, config):
             if text:
                 found = True
                 yield text
     if not found:
-        raise InputError(f"data.path={path} holds no text: {len(files)} file(s), all empty")
+        raise InputError(f"data.path={path} holds no text: {len(named)} file(s), all empty")
 
 
 def _files(path: str, config: DataConfig) -> list[Path]:
-    root = Path(path)
-    if root.is_dir():
-        wanted = {s for s, kind in _SUFFIXES.items() if config.kind in ("auto", "files", kind)}
-        files = sorted(f for f in root.rglob("*") if f.is_file() and f.suffix.lower() in wanted)
-        if not files:
-            raise InputError(f"data.path={path} has no {' '.join(sorted(wanted))} files in it")
-        return files
-    files = sorted(Path(f) for f in glob.glob(path, recursive=True) if Path(f).is_file())
-    if not files:
-        raise InputError(f"data.path={path} does not exist (a file, a folder or a glob is wanted)")
-    return files
+    kinds = set(files.KINDS.values()) if config.kind in ("auto", "files") else {config.kind}
+    key = "data.validation" if path == config.validation else "data.path"
+    return files.data_files(path, sorted(kinds), config.split, key)
 
 
 def _is_huggingface(root: Path) -> bool:
@@ -141,23 +117,12 @@ def _is_huggingface(root: Path) -> bool:
 
 
 def _read_text(file: Path, config: DataConfig) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8") as text:
-            yield text.read(_most_characters(config) or -1)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file, e.g. `iconv -t utf-8`") from None
+    yield files.read_text(file, _most_characters(config))
 
 
 def _read_jsonl(file: Path, config: DataConfig) -> Iterator[str]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise InputError(f"{file}, line {number}: not JSON ({error})") from None
-            yield _field(row, config.field, f"{file}, line {number}")
+    for where, row in files.read_json_lines(file):
+        yield _field(row, config.field, where)
 
 
 def _field(row: object, name: str, where: str) -> str:
@@ -167,28 +132,27 @@ def _field(row: object, name: str, where: str) -> str:
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise InputError(f"{where}: no key {name!r}, there are: {keys}; set data.field")
     value = row[name]
-    value = value.decode("utf-8", errors="strict") if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise files.wrong_byte(f"{where}: {name!r}", error) from None
     if not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is a {type(value).__name__}, text is wanted; set data.field")
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise InputError(f"{where}: {name!r} is {kind}, text is wanted; set data.field")
     return value
 
 
-def _column(batches: Iterable[pa.RecordBatch], names: list[str], config: DataConfig, where: str) -> Iterator[str]:
-    if config.field not in names:
-        raise InputError(f"{where}: no column {config.field!r}, there are: {', '.join(names)}; set data.field")
+def _column(batches: Iterable[pa.RecordBatch], config: DataConfig, file: Path) -> Iterator[str]:
+    number = 0
     for batch in batches:
         for value in batch.column(config.field).to_pylist():
-            yield _field({config.field: value}, config.field, where)
+            yield _field({config.field: value}, config.field, f"{file}, row {number}")
+            number += 1
 
 
-def _read_parquet(file: Path, config: DataConfig) -> Iterator[str]:
-    try:
-        table = pq.ParquetFile(file)
-        names = table.schema_arrow.names
-        columns = [config.field] if config.field in names else None
-        yield from _column(table.iter_batches(columns=columns), names, config, str(file))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} cannot be read as Parquet: {error}") from None
+def _read_table(file: Path, config: DataConfig) -> Iterator[str]:
+    yield from _column(files.read_batches(file, config.field), config, file)
 
 
 def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
@@ -200,8 +164,9 @@ def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
             except pa.ArrowInvalid:
                 reader = pa.ipc.open_file(source)
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            yield from _column(batches, reader.schema.names, config, str(file))
-    except (pa.ArrowInvalid, OSError) as error:
+            files.need(config.field, reader.schema.names, file)
+            yield from _column(batches, config, file)
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as Arrow: {error}") from None
 
 
@@ -226,20 +191,24 @@ def _read_arrayrecord(file: Path, config: DataConfig) -> Iterator[str]:
     """Records are JSON objects with the text under data.field, or plain UTF-8 text."""
     import grain
 
-    source = grain.sources.ArrayRecordDataSource([str(file)])
-    for i in range(len(source)):
-        record = source[i]
-        where = f"{file}, record {i}"
-        if record[:1] == b"{":
+    try:
+        source = grain.sources.ArrayRecordDataSource([str(file)])
+        for i in range(len(source)):
+            record, where = source[i], f"{file}, record {i}"
+            if record[:1] == b"{":
+                try:
+                    json.loads(record)
+                except ValueError:  # text that begins with a brace, if it is text
+                    pass
+                else:
+                    yield _field(files.parse_json(record, where), config.field, where)
+                    continue
             try:
-                yield _field(json.loads(record), config.field, where)
-                continue
-            except json.JSONDecodeError:
-                pass
-        try:
-            yield record.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: byte {error.start} is not UTF-8") from None
+                yield record.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise files.wrong_byte(where, error) from None
+    except (RuntimeError, OSError, IndexError) as error:
+        raise InputError(f"{file} cannot be read as ArrayRecord: {error}") from None
 
 
 def _tfds(config: DataConfig, name: str | None) -> Iterator[str]:
@@ -263,7 +232,8 @@ def _tfds(config: DataConfig, name: str | None) -> Iterator[str]:
 _READERS = {
     "text": _read_text,
     "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
+    "csv": _read_table,
+    "parquet": _read_table,
     "huggingface": _read_arrow,
     "arrayrecord": _read_arrayrecord,
 }
@@ -327,5 +297,5 @@ def source_files(config: DataConfig) -> list[Path]:
         raise InputError(
             f"data.path={config.path} does not exist (a folder written by datasets.save_to_disk is wanted)"
         )
-    files = sorted(f for f in root.rglob("*.arrow")) if huggingface else _files(config.path, config)
-    return files + (_files(config.validation, config) if config.validation else [])
+    found = sorted(root.rglob("*.arrow")) if huggingface else _files(config.path, config)
+    return found + (_files(config.validation, config) if config.validation else [])

@@ -9,42 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from recursive_jax.data import files
 from recursive_jax.errors import InputError
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .parquet file. Raises InputError naming the file and line."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"task file {path} does not exist (.jsonl or .parquet is wanted)")
-    if file.suffix == ".parquet":
-        try:
-            found = pq.read_table(file).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} cannot be read as Parquet: {error}") from None
-        if not found:
-            raise InputError(f"{file} has no rows")
-        return found
-    rows = []
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
-        rows.append(row)
+    """Rows of a .jsonl, .json, .csv or .parquet file. Raises InputError naming the file and line."""
+    if not Path(path).is_file():
+        raise InputError(f"task file {path} does not exist (.jsonl, .csv or .parquet is wanted)")
+    rows = [row for _, row in files.read_rows(path)]
     if not rows:
-        raise InputError(f"{file} has no rows")
+        raise InputError(f"{path} has no rows")
     return rows
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pydantic
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.data import chat
+from recursive_jax.data import chat, files
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
@@ -39,8 +39,8 @@ GROUP = 1024  # rows of one row group of a Parquet file
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Where prompts come from. path: JSONL or Parquet with a column `prompt` (or `text`) or `messages`, a text file
-    with a prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also
+    """Where prompts come from. path: JSONL, CSV or Parquet with `prompt` (or `text`) or `messages`, a text file with a
+    prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also
     bring `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count:
     rows of each. chat: prompts are what a user says; system: before it."""
 
@@ -58,15 +58,13 @@ class Prompts:
         if self.path is None:
             yield {"prompt": self.prompt}
         elif self.path == "-":
-            yield from _lines(sys.stdin, "standard input", None)
+            yield from _lines(sys.stdin, "standard input")
         elif not Path(self.path).is_file():
             raise InputError(f"--in={self.path}: there is no such file")
-        elif self.path.endswith(".parquet"):
-            for batch in pq.ParquetFile(self.path).iter_batches(GROUP):
-                yield from batch.to_pylist()
+        elif files.kind_of(self.path) in ("jsonl", *files.TABLES):
+            yield from (row for _, row in files.read_rows(self.path))
         else:
-            with open(self.path, encoding="utf-8") as file:
-                yield from _lines(file, self.path, self.path.endswith(".jsonl"))
+            yield from ({"prompt": line} for _, line in files.read_lines(self.path))
 
     def settings(self, base: SamplingConfig) -> list[SamplingConfig]:
         """The settings that rows of a file bring along."""
@@ -85,44 +83,59 @@ class Prompts:
             if own is not None and self.path == "-":
                 raise InputError("rows on standard input cannot bring `sampling` of their own: give a file")
             prompt, opened = self._encode(row, tokenizer, number)
-            negative = tokenizer.encode(row["negative"]) if row.get("negative") else None
+            negative = row.get("negative") or None
+            if negative is not None and not isinstance(negative, str):
+                raise InputError(f"{self.name}, row {number}: `negative` is a {type(negative).__name__}, not a text")
+            negative = negative and tokenizer.encode(negative)
             columns = {} if self.path is None else {k: v for k, v in row.items() if k != "sampling"}
             for i in range(first, first + self.count):
                 if i >= len(done) or not done[i]:
                     yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative, columns=columns)
 
     def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
-        prompt = row.get("prompt", row.get("text"))
-        if row.get("messages") is not None or self.chat:
-            messages = row.get("messages") or [{"role": "user", "content": prompt}]
+        prompt = row["text"] if row.get("prompt") is None and "text" in row else row.get("prompt")
+        messages = row.get("messages")
+        if messages is not None and not (
+            isinstance(messages, list) and all(isinstance(m, dict) and "role" in m for m in messages)
+        ):
+            raise InputError(f"{self.name}, row {number}: `messages` is no list of objects with `role` and `content`")
+        if messages is not None or self.chat:
+            messages = messages or [{"role": "user", "content": prompt}]
             if self.system:
                 messages = [{"role": "system", "content": self.system}, *messages]
             if messages[-1].get("content") is not None:
                 return np.asarray(chat.encode_prompt(tokenizer, messages), np.int32), True
         if not isinstance(prompt, str):
-            raise InputError(f"{self.name}, row {number}: there is no text in `prompt`, `text` or `messages`")
+            raise InputError(
+                f"{self.name}, row {number}: there is no text in `prompt`, `text` or `messages`; there are: "
+                f"{', '.join(map(str, row)) or 'no columns'}"
+            )
         return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "has_bos", True)
 
 
-def _lines(file: TextIO, name: str, jsonl: bool | None) -> Iterator[dict[str, Any]]:
-    """One row a line. jsonl None: if the first line is a JSON object, they all are."""
-    for number, line in enumerate(file, 1):
-        line = line.rstrip("\n")
-        if jsonl is None:
-            jsonl = line.lstrip().startswith("{")
-        if not jsonl:
-            yield {"prompt": line}
-        elif line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{name}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{name}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
-            yield row
+def _lines(file: TextIO, name: str) -> Iterator[dict[str, Any]]:
+    """One row a line of a pipe. If the first is a JSON object, they all are."""
+    jsonl = None
+    try:
+        for number, line in enumerate(file, 1):
+            line = line.removeprefix("\ufeff" if number == 1 else "").rstrip("\n")
+            jsonl = line.lstrip().startswith("{") if jsonl is None else jsonl
+            if not jsonl:
+                yield {"prompt": line}
+            elif line.strip():
+                row = files.parse_json(line, f"{name}, line {number}")
+                if not isinstance(row, dict):
+                    raise InputError(f"{name}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
+                yield row
+    except UnicodeDecodeError as error:
+        raise files.wrong_byte(name, error) from None
 
 
-def _merged(base: SamplingConfig, own: dict[str, Any], where: str) -> SamplingConfig:
+def _merged(base: SamplingConfig, own: Any, where: str) -> SamplingConfig:
+    if not isinstance(own, dict):
+        raise InputError(
+            f"{where}: `sampling` is a {type(own).__name__}; an object is wanted, as {{'temperature': 0.7}}"
+        )
     try:
         return SamplingConfig(**{**base.model_dump(), **own})
     except pydantic.ValidationError as error:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
+from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.identity import describe
@@ -160,7 +160,7 @@ def own_types(data: Dataset) -> dict[str, Any]:
 def own_columns(data: Dataset) -> list[dict[str, Any]]:
     """The columns of the user's, row by row."""
     names = list(own_types(data))
-    return data.table.select(names).to_pylist() if names else [{} for _ in range(len(data))]
+    return python_rows(data.table.select(names)) if names else [{} for _ in range(len(data))]
 
 
 def from_rows(data: Dataset, prompt_tokens: int, count: int, first: int = 0) -> list[Request]:
