@@ -71,6 +71,25 @@ def test_every_reader_of_json_lines_reads_the_same(reader, tmp_path):
     assert READERS[reader](tmp_path / "x.csv") == ['a, "b"\nc', "NA"]
     (tmp_path / "x.tsv").write_text("id\ttext\n1\ta, b\n", encoding="utf-8")
     assert READERS[reader](tmp_path / "x.tsv") == ["a, b"]
+    long = "word, " * 400_000
+    (tmp_path / "long.csv").write_text(f'text,l,,\n"{long}",1,,\n02139,true,,\nnull,NA,,\n', encoding="utf-8")
+    if reader in ("data", "profile"):  # they want one column; the others all, and two here have no name
+        assert READERS[reader](tmp_path / "long.csv") == [long, "02139", "null"]
+    else:
+        with pytest.raises(InputError, match="has the column '' twice"):
+            READERS[reader](tmp_path / "long.csv")
+    (tmp_path / "quotes.tsv").write_text('text\tl\n"a b\t1\nc" d\t3\n')
+    assert READERS[reader](tmp_path / "quotes.tsv") == ['"a b', 'c" d']
+    for content, message in (
+        (b"text,l\ncaf\xe9,1\n", "line 2: byte 3 .*is not UTF-8"),
+        (b"caf\xe9,text\nx,1\n", "line 1: byte 3 .*is not UTF-8"),
+        ("text\na\n".encode("utf-16"), "is UTF-16"),
+        (b"text,l\na,1,2\n", "row 0: 3 values, the first line names 2"),
+        (b'text,l\n"a,1\n', "cannot be read as a table"),
+    ):
+        (tmp_path / "bad.csv").write_bytes(content)
+        with pytest.raises(InputError, match=f"bad.csv.*{message}"):
+            READERS[reader](tmp_path / "bad.csv")
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -99,6 +118,14 @@ def test_lines_of_text(tmp_path, monkeypatch):
     for reader in (prompts, profile, texts):
         with pytest.raises(InputError, match=r"y.txt, line 5001: byte 3 \(0xe9\)"):
             reader(tmp_path / "y.txt")
+    for content, wanted in ((b"\xef\xbb\xbfone\r\ntwo\n", ["one", "two"]), (b"caf\xe9\n", None)):
+        pipe = io.TextIOWrapper(io.BytesIO(content), encoding="ascii", errors="surrogateescape")  # no locale is set
+        monkeypatch.setattr(sys, "stdin", pipe)
+        if wanted:
+            assert prompts("-") == wanted
+        else:
+            with pytest.raises(InputError, match="standard input, line 1: byte 3"):
+                prompts("-")
     monkeypatch.setattr(sys, "stdin", io.StringIO('\ufeff{"prompt": "a"}\n\n{"prompt": "b"}\n'))
     assert prompts("-") == ["a", "b"]
 
@@ -171,11 +198,20 @@ def test_what_of_a_folder_is_data(tmp_path, capsys):
     assert "data/dev-00000-of-00001.parquet, data/test-00000-of-00001.parquet" in capsys.readouterr().err
     assert sorted(texts(tmp_path, split="validation"))[0] == "dev"
     assert texts(tmp_path, kind="parquet", split="test") == ["test"]
-    with pytest.raises(InputError, match="has the splits test, train, validation, not 'best'"):
-        texts(tmp_path, split="best")
+    assert len(texts(tmp_path, split="best")) == 6
+    assert "all of the splits test, train, validation are read" in capsys.readouterr().err
     assert texts(f"{tmp_path}/data/*") == ["dev", "test", "train"]  # a glob names what is wanted
     config = DataConfig(path=str(tmp_path))
     assert len(source_files(config)) == 4
+    (tmp_path / "meta.csv").write_text("file,author\na.txt,Ann\n")
+    assert sorted(texts(tmp_path)) == ["one", "table", "train", "zipped"]
+    assert "meta.csv" in capsys.readouterr().err
+    (tmp_path / "prose").mkdir()
+    for name in ("training.md", "testing.md", "test_of_time.txt", "dev.md"):
+        (tmp_path / "prose" / name).write_text(name)
+    assert len(texts(tmp_path / "prose")) == 4
+    held = DataConfig(path=str(tmp_path / "a.txt"), validation=str(tmp_path / "data"), field="text")
+    assert len(source_files(held)) == 4  # all of data.validation: data.split is of what is learnt
     (tmp_path / "only").mkdir()
     (tmp_path / "only/README.md").write_text("a card")
     with pytest.raises(InputError, match="cards and licences are not data"):
@@ -211,6 +247,12 @@ def test_a_key_that_is_absent_stays_so_in_parquet(tmp_path):
     assert read[0][1:] == ["<user Ann>And now?", '<user>Call.<assistant>[{"name": "clock"}]<user>Done?']
     held = Dataset.from_rows([{"text": "x", **row} for row in rows])
     assert held.column("messages") == [row["messages"] for row in rows]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]}
+    pq.write_table(pa.Table.from_pylist([{"messages": [call]}]), tmp_path / "null.parquet")
+    assert read_rows(str(tmp_path / "null.parquet")) == [{"messages": [call]}]  # templates ask whether it is none
+    meta = [{"score": None, "source": "x"}, {"score": 1.0, "source": None}]
+    own = Dataset.from_rows([{"text": "x", "meta": m} for m in meta])
+    assert own.column("meta") == meta and len(own.where(lambda row: row["meta"]["score"] is None)) == 1
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": None, "text": "there"}) + "\n")
     for name in ("m.jsonl", "m.parquet"):
         found = list(Prompts(str(tmp_path / name)).requests(_Chat(), SamplingConfig(), bytearray()))

@@ -222,10 +222,10 @@ def _radii(x_ND: np.ndarray, k: int) -> np.ndarray:
 
 
 def _squares(x_ND, y_MD):
-    """(squared distances, how exact they are): by |x|^2 + |y|^2 - 2 x y, whose rounding is at most of the second's
-    size. What is less than that is zero."""
+    """(squared distances, how exact they are): by |x|^2 + |y|^2 - 2 x y, whose rounding is of the second's size
+    (errors of D products add up as their root). What is less than that is zero."""
     sizes_NM = (x_ND**2).sum(1)[:, None] + (y_MD**2).sum(1)[None]
-    slack_NM = 16 * (x_ND.shape[1] + 2) * jnp.finfo(sizes_NM.dtype).eps * sizes_NM
+    slack_NM = 8 * (x_ND.shape[1] ** 0.5 + 2) * jnp.finfo(sizes_NM.dtype).eps * sizes_NM
     away_NM = sizes_NM - 2 * x_ND @ y_MD.T
     return jnp.where(away_NM > slack_NM, away_NM, 0.0), slack_NM
 

@@ -159,12 +159,14 @@ def _ids(encoded: Any) -> np.ndarray:
 
 def _texts_of_file(path: Path, name: str) -> list[str]:
     """One text a line, or the column `text` of a .jsonl, .csv or .parquet file."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{name}: {path} does not exist")
-    if files.kind_of(path) not in ("jsonl", *files.TABLES):
+    kind = files.kind_of(path)
+    if kind not in ("jsonl", *files.TABLES):
         return [line for _, line in files.read_lines(path) if line.strip()]
+    rows = files.read_rows(path) if kind == "jsonl" else ((w, {"text": x}) for w, x in files.read_column(path, "text"))
     texts = []
-    for where, row in files.read_rows(path):
+    for where, row in rows:
         if not isinstance(row.get("text"), str):
             raise InputError(f"{name}: {where}: there is no text under `text`; there are: {', '.join(row)}")
         texts.append(row["text"])

@@ -440,14 +440,21 @@ def python_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The values in Python. Keys of nested objects that hold null are left out: Arrow gives every object of a column
-    all keys that one of them has, and a chat template asks whether a message *has* a key (`tool_calls`, `name`)."""
-    values = array.to_pylist()
-    return [_without_nulls(value) for value in values] if _holds_objects(array.type) else values
+    """The values in Python. In a conversation (a list of objects with a `role`), keys that hold null are left out,
+    `content` apart: Arrow gives every object of a column all keys that one of them has, and a chat template asks
+    whether a message *has* a key (`tool_calls`, `name`)."""
+    values, kind = array.to_pylist(), array.type
+    if not _is_list(kind) or not pa.types.is_struct(kind.value_type) or kind.value_type.get_field_index("role") < 0:
+        return values
+    return [None if v is None else [_message(m) for m in v] for v in values]
 
 
-def _holds_objects(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) or any(_holds_objects(kind.field(i).type) for i in range(kind.num_fields))
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _message(m: dict[str, Any] | None) -> dict[str, Any] | None:
+    return m if m is None else {k: _without_nulls(v) for k, v in m.items() if v is not None or k == "content"}
 
 
 def _without_nulls(value: Any) -> Any:

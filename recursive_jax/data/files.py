@@ -1,13 +1,15 @@
 """Files that people bring: which of a folder are data, and their texts, lines and rows. One reader for every command.
 
-Text is UTF-8, with or without a byte-order mark, packed (.gz, .bz2, .zst) or not. Lines end at \\n, \\r\\n or \\r, and
-nowhere else: U+2028 is a character of a line. What cannot be read is one InputError that names the file and the line.
+Text is UTF-8, with or without a byte-order mark, packed (.gz, .bz2, .zst) or not. Lines end at \\n or \\r\\n (those of
+a text at \\r too), and nowhere else: U+2028 is a character of a line. What cannot be read is one InputError that names
+the file and the line.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import glob
 import io
 import json
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recursive_jax.data.dataset import python_rows
@@ -44,9 +45,9 @@ KINDS = {
 TABLES = ("csv", "parquet")
 #: Words of a file's or folder's name that say which split it belongs to, as the Hugging Face hub reads them.
 SPLITS = {
-    "train": ("train", "training"),
+    "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "eval"),
 }
 _SHARD = re.compile(r"-\d{5,}-of-\d{5,}")
 _CARDS = re.compile(
@@ -56,17 +57,24 @@ _CARDS = re.compile(
 _SPOKEN: set[str] = set()
 
 
-def kind_of(file: str | Path) -> str | None:
-    """The kind that a file's name states, shard numbers (`x.array_record-00003-of-00008`) and packing apart; None: it
-    states none."""
+def _plain(file: str | Path) -> Path:
+    """The name in small letters, shard numbers (`x.array_record-00003-of-00008`) and packing apart."""
     name = Path(_SHARD.sub("", Path(file).name.lower()))
-    return KINDS.get(Path(name.stem).suffix if name.suffix in PACKED else name.suffix)
+    return Path(name.stem) if name.suffix in PACKED else name
 
 
-def data_files(path: str, kinds: Sequence[str], split: str, key: str = "data.path") -> list[Path]:
-    """The files of a file name, a glob or a folder, sorted. Of a folder: those of `kinds` that are not hidden and no
-    card or licence; where names tell several splits apart (`train-00000-of-00002.parquet`, `test/`), not those of
-    another than `split`. What is left out is named on stderr. Raises InputError where there are none."""
+def kind_of(file: str | Path) -> str | None:
+    """The kind that a file's name states; None: it states none."""
+    return KINDS.get(_plain(file).suffix)
+
+
+def data_files(
+    path: str, kinds: Sequence[str], split: str | None, column: str | None = None, key: str = "data.path"
+) -> list[Path]:
+    """The files of a file name, a glob or a folder, sorted. Of a folder: those of `kinds` that are not hidden, no card
+    or licence, and no CSV without `column` beside other data; where names tell splits apart
+    (`train-00000-of-00002.parquet`, `test/`) and `split` is among them, none of another split. What is left out is
+    named on stderr. Raises InputError where there are none."""
     root = Path(path)
     if not root.is_dir():
         files = [root] if root.is_file() else sorted(Path(f) for f in glob.glob(path, recursive=True))
@@ -76,22 +84,37 @@ def data_files(path: str, kinds: Sequence[str], split: str, key: str = "data.pat
         return files
     there = sorted(f for f in root.rglob("*") if f.is_file() and not _hidden(f.relative_to(root)))
     files = [f for f in there if kind_of(f) in kinds and not _CARDS.fullmatch(f.name)]
+    files = [f for f in files if kind_of(f) != "csv" or column is None or column in _header(f)] or files
     splits = {f: split_of(f.relative_to(root)) for f in files}
-    if len(named := sorted({s for s in splits.values() if s})) > 1:
-        if split not in named:
-            raise InputError(f"{key}={path} has the splits {', '.join(named)}, not {split!r}: set data.split")
+    if split in splits.values():
         files = [f for f in files if splits[f] in (split, None)]
+    elif len(named := sorted({s for s in splits.values() if s})) > 1:
+        _say_once(f"{path}: all of the splits {', '.join(named)} are read, by their names none is {split!r}")
     if not files:
         wanted = " ".join(sorted(s for s, kind in KINDS.items() if kind in kinds))
         raise InputError(
             f"{key}={path} has no {wanted} files in it (hidden files, cards and licences are not data; a glob names "
             "any file)"
         )
-    left = [str(f.relative_to(root)) for f in there if f not in set(files)]
+    chosen = set(files)
+    left = [str(f.relative_to(root)) for f in there if f not in chosen]
     if left:
-        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        _say_once(f"{path}: {len(files)} file(s) are read, these are not: {', '.join(left[:5])}{more}")
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        _say_once(f"{path}: {len(files)} file(s) are read, these are not: {', '.join(left[:8])}{more}")
     return files
+
+
+def _header(file: Path) -> list[str]:
+    """Names of a CSV file's columns; of one that cannot be read, none."""
+    try:
+        with opened(file) as stream:
+            return next(csv.reader(io.TextIOWrapper(stream, "utf-8-sig"), delimiter="\t" if _tabs(file) else ","), [])
+    except (InputError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def _tabs(file: str | Path) -> bool:
+    return _plain(file).suffix == ".tsv"
 
 
 def _hidden(file: Path) -> bool:
@@ -100,9 +123,11 @@ def _hidden(file: Path) -> bool:
 
 
 def split_of(file: Path) -> str | None:
-    """The split that the words of a name state: `train`, `validation` or `test`, the last part of the path first."""
-    for part in reversed(file.parts):
-        words = re.split(r"[^a-z]+", part.lower())
+    """The split that a name states, the last part of the path first: a folder or a text by its whole name (`test/`,
+    `train.txt`), other data by a word of its name (`squad-train.jsonl`). Texts speak of tests and of training."""
+    for part in (_plain(file).name.split(".")[0], *reversed(file.parts[:-1])):
+        whole = kind_of(file) == "text" or part in file.parts[:-1]
+        words = [part.lower()] if whole else re.split(r"[^a-z]+", part.lower())
         for split, names in SPLITS.items():
             if any(name in words for name in names):
                 return split
@@ -190,7 +215,7 @@ def read_json_lines(file: str | Path) -> Iterator[tuple[str, Any]]:
     try:
         with opened(file) as stream:
             first = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-            if first == b"[" and ".json" in Path(file).suffixes:
+            if first == b"[" and _plain(file).suffix == ".json":
                 items = parse_json(stream.read().removeprefix(codecs.BOM_UTF8), str(file))
                 yield from ((f"{file}, item {number}", item) for number, item in enumerate(items, 1))
                 return
@@ -205,53 +230,61 @@ def read_json_lines(file: str | Path) -> Iterator[tuple[str, Any]]:
         raise _not_utf8(file) from None
 
 
-def read_batches(file: str | Path, column: str | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
-    """The batches of a Parquet, CSV or TSV file, at most `size` rows each. column: this one alone, text; InputError
-    names those that are there where it is not."""
-    if kind_of(file) == "csv":
-        yield from _csv_batches(file, column)
-        return
+def read_column(file: str | Path, column: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of one column of a table; InputError names those that are there where it is not."""
+    for where, row in _csv_rows(file, column) if kind_of(file) == "csv" else _parquet_rows(file, column):
+        yield where, row[column]
+
+
+def _parquet_rows(file: str | Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
     try:
         table = pq.ParquetFile(file)
         need(column, table.schema_arrow.names, file)
-        yield from table.iter_batches(size, columns=None if column is None else [column])
+        for batch in table.iter_batches(1024, columns=None if column is None else [column]):
+            for row in python_rows(batch):
+                yield f"{file}, row {number}", row
+                number += 1
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from None
 
 
-def _csv_batches(file: str | Path, column: str | None) -> Iterator[pa.RecordBatch]:
-    """Names stand in the first line; a text may hold line ends in quotes."""
-    tabs = Path(_SHARD.sub("", Path(file).name.lower())).suffixes
-    parse = pa.csv.ParseOptions(delimiter="\t" if ".tsv" in tabs else ",", newlines_in_values=True)
-    types = {} if column is None else {column: pa.string()}
-    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+def _csv_rows(file: str | Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names stand in the first line. Values are the texts that are there: nothing is taken for a number, or for none.
+    A .csv may quote a text that holds commas and line ends; a .tsv has neither tabs nor line ends in a text."""
+    csv.field_size_limit(2**31 - 1)  # a document may be long
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if _tabs(file) else {"strict": True}
     try:
         with opened(file) as stream:
-            reader = pa.csv.open_csv(stream, parse_options=parse, convert_options=convert)
-            need(column, reader.schema.names, file)
-            for batch in reader:
-                yield batch if column is None else batch.select([column])
-    except pa.ArrowException as error:
+            reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), **form)
+            names = next(reader, [])
+            need(column, names, file)
+            for number, values in enumerate(reader):
+                where = f"{file}, row {number}"
+                if not values:
+                    continue
+                if len(values) != len(names):
+                    raise InputError(f"{where}: {len(values)} values, the first line names {len(names)} columns")
+                yield where, dict(zip(names, values, strict=True))
+    except UnicodeDecodeError:
+        raise _not_utf8(file) from None
+    except csv.Error as error:
         raise InputError(f"{file} cannot be read as a table: {error}") from None
 
 
 def need(column: str | None, names: list[str], file: str | Path) -> None:
-    """InputError for a column that a table does not have, or has twice."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{file} has the column {twice[0]!r} twice: give them names of their own")
+    """InputError for a column that a table does not have, or has twice. None: any column, each of them once."""
     if column is not None and column not in names:
         raise InputError(f"{file}: no column {column!r}, there are: {', '.join(names)}; set data.field")
+    twice = sorted({name for name in names if names.count(name) > 1 and column in (None, name)})
+    if twice:
+        raise InputError(f"{file} has the column {twice[0]!r} twice: give them names of their own")
 
 
 def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, row) of a table or of JSON objects."""
     if kind_of(file) in TABLES:
-        number = 0
-        for batch in read_batches(file):
-            for row in python_rows(batch):
-                yield f"{file}, row {number}", row
-                number += 1
+        yield from _csv_rows(file, None) if kind_of(file) == "csv" else _parquet_rows(file, None)
         return
     for where, row in read_json_lines(file):
         if not isinstance(row, dict):

@@ -107,9 +107,14 @@ def documents(config: DataConfig, path: str | None) -> Iterator[str]:
 
 
 def _files(path: str, config: DataConfig) -> list[Path]:
-    kinds = set(files.KINDS.values()) if config.kind in ("auto", "files") else {config.kind}
-    key = "data.validation" if path == config.validation else "data.path"
-    return files.data_files(path, sorted(kinds), config.split, key)
+    """Of `data.validation` all: `data.split` is the split to learn from."""
+    if config.kind in ("auto", "files"):
+        kinds, column = sorted(set(files.KINDS.values())), config.field
+    else:
+        kinds, column = [config.kind], None
+    held_out = path == config.validation and path != config.path
+    split, key = (None, "data.validation") if held_out else (config.split, "data.path")
+    return files.data_files(path, kinds, split, column, key)
 
 
 def _is_huggingface(root: Path) -> bool:
@@ -143,16 +148,9 @@ def _field(row: object, name: str, where: str) -> str:
     return value
 
 
-def _column(batches: Iterable[pa.RecordBatch], config: DataConfig, file: Path) -> Iterator[str]:
-    number = 0
-    for batch in batches:
-        for value in batch.column(config.field).to_pylist():
-            yield _field({config.field: value}, config.field, f"{file}, row {number}")
-            number += 1
-
-
 def _read_table(file: Path, config: DataConfig) -> Iterator[str]:
-    yield from _column(files.read_batches(file, config.field), config, file)
+    for where, value in files.read_column(file, config.field):
+        yield _field({config.field: value}, config.field, where)
 
 
 def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
@@ -165,7 +163,11 @@ def _read_arrow(file: Path, config: DataConfig) -> Iterator[str]:
                 reader = pa.ipc.open_file(source)
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             files.need(config.field, reader.schema.names, file)
-            yield from _column(batches, config, file)
+            number = 0
+            for batch in batches:
+                for value in batch.column(config.field).to_pylist():
+                    yield _field({config.field: value}, config.field, f"{file}, row {number}")
+                    number += 1
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as Arrow: {error}") from None
 

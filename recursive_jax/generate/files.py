@@ -94,7 +94,7 @@ class Prompts:
 
     def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
         prompt = row["text"] if row.get("prompt") is None and "text" in row else row.get("prompt")
-        messages = row.get("messages")
+        messages = None if row.get("messages") == "" else row.get("messages")  # an empty cell of a CSV
         if messages is not None and not (
             isinstance(messages, list) and all(isinstance(m, dict) and "role" in m for m in messages)
         ):
@@ -113,22 +113,24 @@ class Prompts:
         return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "has_bos", True)
 
 
-def _lines(file: TextIO, name: str) -> Iterator[dict[str, Any]]:
-    """One row a line of a pipe. If the first is a JSON object, they all are."""
+def _lines(pipe: TextIO, name: str) -> Iterator[dict[str, Any]]:
+    """One row a line of a pipe, UTF-8 whatever the locale. If the first is a JSON object, they all are."""
     jsonl = None
-    try:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix("\ufeff" if number == 1 else "").rstrip("\n")
-            jsonl = line.lstrip().startswith("{") if jsonl is None else jsonl
-            if not jsonl:
-                yield {"prompt": line}
-            elif line.strip():
-                row = files.parse_json(line, f"{name}, line {number}")
-                if not isinstance(row, dict):
-                    raise InputError(f"{name}, line {number}: a JSON object is wanted, it is a {type(row).__name__}")
-                yield row
-    except UnicodeDecodeError as error:
-        raise files.wrong_byte(name, error) from None
+    for number, line in enumerate(getattr(pipe, "buffer", pipe), 1):
+        where = f"{name}, line {number}"
+        try:
+            line = line.decode("utf-8") if isinstance(line, bytes) else line
+        except UnicodeDecodeError as error:
+            raise files.wrong_byte(where, error) from None
+        line = line.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+        jsonl = line.lstrip().startswith("{") if jsonl is None else jsonl
+        if not jsonl:
+            yield {"prompt": line}
+        elif line.strip():
+            row = files.parse_json(line, where)
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: a JSON object is wanted, it is a {type(row).__name__}")
+            yield row
 
 
 def _merged(base: SamplingConfig, own: Any, where: str) -> SamplingConfig:
