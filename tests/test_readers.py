@@ -223,7 +223,7 @@ def test_a_key_that_is_absent_stays_so_in_parquet(tmp_path):
     rows = [
         {
             "messages": [{"role": "user", "content": "What time?"}, {"role": "assistant", "content": "Noon."}],
-            "sampling": None,
+            "sampling": {"temperature": 0.5, "stop": ["x"]},
         },
         {"messages": [{"role": "user", "name": "Ann", "content": "And now?"}]},
         {
@@ -256,7 +256,8 @@ def test_a_key_that_is_absent_stays_so_in_parquet(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": None, "text": "there"}) + "\n")
     for name in ("m.jsonl", "m.parquet"):
         found = list(Prompts(str(tmp_path / name)).requests(_Chat(), SamplingConfig(), bytearray()))
-        assert [r.sampling.top_k if r.sampling else None for r in found] == [None, None, 3]
+        own = [r.sampling and (r.sampling.temperature, r.sampling.top_k, r.sampling.stop) for r in found]
+        assert own == [(0.5, 0, ("x",)), None, (1.0, 3, ())]
     found = list(Prompts(str(tmp_path / "p.jsonl")).requests(ByteTokenizer(), SamplingConfig(), bytearray()))
     assert bytes(t for t in found[0].prompt.tolist() if t < 256) == b"there"
 

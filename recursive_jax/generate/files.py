@@ -138,6 +138,7 @@ def _merged(base: SamplingConfig, own: Any, where: str) -> SamplingConfig:
         raise InputError(
             f"{where}: `sampling` is a {type(own).__name__}; an object is wanted, as {{'temperature': 0.7}}"
         )
+    own = {key: value for key, value in own.items() if value is not None}  # null is absent, as Parquet writes it
     try:
         return SamplingConfig(**{**base.model_dump(), **own})
     except pydantic.ValidationError as error:
