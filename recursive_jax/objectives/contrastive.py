@@ -12,7 +12,7 @@ import numpy as np
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, stack_groups
 from recursive_jax.errors import InputError
-from recursive_jax.mesh import spec
+from recursive_jax.mesh import rows_like, spec
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Params, Term, WholeBatch
 
@@ -28,7 +28,8 @@ def info_nce(queries_QD: jax.Array, passages_PD: jax.Array, *, temperature: floa
 
 def mean_states(states_BTD: jax.Array, weight_BT: jax.Array) -> jax.Array:
     """The weighted mean of each row's states, scaled to length 1: float32 `[B, D]`."""
-    pooled_BD = jnp.einsum("btd,bt->bd", states_BTD.astype(jnp.float32), weight_BT)
+    states_BTD, weight_BT = (rows_like(x, len(weight_BT)) for x in (states_BTD.astype(jnp.float32), weight_BT))
+    pooled_BD = jnp.einsum("btd,bt->bd", states_BTD, weight_BT)
     pooled_BD /= jnp.maximum(jnp.sum(weight_BT, axis=1, keepdims=True), 1.0)
     return pooled_BD / jnp.maximum(jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True), 1e-12)
 
