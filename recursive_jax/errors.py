@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
@@ -32,3 +34,13 @@ class Preempted(RecursiveJaxError):
 def problems(title: str, lines: list[str]) -> InputError:
     """One message for all problems found at once, so that a user mends them in one go."""
     return InputError(title + "\n" + "\n".join(f"  - {line}" for line in lines))
+
+
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """A notice on stderr, once for each process: an old key, files of a folder that are not read."""
+    if text not in _said:
+        _said.add(text)
+        print(f"recursive-jax: {text}", file=sys.stderr)

@@ -355,9 +355,9 @@ def test_an_arm_is_no_file_of_the_run(capsys, config, tmp_path, name):
 
 
 def test_old_names_of_keys_work_and_say_the_new_ones(capsys, config, tmp_path):
-    from recursive_jax.config import section
+    from recursive_jax import errors
 
-    section._said.clear()
+    errors._said.clear()
     old = ["model.width=32", "train.accumulate=2", "data.tokens=3000", "rounds.tokens=900", "evaluate.tokens=100"]
     assert run("run", config, *old, "--workdir", tmp_path / "run", "--dry-run") == 0
     shown = capsys.readouterr()

@@ -212,6 +212,8 @@ def test_what_of_a_folder_is_data(tmp_path, capsys):
     assert len(texts(tmp_path / "prose")) == 4
     held = DataConfig(path=str(tmp_path / "a.txt"), validation=str(tmp_path / "data"), field="text")
     assert len(source_files(held)) == 4  # all of data.validation: data.split is of what is learnt
+    (tmp_path / "export").write_text("text\nby its kind\n")  # a name that says nothing
+    assert texts(tmp_path / "export", kind="csv") == ["by its kind"]
     (tmp_path / "only").mkdir()
     (tmp_path / "only/README.md").write_text("a card")
     with pytest.raises(InputError, match="cards and licences are not data"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pydantic
 from pydantic import model_validator
 
+from recursive_jax.errors import say_once
 from recursive_jax.identity import fingerprint
 
 
@@ -45,18 +45,9 @@ class Section(pydantic.BaseModel):
             if new != key:
                 if new in raw:
                     raise ValueError(f"{key} was renamed to {new}, and both are given")
-                _say_once(
+                say_once(
                     f"{cls.__name__.removesuffix('Config').lower()}.{key} was renamed to {new}; the old name goes with "
                     "the next release"
                 )
             found[new] = value
         return found
-
-
-_said: set[str] = set()
-
-
-def _say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        print(f"recursive-jax: {text}", file=sys.stderr)

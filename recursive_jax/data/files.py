@@ -14,7 +14,6 @@ import glob
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recursive_jax.data.dataset import python_rows
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say_once
 
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 KINDS = {
@@ -54,7 +53,6 @@ _CARDS = re.compile(
     r"(readme|licen[cs]e|notice|citation|changelog)(\.(md|txt|rst|cff))?|(dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
-_SPOKEN: set[str] = set()
 
 
 def _plain(file: str | Path) -> Path:
@@ -89,7 +87,7 @@ def data_files(
     if split in splits.values():
         files = [f for f in files if splits[f] in (split, None)]
     elif len(named := sorted({s for s in splits.values() if s})) > 1:
-        _say_once(f"{path}: all of the splits {', '.join(named)} are read, by their names none is {split!r}")
+        say_once(f"{path}: all of the splits {', '.join(named)} are read, by their names none is {split!r}")
     if not files:
         wanted = " ".join(sorted(s for s, kind in KINDS.items() if kind in kinds))
         raise InputError(
@@ -100,7 +98,7 @@ def data_files(
     left = [str(f.relative_to(root)) for f in there if f not in chosen]
     if left:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        _say_once(f"{path}: {len(files)} file(s) are read, these are not: {', '.join(left[:8])}{more}")
+        say_once(f"{path}: {len(files)} file(s) are read, these are not: {', '.join(left[:8])}{more}")
     return files
 
 
@@ -132,12 +130,6 @@ def split_of(file: Path) -> str | None:
             if any(name in words for name in names):
                 return split
     return None
-
-
-def _say_once(text: str) -> None:
-    if text not in _SPOKEN:
-        _SPOKEN.add(text)
-        print(f"recursive-jax: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -212,28 +204,30 @@ def parse_json(line: bytes | str, where: str) -> Any:
 
 def read_json_lines(file: str | Path) -> Iterator[tuple[str, Any]]:
     """(`FILE, line N`, value) of a JSONL file, blank lines left out; of a .json file that is one array, its items."""
-    try:
-        with opened(file) as stream:
-            first = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-            if first == b"[" and _plain(file).suffix == ".json":
-                items = parse_json(stream.read().removeprefix(codecs.BOM_UTF8), str(file))
-                yield from ((f"{file}, item {number}", item) for number, item in enumerate(items, 1))
-                return
-            for number, line in enumerate(stream, 1):
-                if number == 1:
-                    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                        raise _not_utf8(file)
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line.strip():
-                    yield f"{file}, line {number}", parse_json(line, f"{file}, line {number}")
-    except UnicodeDecodeError:
-        raise _not_utf8(file) from None
+    with opened(file) as stream:
+        first = stream.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        if first == b"[" and _plain(file).suffix == ".json":
+            items = parse_json(stream.read().removeprefix(codecs.BOM_UTF8), str(file))
+            yield from ((f"{file}, item {number}", item) for number, item in enumerate(items, 1))
+            return
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise _not_utf8(file)
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield f"{file}, line {number}", parse_json(line, f"{file}, line {number}")
 
 
-def read_column(file: str | Path, column: str) -> Iterator[tuple[str, Any]]:
-    """(where it stands, value) of one column of a table; InputError names those that are there where it is not."""
-    for where, row in _csv_rows(file, column) if kind_of(file) == "csv" else _parquet_rows(file, column):
+def read_column(file: str | Path, column: str, kind: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of one column of a table; InputError names those that are there where it is not. kind:
+    `csv` or `parquet`, whatever the name says."""
+    for where, row in _table_rows(file, kind or kind_of(file), column):
         yield where, row[column]
+
+
+def _table_rows(file: str | Path, kind: str | None, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _csv_rows(file, column) if kind == "csv" else _parquet_rows(file, column)
 
 
 def _parquet_rows(file: str | Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -284,7 +278,7 @@ def need(column: str | None, names: list[str], file: str | Path) -> None:
 def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, row) of a table or of JSON objects."""
     if kind_of(file) in TABLES:
-        yield from _csv_rows(file, None) if kind_of(file) == "csv" else _parquet_rows(file, None)
+        yield from _table_rows(file, kind_of(file), None)
         return
     for where, row in read_json_lines(file):
         if not isinstance(row, dict):

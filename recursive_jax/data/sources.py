@@ -149,7 +149,8 @@ def _field(row: object, name: str, where: str) -> str:
 
 
 def _read_table(file: Path, config: DataConfig) -> Iterator[str]:
-    for where, value in files.read_column(file, config.field):
+    kind = config.kind if config.kind in files.TABLES else None
+    for where, value in files.read_column(file, config.field, kind):
         yield _field({config.field: value}, config.field, where)
 
 
