@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -39,8 +44,101 @@ def problems(title: str, lines: list[str]) -> InputError:
 _said: set[str] = set()
 
 
+def say(text: str) -> None:
+    """A notice on stderr: something that is as it should not be, and what was done about it."""
+    print(f"recursive-jax: {text}", file=sys.stderr, flush=True)
+
+
 def say_once(text: str) -> None:
-    """A notice on stderr, once for each process: an old key, files of a folder that are not read."""
+    """The same once for each process: an old key, files of a folder that are not read."""
     if text not in _said:
         _said.add(text)
-        print(f"recursive-jax: {text}", file=sys.stderr)
+        say(text)
+
+
+# ---- errors of the machine, in words
+
+_SYSTEM = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "the operation is not permitted",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder stands where a file should be",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.ENOENT: "the place cannot be created, or the file is gone",
+    errno.ENOTEMPTY: "the folder is not empty",
+    errno.EFBIG: "the file would be larger than allowed (ulimit -f)",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+    errno.ELOOP: "the links go in a circle",
+    errno.EIO: "the disk reports an input/output error",
+    errno.ESTALE: "the network file system lost the file",
+    errno.EBUSY: "the file is in use",
+    errno.EMFILE: "too many files are open in this process (raise `ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.EAGAIN: "no more threads or processes may be started (raise `ulimit -u`)",
+    errno.ENOMEM: "the machine has no memory left",
+}
+#: Errors of other libraries that come without a number: (pattern of the text, the number).
+_TOLD = (
+    (r"can't start new thread|pthread_create|Resource temporarily unavailable", errno.EAGAIN),
+    (r"[Nn]o space left on device", errno.ENOSPC),
+    (r"[Tt]oo many open files", errno.EMFILE),
+    (r"[Ff]ile too large", errno.EFBIG),
+    (r"[Ff]ile name too long", errno.ENAMETOOLONG),
+    (r"[Rr]ead-only file system", errno.EROFS),
+    (r"[Dd]isk quota exceeded", errno.EDQUOT),
+    (r"Input/output error", errno.EIO),
+)
+_BACKEND = re.compile(
+    r"Unable to initialize backend '(\w+)'|[Uu]nknown backend:? '?(\w+)|no platforms that are instances of (\w+)"
+)
+
+
+def explain(error: BaseException, folder: Any = None) -> str | None:
+    """One message for an error of the machine: its disk, its limits, its memory, its devices; None for another kind.
+    folder: where committed results lie."""
+    text = str(error)
+    if isinstance(error, (RuntimeError, ValueError)) and (found := _BACKEND.search(text)):
+        name = next(g for g in found.groups() if g)
+        return (
+            f"the platform {name!r} is not on this machine (JAX_PLATFORMS): leave the variable out, or install what it "
+            f"needs, e.g. pip install 'recursive-jax[{name if name in ('cuda', 'tpu') else 'cuda'}]'"
+        )
+    kept = f" What was committed under {folder} is kept: " if folder else " "
+    remedy = kept + "mend this and give the same command again, or give another --workdir" if folder else ""
+    number = _number(error)
+    if number is not None:
+        place = getattr(error, "filename", None) or folder
+        return (f"cannot use {place}: " if place else "") + f"{_SYSTEM[number]}.{remedy}".rstrip()
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: Out of memory" in text or "Out of memory" in text[:200]:
+        return (
+            "there is not enough memory on the device or the machine. Lower train.batch or sampling.batch, raise "
+            f"train.gradient_accumulation, set model.remat, or use more devices (mesh.*).{kept}".rstrip(": ")
+        )
+    return None
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error, also where a library wraps it in words."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _SYSTEM else None
+    if not isinstance(error, (RuntimeError, ValueError)):
+        return None
+    said = re.search(r"OS error (\d+)", str(error))
+    if said and int(said[1]) in _SYSTEM:
+        return int(said[1])
+    return next((n for pattern, n in _TOLD if re.search(pattern, str(error))), None)
+
+
+@contextlib.contextmanager
+def machine_errors(folder: Any) -> Iterator[None]:
+    """Turns errors of the machine into one message; what was committed in `folder` stays."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        text = None if isinstance(error, RecursiveJaxError) else explain(error, folder)
+        if text is None:
+            raise
+        raise InputError(text) from error

@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "recursive_jax"
 #: Lowest first. A room may import itself and what stands below it.
 ORDER = [
-    {"errors", "identity", "config", "allocator"},
-    {"mesh"},
+    {"errors", "identity", "storage", "config", "allocator"},
+    {"mesh", "environment"},
     {"models"},
     {"data"},
     {"objectives"},

@@ -10,8 +10,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from recursive_jax import cli
-from recursive_jax.rounds import storage
+from recursive_jax import cli, storage
 from tests.conftest import ROOT
 
 CONFIG = """
@@ -187,10 +186,9 @@ def test_a_second_start_returns_what_is_stored(finished):
     assert before == {p: p.stat().st_mtime_ns for p in (finished / "run").rglob("manifest.json")}
 
 
-@pytest.mark.parametrize("victim", ["manifest.json", "rows-00000.parquet", "checkpoint", "metrics.json"])
+@pytest.mark.parametrize("victim", ["rows-00000.parquet", "checkpoint", "metrics.json"])
 def test_damage_is_named_and_nothing_starts_from_scratch(capsys, finished, copy, victim):
     folders = {
-        "manifest.json": "student",
         "rows-00000.parquet": "rows",
         "checkpoint": "student",
         "metrics.json": "evaluation",

@@ -112,19 +112,20 @@ def test_a_torn_journal_keeps_its_whole_batches(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(journal, "EVERY", -1.0)  # a batch for every row
     make = lambda rows: to_dataset(rows, model, seed=0)
-    first = Journal(tmp_path)
+    first = Journal(tmp_path, "mark")
     for number in (2, 0, 3):
         first.append(row(number, number + 1, model), make)
     first.close()
-    file = tmp_path / "partial-00000.arrow"
+    file = tmp_path / "partial-00000.rows"
     file.write_bytes(file.read_bytes()[:-300])
-    second = Journal(tmp_path)
+    second = Journal(tmp_path, "mark")
     assert set(second.lengths) < {0, 2, 3} and 2 in second.lengths
     for number in {0, 1, 2, 3} - set(second.lengths):
         second.append(row(number, number + 1, model), make)
     data = second.finish(3)
     assert [len(t) for t in data.tokens()] == [1, 2, 3]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows-00000.parquet"]
+    kept = ["partial-00000.rows", "partial-00001.rows", "rows-00000.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept  # the journal goes with the commit
 
 
 @pytest.mark.parametrize("done", [{}, {0: 5, 3: 9}])

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        from recursive_jax.rounds.storage import explain_disk_error
+        from recursive_jax.storage import explain_disk_error
 
         text = explain_disk_error(error, getattr(args, "workdir", None) or error.filename)
         if text is None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 
@@ -14,14 +15,14 @@ from recursive_jax.config import ModelConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.dataset import real_rows
 from recursive_jax.data.language import Language
 from recursive_jax.data.tokenizers import LanguageTokenizer
+from recursive_jax.environment import vector_width, versions
 from recursive_jax.errors import RecursiveJaxError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import transformer
 from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.run import versions
-from recursive_jax.rounds.writing import write_model
+from recursive_jax.rounds.writing import save_imported
 from recursive_jax.train.loop import train
 
 
@@ -34,6 +35,8 @@ def doctor() -> tuple[str, bool]:
         f"{'devices':<18} {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} "
         "process(es)"
     )
+    if devices[0].platform == "cpu":
+        lines.append(f"{'vectors':<18} {vector_width()}")
     peak = peak_flops(dtype)
     lines.append(
         f"{'peak':<18} " + (f"{peak / 1e9:,.0f} GFLOP/s {dtype}" if peak else "unknown device: MFU is not shown")
@@ -81,7 +84,7 @@ def _check_generate() -> str:
 def _check_checkpoint() -> str:
     model = _small().model
     with tempfile.TemporaryDirectory() as folder:
-        write_model(folder, model)
+        save_imported(model, Path(folder))
         loaded = load_model(folder, model.mesh)
     same = jax.tree.all(
         jax.tree.map(lambda a, b: bool((meshes.fetch(a) == meshes.fetch(b)).all()), model.params, loaded.params)

@@ -1,23 +1,29 @@
-"""What makes a verb durable: a result is committed once, under the fingerprint of everything it was made from."""
+"""What makes a verb durable: a result is committed once, under the fingerprint of everything it was made from.
+
+`manifest.json` in its folder is the commit, with the checksum of each file; RUN/commits.jsonl keeps a second copy of
+every manifest, from which one that was lost or damaged is restored where the files are still what it says
+(`restore`)."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
+from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import difference
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.errors import InputError, problems
+from recursive_jax.errors import InputError, machine_errors, problems, say
 from recursive_jax.identity import derived, digest
-from recursive_jax.rounds import storage
 
-FORMAT = 2  # of the run folder; part of every fingerprint
+FORMAT = 3  # of the run folder; part of every fingerprint
+COMMITS = "commits.jsonl"  # of the run folder: a copy of every manifest
 
 
 class Stored:
@@ -112,7 +118,7 @@ class DurableFolder:
         inputs = {k: v if isinstance(v, str) else v.fingerprint for k, v in inputs.items()}
         recipe = {"format": FORMAT, "verb": verb, "inputs": inputs, "config": config, "seed": seed}
         mark = digest(json.dumps(recipe, sort_keys=True).encode())
-        with storage.disk_errors(self.run.path):
+        with machine_errors(self.run.path):
             manifest = _manifest(folder)
             meshes.barrier(f"{verb}-looked")  # before the main process may change what the others look at
             if manifest is None and self.run.fork is not None:
@@ -123,10 +129,10 @@ class DurableFolder:
                 storage.verify(folder, manifest["files"])
                 if check is not None:
                     check(manifest)
-                _drop_resume(folder)
+                _drop_parts(folder)
                 self.run.progress.finished(f"{self.label} · {name}", manifest, stored=True)
                 return Stored(folder, mark, read, manifest)
-            self._begin(folder, mark, recipe)
+            environments = self._begin(folder, mark, recipe)
             start = time.time()
             made = produce(folder)
             counts, value = made if isinstance(made, tuple) else (made, None)
@@ -144,6 +150,7 @@ class DurableFolder:
                 "round": self.number,
                 "counts": counts,
                 "seconds": round(time.time() - start, 3),
+                "environments": environments,
                 "status": "done",
             }
 
@@ -152,11 +159,10 @@ class DurableFolder:
                 manifest["files"] = storage.describe(folder)
                 storage.write_json(folder / "manifest.json", manifest)
                 (folder / "pending.json").unlink(missing_ok=True)
-                if verb == "evaluate":
-                    self.run.add_metrics(folder)
+                self._enter(folder, manifest)
 
             meshes.on_main(commit)
-            _drop_resume(folder)
+            _drop_parts(folder)
             self.run.progress.finished(f"{self.label} · {name}", manifest)
             return Stored(folder, mark, read, manifest, value)
 
@@ -171,25 +177,53 @@ class DurableFolder:
             difference(plain(before), plain(now)) or ["the format of the run folder"],
         )
 
-    def _refuse_half_done(self, folder: epath.Path, mark: str, recipe: dict) -> dict | None:
-        """What a half-done folder says of itself. Raises InputError where it is of other inputs and holds work."""
-        before = _pending(folder / "pending.json")
-        if before is not None and before.get("fingerprint") != mark and _has_work(folder):
+    def _enter(self, folder: epath.Path, manifest: dict) -> None:
+        """A commit in the records of the run."""
+        storage.append_line(self.run.path / COMMITS, _record(self.run.path, folder, manifest))
+        if manifest["verb"] == "evaluate":
+            self.run.add_metrics(folder)
+
+    def _refuse_half_done(self, folder: epath.Path, mark: str, recipe: dict) -> dict:
+        """What a half-done folder says of itself, {} if nothing. Raises InputError where it is of other inputs and
+        holds work, or holds a finished result that nothing names."""
+        file = folder / "pending.json"
+        before: dict = {}
+        if file.exists():
+            try:
+                before = storage.read_json(file, "the record of the half-done result")
+            except storage.Damaged as error:
+                say(f"{error.what} It is written anew: rows and checkpoints beside it say themselves what they are of")
+        elif files := _finished_files(folder):
+            raise InputError(
+                f"{folder} holds a result ({', '.join(files[:3])}), but neither a manifest.json nor a pending.json "
+                f"that says what it was made from, and no copy in {self.run.path / COMMITS} fits. Restore "
+                f"manifest.json from a copy; or delete {folder} to have it made again"
+            )
+        elif _has_work(folder):
+            say(
+                f"{file} is missing; rows and checkpoints beside it say themselves what they are of"
+            )
+        if before and before.get("fingerprint") != mark and _has_work(folder):
             self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
         return before
 
-    def _begin(self, folder: epath.Path, mark: str, recipe: dict) -> None:
-        """Marks a half-done result with what it is made from. One of other inputs is never thrown away unasked."""
+    def _begin(self, folder: epath.Path, mark: str, recipe: dict) -> list[Any]:
+        """Marks a half-done result with what it is made from. One of other inputs is never thrown away unasked. Returns
+        the environments that it is made under."""
         pending = folder / "pending.json"
+        now = self.run.environment
 
         def begin() -> None:
             before = self._refuse_half_done(folder, mark, recipe)
-            if folder.exists() and (before is None or before.get("fingerprint") != mark):
-                folder.rmtree()
+            if before and before.get("fingerprint") != mark:
+                _remove(folder)
+                before = {}
             folder.mkdir(parents=True, exist_ok=True)
-            storage.write_json(pending, {"fingerprint": mark, "recipe": recipe})
+            environments = environment.continued(before.get("environments", []) if _has_work(folder) else [], now)
+            storage.write_json(pending, {"fingerprint": mark, "recipe": recipe, "environments": environments})
 
         meshes.on_main(begin)
+        return storage.read_json(pending, "the record of the half-done result")["environments"]
 
     def _take_from_fork(self, folder: epath.Path, mark: str, recipe: dict, check: Callable | None) -> dict | None:
         relative = folder.relative_to(self.run.path)
@@ -208,14 +242,12 @@ class DurableFolder:
             self._refuse_half_done(folder, mark, recipe)
             copy = folder.parent / f".{folder.name}.copying"
             for old in (folder, copy):
-                if old.exists():
-                    old.rmtree()
+                _remove(old)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, copy)
             storage.sync_tree(copy)
             copy.rename(folder)
-            if manifest["verb"] == "evaluate":
-                self.run.add_metrics(folder)
+            self._enter(folder, manifest)
 
         meshes.on_main(take)
         return _manifest(folder)
@@ -228,37 +260,90 @@ def _check_name(name: str, folder: epath.Path) -> None:
 
 def _has_work(folder: epath.Path) -> bool:
     """Whether a half-done result holds what took time: checkpoints or rows."""
-    return any((folder / "resume").glob("*")) or any(folder.glob("partial-*")) or any(folder.glob("rows-*"))
+    return any((folder / "resume").glob("*")) or any(folder.glob("partial-*"))
 
 
-def _pending(pending: epath.Path) -> dict | None:
-    """What a half-done folder says of itself; None where there is nothing to go on with."""
-    if not pending.exists():
-        return None
-    try:
-        found = json.loads(pending.read_text())
-        return found if isinstance(found, dict) else None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None  # torn by a kill before anything was made
+def _finished_files(folder: epath.Path) -> list[str]:
+    """Files that only a finished result has, or one that is being written."""
+    return [f for f in storage.describe(folder) if not f.endswith(".tmp")] if folder.is_dir() else []
 
 
 def _manifest(folder: epath.Path) -> dict | None:
-    file = folder / "manifest.json"
-    if not file.exists():
-        return None
-    manifest = storage.read_json(file, "the manifest")
-    missing = [k for k in ("verb", "fingerprint", "files") if not isinstance(manifest, dict) or k not in manifest]
-    if missing:
+    return read_manifest(folder / "manifest.json") if (folder / "manifest.json").exists() else None
+
+
+def read_manifest(file: Any) -> dict:
+    """A manifest as it was committed. Raises InputError naming the file and the remedy."""
+    folder = epath.Path(file).parent
+    remedy = (
+        f"Start the run again, which restores it from RUN/{COMMITS} where it can; else restore it from a copy, or "
+        f"delete {folder} to have it made again"
+    )
+    return storage.read_json(file, "the manifest", remedy)
+
+
+def _record(run: epath.Path, folder: epath.Path, manifest: dict) -> str:
+    return json.dumps(storage.sealed({"path": os.path.relpath(folder, run), "manifest": manifest}))
+
+
+def restore(run: epath.Path) -> None:
+    """Writes manifests that are missing or damaged again, from the copies in RUN/commits.jsonl, where every file of the
+    result is as the copy says; and completes the copies after a kill between a commit and its line."""
+    copies: dict[str, dict] = {}
+    for line in (run / COMMITS).read_bytes().splitlines() if (run / COMMITS).exists() else []:
+        try:
+            record = storage.opened(json.loads(line), "a line of", run / COMMITS, "")
+            copies[record["path"]] = record["manifest"]
+        except (ValueError, KeyError, RecursionError, InputError):
+            continue  # torn by a kill, or damaged: there is another copy in the folder
+    for path, copy in copies.items():
+        folder, file = run / path, run / path / "manifest.json"
+        if not folder.is_dir() or (folder / "pending.json").exists():
+            continue  # deleted by somebody, or being made again
+        try:
+            if file.exists():
+                read_manifest(file)
+                continue
+            found = f"{file} is missing"
+        except storage.Damaged as error:
+            found = error.what
+        try:
+            storage.verify(folder, copy["files"])
+        except (InputError, KeyError):
+            continue  # said when the result is wanted
+        storage.write_json(file, copy)
+        say(f"{found}; restored from {run / COMMITS}, the files of the result are as it says")
+    for folder, manifest in committed(run):
+        if copies.get(os.path.relpath(folder, run)) != manifest:
+            storage.append_line(run / COMMITS, _record(run, folder, manifest))
+
+
+def committed(run: epath.Path) -> Iterator[tuple[epath.Path, dict]]:
+    """(folder, manifest) of all committed results of a run."""
+    for pattern in ("rounds/*/*/manifest.json", "*/rounds/*/*/manifest.json", "*/replicate-*/rounds/*/*/manifest.json"):
+        for file in sorted(run.glob(pattern)):
+            if not file.parent.name.startswith("."):  # a copy in the making
+                yield file.parent, read_manifest(file)
+
+
+def mark_of(folder: epath.Path) -> str:
+    """The fingerprint of the result that is being made in a folder."""
+    return storage.read_json(folder / "pending.json", "the record of the half-done result")["fingerprint"]
+
+
+def _remove(folder: epath.Path) -> None:
+    if os.path.islink(folder):
         raise InputError(
-            f"the manifest {file} is damaged: no {', '.join(missing)} in it. Restore it, or delete {folder} to have it "
-            "made again"
+            f"{folder} is a link, and would be replaced: move it away, and keep whole runs elsewhere instead"
         )
-    return manifest
+    if folder.exists():
+        folder.rmtree()
 
 
-def _drop_resume(folder: epath.Path) -> None:
-    """In-flight checkpoints go only after the commit; what a kill left of them goes at the next start."""
+def _drop_parts(folder: epath.Path) -> None:
+    """In-flight checkpoints and journals go only after the commit; what a kill left of them goes at the next start."""
     if meshes.is_main():
         if (folder / "resume").exists():
             (folder / "resume").rmtree()
-        (folder / "training.json").unlink(missing_ok=True)
+        for part in (folder / "training.json", folder / "pending.json", *folder.glob("partial-*")):
+            part.unlink(missing_ok=True)

@@ -1,22 +1,25 @@
 """Rows kept as they finish: an append-only file per start of the process, read back after a kill up to its last whole
-batch, and turned into the result's Parquet file at the end."""
+frame, and turned into the result's Parquet file at the end. The journal goes only when the result is committed: what
+stands in Parquet files before that is made anew from it."""
 
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from etils import epath
 
 from recursive_jax import mesh as meshes
+from recursive_jax import storage
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Request
-from recursive_jax.rounds import storage
 
 EVERY = 0.25  # seconds between writes
 ROWS = 65_536  # rows of one Parquet file
@@ -25,19 +28,19 @@ HOPELESS = 256  # empty rows after which a model is taken to write nothing
 
 
 class Journal:
-    """The finished rows of one generation. `lengths`: tokens of every request that has its rows."""
+    """The finished rows of one generation. mark: the fingerprint of the result; `lengths`: tokens of every request that
+    has its rows."""
 
-    def __init__(self, folder: epath.Path):
-        self.folder, self._file, self._writer = folder, None, None
+    def __init__(self, folder: epath.Path, mark: str):
+        self.folder, self.mark = folder, mark
+        self._file: BinaryIO | None = None
         self._waiting: list[Row] = []
         self._make: Callable[[Sequence[Row]], Dataset] | None = None
         self._written = time.perf_counter()
-        self._parts = sorted(folder.glob("partial-*.arrow"))
-        self._next_part = 1 + max((int(p.stem.rpartition("-")[2]) for p in self._parts), default=-1)
-        finished = [Dataset.read([str(p)]) for p in sorted(folder.glob("rows-*.parquet"))]  # killed before the commit
-        self._made = [
-            _distinct(Dataset.concat([*finished, *(Dataset(_read_stream(p)) for p in self._parts)], fill=True))
-        ]
+        parts = sorted(folder.glob("partial-*.rows"))
+        self._next_part = 1 + max((int(p.stem.rpartition("-")[2]) for p in parts), default=-1)
+        kept = [data for part in parts for data in _read_part(part, mark)]
+        self._made = [_distinct(Dataset.concat(kept, fill=True))]
         self.lengths: dict[int, int] = {}
         for (number, _), tokens in zip(_numbers(self._made[0]), self._made[0].tokens(), strict=True):
             self.lengths[number] = self.lengths.get(number, 0) + len(tokens)
@@ -71,15 +74,13 @@ class Journal:
             data = self._make(self._waiting)
             self._made.append(data)
             if meshes.is_main():
-                if self._writer is not None and data.table.schema != self._schema:  # a column that was empty till now
-                    self._end_part()
-                if self._writer is None:
-                    path = self.folder / f"partial-{self._next_part:05d}.arrow"
+                if self._file is None:
+                    self._file = open(self.folder / f"partial-{self._next_part:05d}.rows", "wb")
                     self._next_part += 1
-                    self._file, self._schema = open(path, "wb"), data.table.schema
-                    self._writer = pa.ipc.new_stream(self._file, self._schema)
-                self._writer.write_table(data.table)
-                self._file.flush()
+                buffer = io.BytesIO()
+                with pa.ipc.new_stream(buffer, data.table.schema) as writer:
+                    writer.write_table(data.table)
+                storage.write_frame(self._file, self.mark, buffer.getvalue())
         self._waiting, self._written = [], time.perf_counter()
 
     def close(self) -> None:
@@ -87,16 +88,13 @@ class Journal:
         while self._waiting and not self._waiting[-1].last:
             self._waiting.pop()
         self._flush()
-        self._end_part()
-
-    def _end_part(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
             self._file.close()
-            self._writer = self._file = None
+            self._file = None
 
     def finish(self, wanted: int) -> Dataset:
-        """The rows of the first `wanted` requests in request order, written as the result; the journal is removed."""
+        """The rows of the first `wanted` requests in request order, written as the result."""
         self.close()
         made = Dataset.concat(self._made, fill=True)
         numbers = _numbers(made)
@@ -108,8 +106,6 @@ class Journal:
                 buffer = io.BytesIO()
                 Dataset(data.table.slice(start, ROWS).combine_chunks()).write(buffer)
                 storage.write_atomic(self.folder / f"rows-{part:05d}.parquet", buffer.getvalue())
-            for path in self.folder.glob("partial-*.arrow"):
-                path.unlink()
 
         meshes.on_main(write)
         return data
@@ -122,24 +118,21 @@ def _numbers(data: Dataset) -> list[tuple[int, int]]:
 
 
 def _distinct(data: Dataset) -> Dataset:
-    """Without the rows that stand both in a finished file and in the journal it was made from."""
+    """Without the rows that stand in several parts: of a start whose end was damaged, and of the one after it."""
     first = {name: i for i, name in reversed(list(enumerate(data.column("id"))))}
     return data if len(first) == len(data) else data.take(np.array(sorted(first.values()), np.int64))
 
 
-def _read_stream(path: epath.Path) -> pa.Table:
-    """Whole batches of an Arrow stream; what a kill cut off is left out."""
-    batches = []
-    try:
-        with pa.ipc.open_stream(path.read_bytes()) as reader:
-            schema = reader.schema
-            batches.extend(iter(reader.read_next_batch, None))
-    except StopIteration:
-        pass
-    except (pa.ArrowInvalid, OSError):
-        if not batches:
-            return Dataset.empty().table
-    return pa.Table.from_batches(batches, schema)
+def _read_part(path: epath.Path, mark: str) -> list[Dataset]:
+    """The rows of one part of the journal, up to what is damaged."""
+    frames, wrong = storage.read_frames(path, mark)
+    if wrong is not None:
+        say(f"{path} is damaged: {wrong}; its rows from there on are made again")
+    found = []
+    for frame in frames:
+        with pa.ipc.open_stream(frame) as reader:
+            found.append(Dataset(reader.read_all()))
+    return found
 
 
 class Budget:

@@ -8,26 +8,36 @@ from typing import Any
 
 from etils import epath
 
+from recursive_jax import storage
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
-from recursive_jax.rounds import storage
+from recursive_jax.rounds.durable import FORMAT, committed
+
+
+def read_record(run: Any) -> dict:
+    """RUN/run.json. Raises InputError where there is none, it is damaged, or of another version."""
+    file = epath.Path(run) / "run.json"
+    if not file.exists():
+        raise InputError(f"{run} is not a run folder: there is no run.json in it")
+    remedy = "Start the run again with its config, which writes it anew; every result says itself what it is of"
+    found = storage.plain_json(file, "the run record", remedy)
+    made = found.get("format") if isinstance(found, dict) else None
+    if isinstance(made, int) and made != FORMAT:
+        raise InputError(
+            f"{run} was made by another version of recursive_jax (run folder format {made}, this one writes {FORMAT}): "
+            "finish it with that version, or give a new --workdir"
+        )
+    return storage.opened(found, "the run record", file, remedy)
 
 
 def manifests(run: Any) -> list[dict]:
     """All committed results in the order arm (as in the config), replicate, round, time; `path` relative to the run."""
     run = epath.Path(run)
-    record = run / "run.json"
-    if not record.exists():
-        raise InputError(f"{run} is not a run folder: there is no run.json in it")
-    arms = list(storage.read_json(record, "the run record").get("config", {}).get("arms", {}))
-    found = []
-    for pattern in ("rounds/*/*/manifest.json", "*/rounds/*/*/manifest.json", "*/replicate-*/rounds/*/*/manifest.json"):
-        for file in run.glob(pattern):
-            folder = file.parent
-            if folder.name.startswith("."):  # a copy in the making
-                continue
-            manifest = storage.read_json(file, "the manifest")
-            found.append({**manifest, "path": str(folder.relative_to(run)), "time": os.stat(file).st_mtime_ns})
+    arms = list(read_record(run).get("config", {}).get("arms", {}))
+    found = [
+        {**manifest, "path": str(folder.relative_to(run)), "time": os.stat(folder / "manifest.json").st_mtime_ns}
+        for folder, manifest in committed(run)
+    ]
     rank = {arm: i + 1 for i, arm in enumerate(arms)}
     found.sort(
         key=lambda m: (
@@ -63,6 +73,14 @@ def evaluations(run: Any) -> list[dict]:
         for m in manifests(run)
         if m["verb"] == "evaluate"
     ]
+
+
+def stored_rows(run: Any, manifest: dict, parts: int | None = None) -> Dataset:
+    """The rows of a result of rows, checked; of its first `parts` files. Raises InputError naming a damaged one."""
+    folder = epath.Path(run) / manifest["path"]
+    names = sorted(n for n in manifest["files"] if n.startswith("rows-"))[:parts]
+    storage.verify(folder, {n: manifest["files"][n] for n in names})
+    return Dataset.read([str(folder / n) for n in names])
 
 
 def ancestors(run: Any, row_id: str) -> list[dict]:
@@ -103,17 +121,16 @@ def _find_row(run: epath.Path, stored: list[dict], row_id: str) -> tuple[dict, d
     for manifest in stored:
         if manifest["verb"] != "generate" or not re.search(rf"(^|/){re.escape(manifest['name'])}/", row_id):
             continue
-        for file in sorted((run / manifest["path"]).glob("rows-*.parquet")):
-            found = Dataset.read([str(file)]).where(id=row_id)
-            if len(found):
-                row = found[0]
-                return {
-                    "what": "row",
-                    "id": row_id,
-                    "path": manifest["path"],
-                    "parents": row["parents"],
-                    "model": row["model"],
-                    "text": row["text"],
-                    "round": row["round"],
-                }, manifest
+        found = stored_rows(run, manifest).where(id=row_id)
+        if len(found):
+            row = found[0]
+            return {
+                "what": "row",
+                "id": row_id,
+                "path": manifest["path"],
+                "parents": row["parents"],
+                "model": row["model"],
+                "text": row["text"],
+                "round": row["round"],
+            }, manifest
     raise InputError(f"{run} has no generated row with id {row_id!r}")

@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from recursive_jax import mesh as meshes
+from recursive_jax import storage
 from recursive_jax.config import LoraConfig
 from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer
 from recursive_jax.data.tokenizers import tokenizer_from_json
@@ -22,7 +23,7 @@ from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params
 from recursive_jax.models.network import check_mesh, transformer_network
 from recursive_jax.models.registry import NETWORKS
-from recursive_jax.rounds import storage
+from recursive_jax.rounds.durable import read_manifest
 from recursive_jax.rounds.lineage import manifests
 from recursive_jax.train import checkpoint
 
@@ -45,11 +46,14 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     if foreign is not None:
         return import_model(foreign, mesh, dtype)
     folder = find_model(path)
+    if not (folder / "manifest.json").exists():
+        raise InputError(
+            f"{folder} holds a model without a manifest.json, which says that it is whole: start its run again, or "
+            "import it again"
+        )
+    stored = read_manifest(folder / "manifest.json")
+    storage.verify(folder, stored.get("files"))
     described = storage.read_json(folder / "model.json", "the model description")
-    manifest = folder / "manifest.json"
-    stored = storage.read_json(manifest, "the manifest") if manifest.exists() else None
-    if stored is not None:
-        storage.verify(folder, stored.get("files", {}))
     kind = NETWORKS.get(described.get("kind"))
     if kind is None:
         raise InputError(f"{folder}: a network of kind {described.get('kind')!r}; known: {', '.join(NETWORKS)}")
@@ -60,11 +64,7 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     if described["network"].get("lora"):
         model = _adapted_base(described, model, folder)
     loaded = dataclasses.replace(load_stored_model(folder, model), source=str(folder.resolve()))
-    if stored is not None:
-        return loaded.with_params(loaded.params, stored["fingerprint"])
-    imported = folder / "source.json"  # what `import` leaves
-    mark = storage.read_json(imported, "the origin")["fingerprint"] if imported.exists() else ""
-    return loaded.with_params(loaded.params, mark)
+    return loaded.with_params(loaded.params, stored["fingerprint"])
 
 
 def load_stored_model(folder: Any, like: Model) -> Model:

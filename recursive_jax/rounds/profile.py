@@ -12,9 +12,8 @@ from etils import epath
 from recursive_jax.collapse.definitions import definitions, warnings
 from recursive_jax.collapse.intervals import Measurement, measured
 from recursive_jax.collapse.profile import Profile, collapse_profile
-from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
-from recursive_jax.rounds.lineage import evaluations, manifests
+from recursive_jax.rounds.lineage import evaluations, manifests, stored_rows
 
 #: Of the evaluations: measured on fixed held-out rows, so that only the model differs between rounds.
 EXACT = ("ce_real", "kl_total", "kl_syn", "kl_sem", "kl_fact", "kl_dist", "anchor_entropy", "knowledge", "valid")
@@ -30,7 +29,7 @@ def run_profiles(run: Any, confidence: float = 0.99) -> dict[str, Profile]:
     stored = [m for m in manifests(run) if m["verb"] == "generate" and m["name"] == "samples"]
     samples: dict[tuple[str, int], list[np.ndarray]] = {}
     for m in stored:
-        data = Dataset.read([str(f) for f in sorted((run / m["path"]).glob("rows-*.parquet"))])
+        data = stored_rows(run, m)
         key = ("", 0) if m["round"] == 0 else (m["arm"], m["round"])
         samples.setdefault(key, []).extend(np.asarray(t, np.int64) for t in data.tokens() if len(t))
     if ("", 0) not in samples or len(samples) < 2:

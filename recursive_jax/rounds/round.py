@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from recursive_jax import mesh as meshes
+from recursive_jax import storage
 from recursive_jax.config import SamplingConfig, TrainConfig, row_length
 from recursive_jax.curate.rewards import Scores, checked_scores
 from recursive_jax.curate.select import Rule, select
@@ -29,8 +30,7 @@ from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective
 from recursive_jax.objectives.causal import causal
-from recursive_jax.rounds import storage
-from recursive_jax.rounds.durable import DurableFolder, Stored, value_of
+from recursive_jax.rounds.durable import DurableFolder, Stored, mark_of, value_of
 from recursive_jax.rounds.journal import BLOCK, Budget, Journal
 from recursive_jax.rounds.opening import load_stored_model
 from recursive_jax.rounds.writing import write_model
@@ -159,7 +159,7 @@ class Round(DurableFolder):
         identity, by_value = _identity(asked, count)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            journal = Journal(folder)
+            journal = Journal(folder, mark_of(folder))
             journal.check(asked if by_value else None, model.tokenizer.bos)
             budget = Budget(journal.lengths, asked, count, tokens)
             rows = stream(

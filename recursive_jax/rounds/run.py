@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
-from recursive_jax.config import Section, difference
-from recursive_jax.errors import InputError, problems
+from recursive_jax.config import MeshConfig, Section, difference
+from recursive_jax.errors import InputError, machine_errors, problems, say
 from recursive_jax.identity import describe
-from recursive_jax.rounds import storage
-from recursive_jax.rounds.durable import FORMAT
-from recursive_jax.rounds.lineage import evaluations
+from recursive_jax.rounds.durable import COMMITS, FORMAT, restore
+from recursive_jax.rounds.lineage import evaluations, read_record
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
 from recursive_jax.train import signals
@@ -41,11 +40,13 @@ class Run:
             raise InputError(
                 f"--workdir {path}: a run folder on a bucket is not supported yet; give a local or mounted path"
             )
+        mesh = getattr(config, "mesh", None)
+        self.environment = environment.environment(meshes.make_mesh(mesh) if isinstance(mesh, MeshConfig) else None)
         self.closed = False
         self._lock: storage.Lock | None = None
         self._restore_signals = signals.install()
         try:
-            with storage.disk_errors(self.path):
+            with machine_errors(self.path):
                 meshes.on_main(self._take_lock)
                 meshes.on_main(lambda: self._open({} if config is None else config))
         except BaseException:
@@ -60,15 +61,8 @@ class Run:
         file = self.path / "run.json"
         resolved = _plain(config)
         identity = describe(config)
-        if file.exists():
-            stored = storage.read_json(file, "the run record")
-            if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-                found = stored.get("format") if isinstance(stored, dict) else None
-                raise InputError(
-                    f"{self.path} was made by another version of recursive_jax (run folder format {found}, this one "
-                    "writes "
-                    f"{FORMAT}): finish it with that version, or give a new --workdir"
-                )
+        stored = self._record(file)
+        if stored is not None:
             changed = [line.partition(":")[0] for line in difference(stored["identity"], identity)]
             # Said of the resolved configs, where a default has its value.
             changes = [
@@ -78,7 +72,12 @@ class Run:
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:
+                restore(self.path)
                 self.refresh_metrics()  # a kill between a commit and its line
+                before = stored.get("environments", [])
+                if environment.changed(before, self.environment, str(self.path)):
+                    stored["environments"] = environment.continued(before, self.environment)
+                    storage.write_json(file, stored)
                 return
             if any(Path(self.path).rglob("manifest.json")):
                 raise problems(
@@ -86,8 +85,6 @@ class Run:
                     "(fork= in Python) with a new one to reuse what is unchanged. The differences:",
                     changes,
                 )  # else it failed before anything was made, and the new config takes the folder
-        elif any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
-            raise InputError(f"{self.path} is not empty and has no run.json; give an empty or new folder as --workdir")
         storage.write_json(
             file,
             {
@@ -95,12 +92,29 @@ class Run:
                 "seed": self.seed,
                 "config": resolved,
                 "identity": identity,
-                "versions": versions(),
+                "versions": environment.versions(),
+                "environments": [self.environment],
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "processes": jax.process_count(),
                 "forked_from": None if self.fork is None else str(self.fork),
             },
         )
+
+    def _record(self, file: epath.Path) -> dict[str, Any] | None:
+        """run.json; None where there is none yet. One that was lost or damaged is written anew from the config of this
+        start: every result is held against it by its own fingerprint."""
+        try:
+            if file.exists():
+                return read_record(self.path)
+            found = f"{file} is missing"
+        except storage.Damaged as error:
+            found = error.what
+        if (self.path / COMMITS).exists() or any(Path(self.path).rglob("manifest.json")):
+            say(f"{found}; it is written anew from this config, and every result is held against it")
+            restore(self.path)
+        elif not file.exists() and any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty and has no run.json; give an empty or new folder as --workdir")
+        return None
 
     def round(self, number: int) -> Round:
         """The place of round `number` of the only chain."""
@@ -167,10 +181,3 @@ def _plain(config: Any) -> dict[str, Any]:
         )
     nested = lambda v: _plain(v) if isinstance(v, (Section, Mapping)) or dataclasses.is_dataclass(v) else v
     return json.loads(json.dumps({str(k): nested(v) for k, v in config.items()}, default=str))
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "recursive-jax")
-    return {"python": platform.python_version(), **{n: version(n) for n in names}}

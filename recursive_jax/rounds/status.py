@@ -7,8 +7,7 @@ from typing import Any
 from etils import epath
 
 from recursive_jax.collapse.metrics import headlines
-from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, resolve
+from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve
 from recursive_jax.rounds.progress import summary
 
 
@@ -16,7 +15,7 @@ def status_text(run: Any, short: bool = False) -> str:
     """short: only the metrics table."""
     run = epath.Path(run)
     stored = manifests(run)
-    record = storage.read_json(run / "run.json", "the run record")
+    record = read_record(run)
     records = evaluations(run)
     lines = [] if short else [*_chain(run, stored, record), ""]
     return "\n".join(lines + _table(records, list(record.get("config", {}).get("arms", {}))))

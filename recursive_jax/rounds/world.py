@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from recursive_jax import mesh as meshes
+from recursive_jax import storage
 from recursive_jax.config import DataConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World, open_world, source_files
@@ -17,7 +18,6 @@ from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
-from recursive_jax.rounds import storage
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.run import Run
 

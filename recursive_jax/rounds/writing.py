@@ -3,19 +3,18 @@ read."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from recursive_jax import mesh as meshes
+from recursive_jax import storage
 from recursive_jax.data.tokenizer_files import token_ids, write_tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.models.huggingface import new_folder, write_huggingface
 from recursive_jax.models.model import Model, parameter_count
 from recursive_jax.models.network import TransformerNetwork
-from recursive_jax.rounds import storage
 from recursive_jax.train import checkpoint
 
 
@@ -63,10 +62,15 @@ def describe_model(model: Model) -> str:
 
 
 def save_imported(model: Model, folder: Path) -> None:
-    """Stores a model in the project's own form, so that runs start from it and no conversion is needed again."""
+    """Stores a model in the project's own form, so that runs start from it and no conversion is needed again. Its
+    manifest says what it is of, with the checksum of every file."""
     new_folder(folder)
     meshes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     write_model(folder, model)
-    meshes.on_main(
-        lambda: (folder / "source.json").write_text(json.dumps({"fingerprint": model.fingerprint}), encoding="utf-8")
-    )
+
+    def commit() -> None:
+        storage.sync_tree(folder)
+        manifest = {"verb": "import", "fingerprint": model.fingerprint, "source": model.source}
+        storage.write_json(folder / "manifest.json", {**manifest, "files": storage.describe(epath.Path(folder))})
+
+    meshes.on_main(commit)

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
+from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import TrainConfig, difference, row_length
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Batches
-from recursive_jax.errors import InputError, Preempted, TrainingDiverged, problems
-from recursive_jax.identity import describe
+from recursive_jax.errors import InputError, Preempted, TrainingDiverged, problems, say
+from recursive_jax.identity import describe, digest
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Extra, Objective
@@ -76,11 +77,12 @@ def train(
     if hasattr(batches, "columns"):
         objective.check(batches.columns)
     dtype = meshes.resolve_dtype(config.dtype, mesh)
+    resume = None
     if directory is not None:
         directory = Path(directory)
         settings = _settings(model, batches, objective, config, dtype, length, seed)  # on every process: it may gather
-        meshes.on_main(lambda: _claim(directory, settings))
-    resume = Resume(directory / "resume") if directory is not None else None
+        meshes.on_main(lambda: _claim(directory, settings, environment.environment(mesh)))
+        resume = Resume(directory / "resume", digest(json.dumps(settings, sort_keys=True).encode()))
     others = {name: other.on(mesh) for name, other in objective.models(model).items()}
     held = tuple((name, other.network) for name, other in others.items())
     held_params = {name: other.params for name, other in others.items()}
@@ -157,24 +159,28 @@ def _settings(
     }
 
 
-def _claim(directory: Path, settings: dict[str, Any]) -> None:
-    """Says in the directory what is trained in it. Raises InputError where checkpoints of another training lie."""
+def _claim(directory: Path, settings: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says in the directory what is trained in it, and under which environments. Raises InputError where checkpoints of
+    another training lie."""
     file = directory / "training.json"
+    settings = json.loads(json.dumps(settings))
+    before: dict[str, Any] = {}
     if file.exists():
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            before = None  # torn by a kill before anything was made
-        if isinstance(before, dict) and before != settings and any((directory / "resume").glob("*")):
-            raise problems(
-                f"{directory} holds a half-done training of other settings. Give these again to go on with it, another "
-                "directory to keep it, or delete it. The differences:",
-                difference(before, settings),
-            )
+            before = storage.read_json(file, "the record of the training")
+        except storage.Damaged as error:
+            say(f"{error.what} It is written anew: the checkpoints beside it say themselves what they are of")
+    kept = any((directory / "resume").glob("*"))
+    if before and before.get("settings") != settings and kept:
+        raise problems(
+            f"{directory} holds a half-done training of other settings. Give these again to go on with it, another "
+            "directory to keep it, or delete it. The differences:",
+            difference(before.get("settings", {}), settings),
+        )
+    environments = before.get("environments", []) if kept else []
+    environment.changed(environments, now, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / "training.json.tmp"
-    temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    storage.write_json(file, {"settings": settings, "environments": environment.continued(environments, now)})
 
 
 def _start(

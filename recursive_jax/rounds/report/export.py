@@ -15,8 +15,7 @@ from recursive_jax.collapse import figures
 from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.collapse.metrics import panels as panel_metrics
 from recursive_jax.errors import InputError
-from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, manifests
+from recursive_jax.rounds.lineage import evaluations, manifests, read_record
 from recursive_jax.rounds.profile import run_profiles
 from recursive_jax.rounds.report.regimes import PARTS
 from recursive_jax.rounds.report.series import Arm, arms_of
@@ -28,7 +27,7 @@ def export_report(run: Any, folder: str | Path) -> list[Path]:
     tail-deciles, histograms. Returns the paths. Raises InputError for a run without evaluations, or without
     matplotlib."""
     run, folder = epath.Path(run), Path(folder)
-    record, records = storage.read_json(run / "run.json", "the run record"), evaluations(run)
+    record, records = read_record(run), evaluations(run)
     if not records:
         raise InputError(f"{run} has no evaluation yet: there is nothing to draw")
     arms = arms_of(records, list(record["config"].get("arms", {})))

@@ -14,10 +14,9 @@ from typing import Any
 
 from etils import epath
 
+from recursive_jax import storage
 from recursive_jax.collapse.metrics import Metric, panels
-from recursive_jax.data.dataset import Dataset
-from recursive_jax.rounds import storage
-from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, resolve
+from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of
 
@@ -51,8 +50,7 @@ class View:
         found: dict[tuple[str, int], list[str]] = {}
         for m in self.stored:
             if m["verb"] == "generate" and m["name"] == "samples" and m["replicate"] == 0 and show:
-                files = sorted((self.run / m["path"]).glob("rows-*.parquet"))[:1]
-                table = Dataset.read([str(f) for f in files]).table.slice(0, show)
+                table = stored_rows(self.run, m, 1).table.slice(0, show)
                 found[m["arm"], m["round"]] = [t[:400] or "(empty)" for t in table["text"].to_pylist()]
         return found
 
@@ -81,7 +79,7 @@ plain_layout = Layout(plain_header, plain_sections)
 def write_report(run: Any, layout: Layout = plain_layout) -> epath.Path:
     """Writes RUN/report.html from what is committed in the run folder (also while it is still running)."""
     run = epath.Path(run)
-    record, records = storage.read_json(run / "run.json", "the run record"), evaluations(run)
+    record, records = read_record(run), evaluations(run)
     view = View(run, record, records, manifests(run), arms_of(records, list(record["config"].get("arms", {}))))
     storage.write_atomic(run / "report.html", render(view, layout).encode())
     return run / "report.html"
@@ -89,7 +87,7 @@ def write_report(run: Any, layout: Layout = plain_layout) -> epath.Path:
 
 def render(view: View, layout: Layout = plain_layout) -> str:
     title = html.escape(str(view.config.get("name", "run")))
-    seed, devices = view.record.get("seed"), html.escape(view.record.get("devices", ""))
+    seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
     body += [_ledger(view.stored), _lineage(view.stored), _settings(view.record)]
@@ -181,7 +179,7 @@ def _lineage(stored: list[dict]) -> str:
         sources = [(resolve(stored, f, m), f) for f in inputs_of(m)]
         inputs = ", ".join(str(f) if s is None else s["path"] for s, f in sources)
         lines.append(
-            f"<tr><td>{html.escape(m['path'])}</td><td class=left>{m['fingerprint']}</td><td "
+            f"<tr><td>{html.escape(m['path'])}</td><td class=left>{html.escape(str(m['fingerprint']))}</td><td "
             f"class=text>{html.escape(inputs)}</td></tr>"
         )
     return (
