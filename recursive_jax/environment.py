@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from recursive_jax.config import difference
 from recursive_jax.errors import problems, say
+from recursive_jax.mesh import all_devices
 
 #: Settings of JAX that change numbers.
 _SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
@@ -41,7 +42,7 @@ def environment(mesh: Mesh | None = None) -> dict[str, Any]:
     found["xla_flags"] = " ".join(sorted(f for f in flags if not f.startswith(_HARMLESS)))
     settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
     found["settings"] = " ".join(f"{k.removeprefix('jax_')}={v}" for k, v in settings.items())
-    device = jax.devices()[0]
+    device = all_devices()[0]
     found["devices"] = f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)"
     if mesh is not None:
         found["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

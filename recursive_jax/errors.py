@@ -11,6 +11,7 @@ from typing import Any
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler may start the same command again
 
 

@@ -21,7 +21,7 @@ from jax import NamedSharding, P
 from jax.sharding import AxisType, Mesh
 
 from recursive_jax.config import MeshConfig
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, explain
 
 AXES = ("data", "fsdp", "tensor")
 KEYS = "threefry2x32"  # random numbers that do not depend on the mesh
@@ -109,10 +109,19 @@ def local(function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[.
     return lambda *args: run(*jax.tree.map(lay, inputs, args, is_leaf=lambda x: isinstance(x, P)))
 
 
+def all_devices() -> list[Any]:
+    """All devices of the job. Raises InputError where the platform that JAX is told to use is not on this machine."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where a platform has no plugin
+        asked = f"JAX finds no device (JAX_PLATFORMS={jax.config.jax_platforms})"
+        raise InputError(explain(error) or f"{asked}: leave the variable out, or install the platform's extra") from None
+
+
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over `devices` (default: all). Raises InputError if it does not fit."""
     config = config or MeshConfig()
-    devices = devices or jax.devices()
+    devices = devices or all_devices()
     sizes = [config.data, config.fsdp, config.tensor]
     asked = "x".join(map(str, sizes))
     if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from recursive_jax import __version__, allocator
-from recursive_jax.errors import EXIT_BAD_INPUT, RecursiveJaxError
+from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, RecursiveJaxError, explain, say_once
 
 EPILOG = """\
 a first run (a few minutes on two CPU cores, no data and no network needed):
@@ -95,26 +98,65 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+_INTERRUPTED = "recursive-jax: interrupted; what was committed is kept"
+
+
+def _stop_at_once(number: int, frame: Any) -> None:
+    """Ctrl-C before a run is opened, or where nothing is kept: an exception could get lost in the middle of an import,
+    or be taken for that module's own."""
+    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
+    os.write(2, show_cursor + f"\n{_INTERRUPTED}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _quiet_background() -> None:
+    """What background threads of other libraries run into on a full disk or at a limit is one line: the main thread is
+    told of it, and says what to do."""
+    thread, unraisable = threading.excepthook, sys.unraisablehook
+    troubled = threading.Event()
+
+    def in_thread(args: Any) -> None:
+        text = explain(args.exc_value) if args.exc_value is not None else None
+        if text is not None:
+            troubled.set()
+            say_once(f"in the background: {text}")
+        elif not troubled.is_set():
+            thread(args)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = lambda args: None if troubled.is_set() else unraisable(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
-    args = _parse(argv)
-    if argv is None and args.command in COMPUTES:
-        allocator.restart()
+    if argv is None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _stop_at_once)
+        _quiet_background()
+    args = None
     try:
+        args = _parse(argv)
+        if argv is None and args.command in COMPUTES:
+            allocator.restart()
         return _command(args.command).run(args) or 0
     except RecursiveJaxError as error:
         print(f"recursive-jax: {error}", file=sys.stderr)
-        return error.exit_code
+        return _left(error.exit_code) if argv is None and error.__cause__ is not None else error.exit_code
     except KeyboardInterrupt:
-        print("recursive-jax: interrupted; what was committed is kept", file=sys.stderr)
-        return 130
+        print(_INTERRUPTED, file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0
-    except OSError as error:
-        from recursive_jax.storage import explain_disk_error
-
-        text = explain_disk_error(error, getattr(args, "workdir", None) or error.filename)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        text = explain(error, getattr(args, "workdir", None))
         if text is None:
             raise
         print(f"recursive-jax: {text}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _left(EXIT_BAD_INPUT) if argv is None else EXIT_BAD_INPUT
+
+
+def _left(code: int) -> int:
+    """Ends the process after an error of the machine: with no disk or no descriptors left, what other libraries do at
+    the end of the interpreter fails once more, loudly."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -17,6 +17,11 @@ def config_arguments(p: argparse.ArgumentParser) -> None:
     override_arguments(p, "dotted keys of the config, e.g. train.steps=500")
     p.add_argument("--workdir", required=True, metavar="DIR", help="the run folder: new, or one to go on with")
     p.add_argument("--fork", metavar="DIR", help="another run folder whose unchanged results are reused")
+    p.add_argument(
+        "--same-environment",
+        action="store_true",
+        help="refuse to go on under other versions, flags or devices, instead of saying and marking it",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs; write nothing")
     p.add_argument("--quiet", action="store_true", help="no progress")
 

@@ -22,12 +22,14 @@ def run(args: argparse.Namespace) -> int:
 def run_config(config: Any, args: argparse.Namespace) -> int:
     """Runs a config, or prices it."""
     set_up(config.mesh)
+    from recursive_jax.environment import require_same
     from recursive_jax.mesh import is_main
     from recursive_jax.recipes import recipe_of
     from recursive_jax.rounds.status import status_text
 
     recipe = recipe_of(config)
     recipe.preflight(config)
+    require_same(args.same_environment)
     if args.dry_run:
         print(dry_run(config, recipe))
         return 0

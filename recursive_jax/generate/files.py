@@ -25,13 +25,14 @@ from recursive_jax.config import SamplingConfig
 from recursive_jax.data import chat, files
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.tokenizers import Tokenizer
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say
 from recursive_jax.generate.generate import FIRST, own_name, stream, writer_name
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.request import Draft, Request
 from recursive_jax.identity import describe
 from recursive_jax.mesh import resolve_dtype
 from recursive_jax.models.model import Model
+from recursive_jax.storage import checksum
 
 SUFFIXES = (".jsonl", ".parquet")
 GROUP = 1024  # rows of one row group of a Parquet file
@@ -226,7 +227,8 @@ def _mark(model: Model, prompts: Prompts, sampling: SamplingConfig, seed: int) -
 
 
 class _Partial:
-    """Rows as JSON lines in the order they finished, behind a line that names the command."""
+    """Rows as JSON lines in the order they finished, behind a line that names the command; each line ends with a tab
+    and its checksum."""
 
     def __init__(self, out: str, mark: str):
         self.path = f"{out}.partial"
@@ -237,20 +239,25 @@ class _Partial:
             self._read(mark)
         self._file = open(self.path, "r+b" if self._end else "wb")
         if not self._end:
-            self._write(json.dumps({"command": mark}).encode() + b"\n")
+            self._write({"command": mark})
         self._file.seek(self._end)
         self._file.truncate()
 
     def _read(self, mark: str) -> None:
-        """Takes up what an earlier start left; a torn last line, and rows of a request that is not whole, are
-        dropped."""
+        """Takes up what an earlier start left; a torn last line, what is damaged and all behind it, and rows of a
+        request that is not whole, are dropped."""
         with open(self.path, "rb") as file:
             head = file.readline()
-            if not head.endswith(b"\n"):
-                return
-            if json.loads(head).get("command") != mark:
-                if not file.readline().endswith(b"\n"):
-                    return  # it came to no row (bad input, say): nothing is lost
+            first = file.readline()
+            file.seek(len(head))
+            if not first.endswith(b"\n"):
+                return  # it came to no row (bad input, say): nothing is lost
+            command = _checked(head)
+            if command is None:
+                raise InputError(
+                    f"{self.path} is damaged, or no rows of a `generate --out`: remove it to have its rows made again"
+                )
+            if command.get("command") != mark:
                 raise InputError(
                     f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, "
                     "or "
@@ -260,7 +267,10 @@ class _Partial:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                record = json.loads(line)
+                record = _checked(line)
+                if record is None:
+                    say(f"{self.path} is damaged at byte {self._end:,}: the rows from there on are made again")
+                    return
                 self._note(record["id"], record.pop("_last"))
                 self._end += len(line)
 
@@ -271,14 +281,16 @@ class _Partial:
             self.done.extend(bytes(max(0, int(number) + 1 - len(self.done))))
             self.done[int(number)] = 1
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record, default=str).encode()
+        line = text + b"\t" + checksum(text).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         self._end += len(line)
 
     def append(self, record: dict[str, Any], row: Row) -> None:
         self._note(record["id"], row.last)
-        self._write(json.dumps({**record, "_last": row.last}, default=str).encode() + b"\n")
+        self._write({**record, "_last": row.last})
 
     def close(self) -> None:
         self._file.close()
@@ -295,9 +307,17 @@ class _Partial:
         os.remove(self.path)
 
 
+def _checked(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it differs from what was written."""
+    text, _, stored = line.rstrip(b"\n").rpartition(b"\t")
+    return json.loads(text) if checksum(text).encode() == stored else None
+
+
 def _line_at(file: Any, at: int) -> dict[str, Any]:
     file.seek(at)
-    record = json.loads(file.readline())
+    record = _checked(file.readline())
+    if record is None:
+        raise InputError(f"{file.name} was changed while it was read; the same command goes on from what is whole")
     del record["_last"]
     return record
 

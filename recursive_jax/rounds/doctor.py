@@ -28,7 +28,7 @@ from recursive_jax.train.loop import train
 
 def doctor() -> tuple[str, bool]:
     """(text, everything works)."""
-    devices = jax.devices()
+    devices = meshes.all_devices()
     dtype = meshes.resolve_dtype("auto")
     lines = [f"{name:<18} {version}" for name, version in versions().items()]
     lines.append(

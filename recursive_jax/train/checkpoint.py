@@ -20,7 +20,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax import storage
 from recursive_jax.errors import InputError, explain, problems, say
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates; errors it raises too
 
 _SEAL = "seal.json"
 
