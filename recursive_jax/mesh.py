@@ -115,7 +115,7 @@ def all_devices() -> list[Any]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where a platform has no plugin
         asked = f"JAX finds no device (JAX_PLATFORMS={jax.config.jax_platforms})"
-        raise InputError(explain(error) or f"{asked}: leave the variable out, or install the platform's extra") from None
+        raise InputError(explain(error) or f"{asked}: leave the variable out, or install its extra") from None
 
 
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from recursive_jax.cli.common import set_up
+from recursive_jax.config.yaml_text import read_yaml
 from recursive_jax.errors import InputError
 
 HELP = "run a closed-form collapse experiment: thousands of chains in seconds, beside what theory expects"
@@ -65,11 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _experiment(path: str) -> tuple[dict[str, Any], dict[str, list]]:
     """A YAML file: `family`, its options, and `sweep` with lists of values."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"lab: {path} cannot be read: {error}") from None
-    if not isinstance(raw, dict) or "family" not in raw:
+    raw = read_yaml(path, "lab: the experiment")
+    if "family" not in raw:
         raise InputError(f"lab: {path} is not an experiment: it needs a key `family`, for example family: gaussian")
     sweep = raw.pop("sweep", None) or {}
     if not isinstance(sweep, dict) or not all(isinstance(v, list) for v in sweep.values()):

@@ -7,33 +7,16 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
 
 from recursive_jax.config.section import Section
+from recursive_jax.config.yaml_text import parse_yaml
 from recursive_jax.errors import InputError, problems
 
 Kind = TypeVar("Kind", bound=Section)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A config file as nested dicts. Raises InputError, naming the files that are there where this one is not."""
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
-        hint = f"; there are: {', '.join(near)}" if near else ""
-        raise InputError(f"config file {path} does not exist{hint}") from None
-    except IsADirectoryError:
-        raise InputError(f"config file {path} is a folder; give one of the .yaml files in it") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"config file {path} cannot be read as YAML: {error}") from None
-    if loaded is not None and not isinstance(loaded, dict):
-        raise InputError(f"config file {path} must be a mapping of sections, it is a {type(loaded).__name__}")
-    return loaded or {}
 
 
 def parse_section(
@@ -71,7 +54,7 @@ def _value(text: str, section: Any, key: str) -> Any:
     if field is not None and set(get_args(field.annotation) or (field.annotation,)) <= {str, type(None)}:
         return None if text == "null" else text
     try:
-        return yaml.safe_load(text) if text else None
+        return parse_yaml(text) if text else None
     except yaml.YAMLError:
         return text
 
@@ -134,8 +117,17 @@ def explain(
             prefix = "" if key == "config" else f"{key}: "
             lines.extend(prefix + line for line in str(item["ctx"]["error"]).split("\n"))
         else:
-            lines.append(f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+            lines.append(f"{key}={_shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
     return list(dict.fromkeys(lines))
+
+
+def _shown(value: Any) -> str:
+    """A value as text that fits a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits has no text
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def unknown_key(root: type[Section], location: Sequence[str]) -> str:

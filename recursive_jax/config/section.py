@@ -19,7 +19,7 @@ class Section(pydantic.BaseModel):
     may change when a run goes on. OVERRIDES: keys that hold keys of another section, as a dict. RENAMED: old names of
     keys, which still work for one release and say the new one."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     HOW: ClassVar[frozenset[str]] = frozenset()
     OVERRIDES: ClassVar[dict[str, type[Section]]] = {}
     RENAMED: ClassVar[dict[str, str]] = {}

@@ -1,65 +1,21 @@
 """Chat templates: messages -> text -> tokens, and which of the tokens the assistant wrote.
 
-Templates are the Jinja programs inside tokenizers; they run sandboxed, in the environment that `transformers` gives
-them. `{% generation %}` marks say what the assistant wrote; a template without them is rendered prefix by prefix.
+Templates are the Jinja programs inside tokenizers (data/chat_template.py). `{% generation %}` marks say what the
+assistant wrote; a template without them is rendered prefix by prefix.
 """
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from recursive_jax.data.chat_template import CLOSE, OPEN, render_template
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
 
 Message = dict[str, Any]  # {"role": "user", "content": "..."}
-_OPEN, _CLOSE = (f"<{uuid.uuid4().hex}>" for _ in range(2))  # no text holds them
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: its content between two marks that are taken out after rendering."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_mark")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _mark(self, caller):
-        return f"{_OPEN}{caller()}{_CLOSE}"
-
-
-def _fail(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-
-    def tojson(x: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = _fail
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise InputError(f"the chat template is not valid Jinja: {error}") from None
 
 
 def _raw(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool, **more: Any) -> str:
@@ -72,24 +28,21 @@ def _raw(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool, **more
         "eos_token": name(tokenizer.eos),
         "pad_token": "" if tokenizer.pad is None else name(tokenizer.pad),
     }
-    try:
-        return _compiled(source).render(messages=list(messages), add_generation_prompt=prompt, **{**tokens, **more})
-    except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"the chat template refuses these messages: {error}") from None
+    return render_template(source, messages=list(messages), add_generation_prompt=prompt, **{**tokens, **more})
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False, **more: Any) -> str:
     """The conversation as one text. Raises InputError without a template, or where it refuses the messages."""
-    return _raw(tokenizer, messages, add_generation_prompt, **more).replace(_OPEN, "").replace(_CLOSE, "")
+    return _raw(tokenizer, messages, add_generation_prompt, **more).replace(OPEN, "").replace(CLOSE, "")
 
 
 def render_spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
     """(text, spans of characters that the assistant wrote, its end-of-turn token included)."""
     marked = _raw(tokenizer, messages, False)
-    if _OPEN in marked:
+    if OPEN in marked:
         spans, text = [], ""
-        for i, piece in enumerate(marked.split(_OPEN)):
-            written, _, rest = piece.partition(_CLOSE) if i else ("", "", piece)
+        for i, piece in enumerate(marked.split(OPEN)):
+            written, _, rest = piece.partition(CLOSE) if i else ("", "", piece)
             if i:
                 spans.append((len(text), len(text) + len(written)))
             text += written + rest

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as bpe
@@ -23,7 +24,8 @@ from recursive_jax.data.tokenizers import (
     Tokenizer,
     stop_tokens,
 )
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, problems
+from recursive_jax.storage import plain_json
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 _LLAMA3 = (
@@ -40,19 +42,26 @@ def say(text: str) -> None:
 def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    found = plain_json(path, "the file")
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: a mapping is wanted")
+    return found
 
 
 def _text(token: Any) -> str | None:
-    """A token in tokenizer_config.json is a string or a mapping."""
-    return token.get("content") if isinstance(token, Mapping) else token
+    """A token in tokenizer_config.json is a string or a mapping; what is neither is none."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
 
 
-def _ids(value: Any) -> list[int]:
-    return [] if value is None else [int(v) for v in value] if isinstance(value, list) else [int(value)]
+def _ids(values: Mapping[str, Any], key: str, where: str) -> list[int]:
+    """The token ids under a key: none, one, or a list of them."""
+    value = values.get(key)
+    found = [] if value is None else list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    found = [int(v) if isinstance(v, np.integer) else v for v in found]
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in found):
+        raise InputError(f"{where}: {key}={str(value)[:100]!r}: a token id, or a list of them, is wanted")
+    return found
 
 
 def repaired_pad(pad: int | None, stops: Sequence[int], find: Any) -> int | None:
@@ -75,11 +84,8 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     settings = _json(folder / "tokenizer_config.json")
     named = {**_json(folder / "special_tokens_map.json"), **settings}
     config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
-    if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    ids = lambda values, key: _ids(values, key, str(folder))
+    template = _template(settings, folder)
     inner = _library_tokenizer(folder)
     processor = None
     if inner is None and (folder / "tokenizer.model").exists():
@@ -94,9 +100,9 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
             token = _text(named.get(f"{name}_token"))
             if token is not None and find(token) is not None:
                 return find(token)
-        return next(iter(_ids(generation.get(f"{names[0]}_token_id", config.get(f"{names[0]}_token_id")))), None)
+        return next(iter([*ids(generation, f"{names[0]}_token_id"), *ids(config, f"{names[0]}_token_id")]), None)
 
-    ends = [role("eos", "sep"), *_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
+    ends = [role("eos", "sep"), *ids(generation, "eos_token_id"), *ids(config, "eos_token_id")]
     stops = tuple(dict.fromkeys(e for e in ends if e is not None and 0 <= e < vocab))
     eos = stops[0] if stops else 0
     bos = role("bos", "cls")
@@ -121,6 +127,23 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
             f"{folder}: the tokenizer has ids up to {found.vocab - 1}, the embedding has {vocab} rows (vocab_size); "
             "they do not belong together"
         )
+    return found
+
+
+def _template(settings: Mapping[str, Any], folder: Path) -> str | None:
+    """The chat template: a file of its own, else that of the settings, of several the one called default."""
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        try:
+            return own.read_text(encoding="utf-8-sig")
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise InputError(f"{own} is damaged: {error}") from None
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, Mapping)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is a text, or a list of named ones")
     return found
 
 
@@ -178,6 +201,8 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
     kind, tokens = get("model"), get("tokens")
     if kind not in ("gpt2", "llama") or not tokens:
         raise InputError(f"{where}: tokenizer.ggml.model={kind!r} is not supported; known: gpt2, llama")
+    _check_gguf_lists(fields, where)
+    one = lambda name, default=None: next(iter(_ids(fields, f"tokenizer.ggml.{name}", where)), default)
     if len(tokens) > vocab:
         raise InputError(f"{where}: the tokenizer has {len(tokens)} tokens, the embedding has {vocab} rows")
     ids = {token: i for i, token in enumerate(tokens)}
@@ -190,7 +215,7 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
         inner.normalizer = normalizers.NFC() if pre == "qwen2" else None
         inner.pre_tokenizer, inner.decoder = _PRE[pre](), decoders.ByteLevel()
     else:
-        unknown = tokens[get("unknown_token_id", 0)]
+        unknown = tokens[one("unknown_token_id", 0)]
         merges = _merges(tokens, get("scores", []), ids)
         inner = tokenizers.Tokenizer(bpe.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
         space = [normalizers.Prepend("▁")] if get("add_space_prefix", True) else []
@@ -203,13 +228,37 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
     inner.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 3])
     own = [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 4]
     inner.add_tokens(own)
-    eos = int(get("eos_token_id", 0))
-    extra = [get("eot_token_id"), get("eom_token_id"), ids.get("<|im_end|>"), ids.get("<|eot_id|>")]
+    eos = one("eos_token_id", 0)
+    extra = [one("eot_token_id"), one("eom_token_id"), ids.get("<|im_end|>"), ids.get("<|eot_id|>")]
     stops = tuple(dict.fromkeys([eos, *(int(e) for e in extra if e is not None)]))
-    pad = get("padding_token_id")
-    pad = repaired_pad(None if pad is None else int(pad), stops, ids.get)
-    special = Special(int(get("bos_token_id", eos)), eos, pad, stops, bool(get("add_bos_token", kind == "llama")))
+    pad = repaired_pad(one("padding_token_id"), stops, ids.get)
+    special = Special(one("bos_token_id", eos), eos, pad, stops, bool(get("add_bos_token", kind == "llama")))
     return FileTokenizer(inner, special, fields.get("tokenizer.chat_template"))
+
+
+def _check_gguf_lists(fields: Mapping[str, Any], where: str) -> None:
+    """The lists of a GGUF's tokenizer: of the right kind, of one length, and ids that are tokens."""
+    get = lambda name: fields.get(f"tokenizer.ggml.{name}")
+    size = len(get("tokens")) if isinstance(get("tokens"), list) else 0
+    lines = [] if size and all(isinstance(t, str) for t in get("tokens")) else ["tokens are texts"]
+    numbers = {"scores": (int, float), "token_type": int}
+    for name, kind in numbers.items():
+        found = get(name)
+        if found is not None and not (
+            isinstance(found, list) and len(found) == size and all(isinstance(x, kind) for x in found)
+        ):
+            lines.append(f"{name} is a list of {size:,} numbers, one for each token")
+    merges = get("merges")
+    if merges is not None and not (
+        isinstance(merges, list) and all(isinstance(m, str) and len(m.split(" ", 1)) == 2 for m in merges)
+    ):
+        lines.append("merges are texts, two parts with a blank between")
+    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+        found = _ids(fields, f"tokenizer.ggml.{name}_token_id", where)
+        if not all(0 <= i < size for i in found):
+            lines.append(f"{name}_token_id={found} is not the id of a token")
+    if lines:
+        raise problems(f"{where}: tokenizer.ggml:", lines)
 
 
 def _merges(tokens: Sequence[str], scores: Sequence[float], ids: Mapping[str, int]) -> list[tuple[str, str]]:

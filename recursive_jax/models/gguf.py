@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from recursive_jax.config import ModelConfig
 from recursive_jax.errors import InputError
 from recursive_jax.models.families import Keys, read_config
+from recursive_jax.models.families.values import check_values
+from recursive_jax.models.gguf_header import check_header
 from recursive_jax.models.huggingface import params_from
 from recursive_jax.models.transformer import frequencies
 
@@ -41,6 +43,9 @@ def _reader(path: Path) -> Any:
         import gguf
     except ImportError:
         raise InputError(f"{path} is a GGUF file: pip install 'recursive-jax[gguf]'") from None
+    if not path.is_file():
+        raise InputError(f"{path} is not a file")
+    check_header(path, {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()})
     try:
         return gguf.GGUFReader(str(path))
     except Exception as error:  # the reader raises what its parsing runs into
@@ -80,9 +85,12 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
     Raises InputError for another architecture or rope scaling, and for a file that is truncated or damaged.
     """
     reader = _reader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    try:
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
     kind = fields.get("general.architecture")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise InputError(f"{path}: general.architecture={kind!r} is not supported; known: {', '.join(_FAMILIES)}")
     get = Keys(
         {n.removeprefix(f"{kind}."): v for n, v in fields.items() if n.startswith(f"{kind}.")}, f"{path}: {kind}"
@@ -100,6 +108,11 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         raise InputError(f"{path}: the tensor token_embd.weight is missing")
     heads, width = get("attention.head_count"), get("embedding_length")
     biased = any(n.endswith("q_proj.bias") for n in tensors)
+    if len(tensors["model.embed_tokens.weight"].shape) != 2:
+        raise InputError(f"{path}: token_embd.weight is no matrix")
+    check_values({"num_attention_heads": heads, "hidden_size": width}, str(path))
+    epsilon, theta = get("attention.layer_norm_rms_epsilon"), get("rope.freq_base", 10_000.0)
+    check_values({"rms_norm_eps": epsilon, "rope_theta": theta}, str(path))
     values = {
         "model_type": _FAMILIES[kind],
         "vocab_size": int(tensors["model.embed_tokens.weight"].shape[1]),
@@ -110,8 +123,8 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         "head_dim": get("attention.key_length", width // heads),
         "intermediate_size": get("feed_forward_length"),
         "max_position_embeddings": get("context_length"),
-        "rms_norm_eps": round(float(get("attention.layer_norm_rms_epsilon")), 12),
-        "rope_theta": float(get("rope.freq_base", 10_000.0)),
+        "rms_norm_eps": round(float(epsilon), 12),
+        "rope_theta": float(theta),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         "attention_bias": biased and kind == "llama",
     }

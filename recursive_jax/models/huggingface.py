@@ -21,17 +21,15 @@ from recursive_jax.models import weights
 from recursive_jax.models.families import FAMILIES, read_config, write_config
 from recursive_jax.models.model import abstract_params
 from recursive_jax.models.network import check_mesh, transformer_network
+from recursive_jax.storage import plain_json
 
 SHARD_BYTES = 5 * 10**9
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: {what} is wanted") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: {what} is wanted")
+    values = plain_json(path, what)
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: {what} is a mapping")
     return values
@@ -49,17 +47,27 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """A file that another file names, if it lies below the folder. Raises InputError for `../` and absolute paths: a
     folder from elsewhere opens nothing outside itself."""
     path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
+    file = folder / path
+    # The hub's cache keeps a model as links from snapshots/REVISION into blobs beside it.
+    home = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder.resolve()
+    if path.is_absolute() or ".." in path.parts or not file.resolve().is_relative_to(home):
         raise InputError(f"{where} names {name!r}, which lies outside {folder}: only files below it are opened")
-    return folder / path
+    return file
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Tensor -> file, of an index of shards."""
+    places = read_json(index, "the index of the shards").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(f, str) and f for f in places.values()):
+        raise InputError(f"{index} is damaged: weight_map is a mapping of tensors to files")
+    return places
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a folder's tensors are read from."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        places = read_json(index, "the index of the shards").get("weight_map", {})
-        return sorted({inside(folder, str(f), str(index)) for f in places.values()})
+        return sorted({inside(folder, f, str(index)) for f in _places(index).values()})
     single = [p for p in (folder / "model.safetensors", *sorted(folder.glob("*.safetensors"))) if p.exists()]
     return single[:1]
 
@@ -74,7 +82,7 @@ class _Files:
             other = sorted(p.name for p in folder.glob("*.bin"))
             hint = f"; {other[0]} is a pickle: convert it with save_pretrained(...) first" if other else ""
             raise InputError(f"{folder} has no .safetensors file{hint}")
-        places = read_json(index, "the index of the shards").get("weight_map", {}) if index.exists() else None
+        places = _places(index) if index.exists() else None
         missing = [f for f in files if not f.exists()]
         if missing:
             raise InputError(f"{folder}: the shard {missing[0].relative_to(folder)} named in {index.name} is missing")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recursive_jax.config.loader import parse_section, read_yaml, split_override
+from recursive_jax.config.loader import parse_section, split_override
+from recursive_jax.config.yaml_text import read_yaml
 from recursive_jax.errors import InputError
 from recursive_jax.recipes.recipe import Recipe, RecipeConfig
 

@@ -21,7 +21,7 @@ from recursive_jax.config.loader import changed_keys, explain
 from recursive_jax.recipes.recipe import RecipeConfig
 
 #: Names in a run folder that an arm's folder would collide with.
-TAKEN = ("rounds", "run.json", "models.json", "metrics.jsonl", "report.html")
+TAKEN = ("rounds", "run.json", "models.json", "commits.jsonl", "metrics.jsonl", "report.html")
 
 
 class CollapseConfig(RecipeConfig):
@@ -113,7 +113,7 @@ class CollapseConfig(RecipeConfig):
                     "none of "
                     "these names"
                 )
-            if len(name) > 100:
+            if len(name.encode()) > 100:
                 errors.append(f"arms.{name[:20]}...: an arm's name is a folder's, {len(name)} characters are too long")
             try:
                 sampling = self.arm_sampling(arm)

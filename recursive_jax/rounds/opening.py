@@ -21,7 +21,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.models.huggingface import read_huggingface, weight_files
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params
-from recursive_jax.models.network import check_mesh, transformer_network
+from recursive_jax.models.network import Network, check_mesh, transformer_network
 from recursive_jax.models.registry import NETWORKS
 from recursive_jax.rounds.durable import read_manifest
 from recursive_jax.rounds.lineage import manifests
@@ -54,17 +54,25 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
     stored = read_manifest(folder / "manifest.json")
     storage.verify(folder, stored.get("files"))
     described = storage.read_json(folder / "model.json", "the model description")
-    kind = NETWORKS.get(described.get("kind"))
-    if kind is None:
-        raise InputError(f"{folder}: a network of kind {described.get('kind')!r}; known: {', '.join(NETWORKS)}")
-    network = kind.load(described["network"], folder)
     mesh = mesh or meshes.make_mesh()
+    network, tokenizer = _described(described, folder)
     check_mesh(network, mesh)
-    model = Model(network, tokenizer_from_json(described["tokenizer"]), mesh=mesh, source=str(folder.resolve()))
+    model = Model(network, tokenizer, mesh=mesh, source=str(folder.resolve()))
     if described["network"].get("lora"):
         model = _adapted_base(described, model, folder)
     loaded = dataclasses.replace(load_stored_model(folder, model), source=str(folder.resolve()))
     return loaded.with_params(loaded.params, stored["fingerprint"])
+
+
+def _described(described: dict[str, Any], folder: epath.Path) -> tuple[Network, Any]:
+    """(network, tokenizer) of a model.json. Raises InputError where it is of another form."""
+    kind = NETWORKS.get(described.get("kind"))
+    if kind is None:
+        raise InputError(f"{folder}: a network of kind {described.get('kind')!r}; known: {', '.join(NETWORKS)}")
+    try:
+        return kind.load(described["network"], folder), tokenizer_from_json(described["tokenizer"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # pydantic's are ValueErrors
+        raise InputError(f"{folder / 'model.json'} is of another version or form: {error}") from None
 
 
 def load_stored_model(folder: Any, like: Model) -> Model:

@@ -13,6 +13,7 @@ from recursive_jax.config import ModelConfig
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.families import encoders, gpt, llama
 from recursive_jax.models.families.shared import Family, Keys, Source
+from recursive_jax.models.families.values import check_values
 
 FAMILIES: dict[str, Family] = {**llama.FAMILIES, **gpt.FAMILIES, **encoders.FAMILIES}
 _RUNTIME = ("family", "scan", "remat", "attention")  # say how a model runs, not what it computes
@@ -22,9 +23,13 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     """`config.json` -> ModelConfig. Raises InputError for an unknown model_type, a missing key, or a switch that is
     not supported, naming it."""
     kind = values.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{where}: model_type={kind!r} is not known; known: {', '.join(sorted(FAMILIES))}")
-    found = FAMILIES[kind].read(Keys(values, where))
+    check_values(values, where)
+    try:
+        found = FAMILIES[kind].read(Keys(values, where))
+    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
+        raise InputError(f"{where}: its values do not fit together ({type(error).__name__}: {error})") from None
     try:
         return ModelConfig(**found, family=kind)
     except pydantic.ValidationError as error:
