@@ -32,7 +32,7 @@ class Damaged(InputError):
     """A file is not what was written. what: which and how, without what to do about it."""
 
     def __init__(self, what: str, remedy: str = ""):
-        super().__init__(f"{what} {remedy}".strip())
+        super().__init__(f"{what}; {remedy}" if remedy else what)
         self.what = what
 
 
@@ -71,13 +71,13 @@ def verify(folder: epath.Path, files: Any, manifest: str = "manifest.json", reme
     """Raises Damaged naming the first file that is not as the manifest says. remedy: what to do about it."""
     remedy = remedy or f"restore it from a copy, or delete {folder} to have it made again"
     if not isinstance(files, dict):
-        raise Damaged(f"{folder / manifest} is damaged: it names no files;", remedy)
+        raise Damaged(f"{folder / manifest} is damaged: it names no files", remedy)
     for name, stored in files.items():
         file = folder / name
         if not file.is_file():
-            raise Damaged(f"{file} is missing, although {folder / manifest} lists it;", remedy)
+            raise Damaged(f"{file} is missing, although {folder / manifest} lists it", remedy)
         if os.stat(file).st_size != stored.get("bytes") or file_checksum(file) != stored.get("xxh3"):
-            raise Damaged(f"{file} is damaged: it differs from what {folder / manifest} recorded;", remedy)
+            raise Damaged(f"{file} is damaged: it differs from what {folder / manifest} recorded", remedy)
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -147,10 +147,10 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 def opened(value: Any, what: str, path: Any, remedy: str) -> dict[str, Any]:
     """A sealed mapping without its checksum. Raises Damaged where it is none, or is not what was written."""
     if not isinstance(value, dict) or "checksum" not in value:
-        raise Damaged(f"{what} {path} is damaged: it is no mapping with a checksum.", remedy)
+        raise Damaged(f"{what} {path} is damaged: it is no mapping with a checksum", remedy)
     plain = {k: v for k, v in value.items() if k != "checksum"}
     if value["checksum"] != _json_checksum(plain):
-        raise Damaged(f"{what} {path} is damaged: it differs from what was written, by its checksum.", remedy)
+        raise Damaged(f"{what} {path} is damaged: it differs from what was written, by its checksum", remedy)
     return plain
 
 
@@ -161,7 +161,7 @@ def write_json(path: Any, value: dict[str, Any]) -> None:
 
 def read_json(path: Any, what: str, remedy: str = "") -> dict[str, Any]:
     """What `write_json` wrote. Raises Damaged naming the file, what it is and what to do."""
-    remedy = remedy or "Restore it from a copy; or delete its folder to have it made again"
+    remedy = remedy or "restore it from a copy, or delete its folder to have it made again"
     return opened(plain_json(path, what, remedy), what, path, remedy)
 
 
@@ -171,7 +171,7 @@ def plain_json(path: Any, what: str, remedy: str = "") -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (ValueError, RecursionError, IsADirectoryError) as error:  # no JSON, no UTF-8, no end
-        raise Damaged(f"{what} {path} is damaged ({error}):", remedy) from None
+        raise Damaged(f"{what} {path} is damaged ({error})", remedy) from None
 
 
 def _json_checksum(value: dict[str, Any]) -> str:

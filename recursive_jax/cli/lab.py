@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from recursive_jax.cli.common import set_up
 from recursive_jax.config.yaml_text import read_yaml
+from recursive_jax.csv_text import csv_text
 from recursive_jax.errors import InputError
 
 HELP = "run a closed-form collapse experiment: thousands of chains in seconds, beside what theory expects"
@@ -81,14 +81,13 @@ def write(results: Sequence[Any], swept: Sequence[str], folder: Path) -> list[Pa
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "lab.json", folder / "lab.csv"]
     paths[0].write_text(json.dumps([r.to_dict() for r in results]), encoding="utf-8")
-    with paths[1].open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*swept, "round", "statistic", "mean", "stderr", "expected"])
-        for r in results:
-            for record in r.to_dict()["rounds"]:
-                for name, v in record["statistics"].items():
-                    point = [r.config[key] for key in swept]
-                    writer.writerow([*point, record["round"], name, v["mean"], v["stderr"], v.get("expected")])
+    rows: list[list[Any]] = [[*swept, "round", "statistic", "mean", "stderr", "expected"]]
+    for r in results:
+        for record in r.to_dict()["rounds"]:
+            for name, v in record["statistics"].items():
+                point = [r.config[key] for key in swept]
+                rows.append([*point, record["round"], name, v["mean"], v["stderr"], v.get("expected")])
+    paths[1].write_text(csv_text(rows), encoding="utf-8")
     if figures.available():
         paths += figures.save(figures.curves(_panels(results, swept)), folder, "lab")
     return paths

@@ -3,9 +3,7 @@ a verdict; the definitions of collapse in use side by side; early warnings with 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from recursive_jax.collapse.inputs import Cloud, Texts, as_samples, one_vocabula
 from recursive_jax.collapse.intervals import Measurement, measured
 from recursive_jax.collapse.scaling import scaling_exponents
 from recursive_jax.collapse.suite import TEXT, VECTORS, Measured
+from recursive_jax.csv_text import csv_text
 from recursive_jax.errors import InputError
 
 FEWEST = 4  # groups below which a spread says nothing
@@ -64,13 +63,11 @@ class Profile:
 
     def csv(self) -> str:
         """One line for each round and metric."""
-        out, fields = io.StringIO(), [f.name for f in dataclasses.fields(Measurement)]
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["generation", "name", "metric", *fields])
+        fields = [f.name for f in dataclasses.fields(Measurement)]
+        rows: list[list[Any]] = [["generation", "name", "metric", *fields]]
         for k, (name, found) in enumerate(zip(self.rounds, self.measurements, strict=True), start=1):
-            for metric, m in found.items():
-                writer.writerow([k, name, metric, *(getattr(m, f) for f in fields)])
-        return out.getvalue()
+            rows += [[k, name, metric, *(getattr(m, f) for f in fields)] for metric, m in found.items()]
+        return csv_text(rows)
 
 
 def collapse_profile(

@@ -192,7 +192,7 @@ class DurableFolder:
             try:
                 before = storage.read_json(file, "the record of the half-done result")
             except storage.Damaged as error:
-                say(f"{error.what} It is written anew: rows and checkpoints beside it say themselves what they are of")
+                say(f"{error.what}; it is written anew: rows and checkpoints beside it say themselves what they are of")
         elif files := _finished_files(folder):
             raise InputError(
                 f"{folder} holds a result ({', '.join(files[:3])}), but neither a manifest.json nor a pending.json "
@@ -200,9 +200,7 @@ class DurableFolder:
                 f"manifest.json from a copy; or delete {folder} to have it made again"
             )
         elif _has_work(folder):
-            say(
-                f"{file} is missing; rows and checkpoints beside it say themselves what they are of"
-            )
+            say(f"{file} is missing; rows and checkpoints beside it say themselves what they are of")
         if before and before.get("fingerprint") != mark and _has_work(folder):
             self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
         return before
@@ -276,7 +274,7 @@ def read_manifest(file: Any) -> dict:
     """A manifest as it was committed. Raises InputError naming the file and the remedy."""
     folder = epath.Path(file).parent
     remedy = (
-        f"Start the run again, which restores it from RUN/{COMMITS} where it can; else restore it from a copy, or "
+        f"start the run again, which restores it from RUN/{COMMITS} where it can; else restore it from a copy, or "
         f"delete {folder} to have it made again"
     )
     return storage.read_json(file, "the manifest", remedy)

@@ -19,7 +19,7 @@ def read_record(run: Any) -> dict:
     file = epath.Path(run) / "run.json"
     if not file.exists():
         raise InputError(f"{run} is not a run folder: there is no run.json in it")
-    remedy = "Start the run again with its config, which writes it anew; every result says itself what it is of"
+    remedy = "start the run again with its config, which writes it anew; every result says itself what it is of"
     found = storage.plain_json(file, "the run record", remedy)
     made = found.get("format") if isinstance(found, dict) else None
     if isinstance(made, int) and made != FORMAT:

@@ -133,7 +133,11 @@ class Run:
 
         def write() -> None:
             file = self.path / "models.json"
-            named = storage.read_json(file, "the names of the models") if file.exists() else {"models": {}}
+            named: dict[str, Any] = {"models": {}}
+            try:
+                named = storage.read_json(file, "the names of the models") if file.exists() else named
+            except storage.Damaged as error:
+                say(f"{error.what}; it is written anew as the run names its models")
             before = json.dumps(named)
             named["models"][name] = path
             if default:

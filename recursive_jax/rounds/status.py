@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from etils import epath
 
 from recursive_jax.collapse.metrics import headlines
+from recursive_jax.config import difference
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve
 from recursive_jax.rounds.progress import summary
 
@@ -24,10 +26,13 @@ def status_text(run: Any, short: bool = False) -> str:
 def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     seconds = sum(m["seconds"] for m in stored)
     lines = [f"{run}: {len(stored)} results in {seconds:,.0f} s, seed {record.get('seed')}, {record.get('devices')}"]
+    known = record.get("environments", [])
     for m in stored:
         inputs = dict.fromkeys(s["path"] for s in (resolve(stored, f, m) for f in inputs_of(m)) if s is not None)
         arrow = f"  <- {', '.join(inputs)}" if inputs else ""
-        lines.append(f"  {m['path']:<38} {summary(m):<46} {m['seconds']:>7.1f} s{arrow}")
+        under = [known.index(e) + 1 for e in m.get("environments", []) if e in known]
+        marked = f"  [environment {', '.join(map(str, under))}]" if len(known) > 1 and under else ""
+        lines.append(f"  {m['path']:<38} {summary(m):<46} {m['seconds']:>7.1f} s{arrow}{marked}")
     for pending in sorted(
         [
             *run.glob("rounds/*/*/pending.json"),
@@ -37,6 +42,8 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     ):
         if not (pending.parent / "manifest.json").exists():
             lines.append(f"  {pending.parent.relative_to(run)!s:<38} not finished; the same command goes on with it")
+    for number, (before, now) in enumerate(itertools.pairwise(known), start=2):
+        lines.append(f"  environment {number}: {'; '.join(difference(before, now))}; bits may differ from there on")
     return lines
 
 

@@ -104,11 +104,11 @@ class Resume:
             folder = self._directory / str(step)
             try:
                 seal = storage.read_json(folder / _SEAL, "the seal")
-                storage.verify(folder, seal.get("files"), _SEAL, "it is not used")
+                storage.verify(folder, seal.get("files"), _SEAL)
             except FileNotFoundError:
                 say(f"{folder} was not written to its end; the training goes on from before it")
             except storage.Damaged as error:
-                say(f"{error}; the training goes on from before step {step}")
+                say(f"{error.what}; the training goes on from before step {step}")
             else:
                 if seal.get("mark") != self._mark:
                     raise InputError(

@@ -169,7 +169,7 @@ def _claim(directory: Path, settings: dict[str, Any], now: dict[str, Any]) -> No
         try:
             before = storage.read_json(file, "the record of the training")
         except storage.Damaged as error:
-            say(f"{error.what} It is written anew: the checkpoints beside it say themselves what they are of")
+            say(f"{error.what}; it is written anew: the checkpoints beside it say themselves what they are of")
     kept = any((directory / "resume").glob("*"))
     if before and before.get("settings") != settings and kept:
         raise problems(

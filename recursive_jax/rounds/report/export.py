@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from etils import epath
 from recursive_jax.collapse import figures
 from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.collapse.metrics import panels as panel_metrics
+from recursive_jax.csv_text import csv_text
 from recursive_jax.errors import InputError
 from recursive_jax.rounds.lineage import evaluations, manifests, read_record
 from recursive_jax.rounds.profile import run_profiles
@@ -71,14 +71,13 @@ def _records(run: epath.Path, record: dict, records: list[dict], folder: Path) -
 
 def _means(arms: list[Arm], folder: Path) -> Path:
     path = folder / "metrics.csv"
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["arm", "round", "metric", "mean", "stderr", "replicates"])
-        for arm in arms:
-            for k in sorted(arm.rounds):
-                for metric in sorted({m for record in arm.rounds[k] for m in record}):
-                    if values := arm.values(metric, k):
-                        writer.writerow([arm.name, k, metric, arm.mean(metric, k), arm.stderr(metric, k), len(values)])
+    rows: list[list[Any]] = [["arm", "round", "metric", "mean", "stderr", "replicates"]]
+    for arm in arms:
+        for k in sorted(arm.rounds):
+            for metric in sorted({m for record in arm.rounds[k] for m in record}):
+                if values := arm.values(metric, k):
+                    rows.append([arm.name, k, metric, arm.mean(metric, k), arm.stderr(metric, k), len(values)])
+    path.write_text(csv_text(rows), encoding="utf-8")
     return path
 
 

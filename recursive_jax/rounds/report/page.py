@@ -192,7 +192,9 @@ def _lineage(stored: list[dict]) -> str:
 
 
 def _settings(record: dict) -> str:
-    shown = {k: record[k] for k in ("seed", "devices", "processes", "versions", "config") if k in record}
+    shown = {
+        k: record[k] for k in ("seed", "devices", "processes", "versions", "environments", "config") if k in record
+    }
     return (
         f"<h2>Settings</h2><details><summary>Show the resolved config and "
         f"versions</summary><pre>{html.escape(json.dumps(shown, indent=2))}</pre></details>"
