@@ -19,9 +19,8 @@ from recursive_jax.generate.request import Unconditional
 from recursive_jax.models.model import Model, transformer
 from recursive_jax.rounds.run import Run
 
-TRAIN = TrainConfig(steps=6, batch=8, checkpoint_every=2, log_every=1, tensorboard=False)
+TRAIN = TrainConfig(batch=8, checkpoint_every=2, log_every=1, tensorboard=False)
 SAMPLING = SamplingConfig(batch=8, max_tokens=6, chunk=4)
-ROWS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +45,14 @@ def mean_length(data: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class SmallRun:
-    """seed, names: another run's differ."""
+    """seed: another run's differs. steps, rows: how much it makes. student: whether a second model is trained."""
 
     tokenizer: Any
     mesh: Any
     seed: int = 0
+    steps: int = 6
+    rows: int = 24
+    student: bool = True
 
     def model(self) -> Model:
         config = ModelConfig(layers=1, d_model=16, heads=2, max_length=32)
@@ -59,23 +61,24 @@ class SmallRun:
     def __call__(self, path: Path, until: str = "evaluation") -> dict[str, str]:
         """Runs, or goes on with, the run in `path` up to a result; the checksum of every result by name."""
         with Run(path, {"what": "small"}, seed=self.seed, quiet=True) as run:
-            first = run.round(0)
+            first, train = run.round(0), TRAIN.model_copy(update={"steps": self.steps})
             data = first.dataset("data", Grammar(self.tokenizer.language.config, 40))
             found = {"data": _rows(data.value)}
             if until == "data":
                 return found
-            model = first.train("model", self.model(), data, TRAIN)
+            model = first.train("model", self.model(), data, train)
             run.name_model("model", first, "model", default=True)
             found["model"] = _params(model)
             if until == "model":
                 return found
-            rows = first.generate("rows", model, Unconditional(), SAMPLING, count=ROWS)
+            rows = first.generate("rows", model, Unconditional(), SAMPLING, count=self.rows)
             found["rows"] = _rows(rows.value)
             kept = first.select("kept", rows, Rule("longer", longer))
             found["kept"] = _rows(kept.value)
-            student = run.round(1).train("student", self.model(), kept, TRAIN)
-            found["student"] = _params(student)
-            metrics = run.round(1).evaluate("evaluation", student, mean_length, kept)
+            if self.student:
+                model = run.round(1).train("student", self.model(), kept, train)
+                found["student"] = _params(model)
+            metrics = run.round(1).evaluate("evaluation", model, mean_length, kept)
             found["metrics"] = storage.checksum(repr(sorted(metrics.items())).encode())
             return found
 

@@ -18,6 +18,7 @@ from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Special,
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
+from tests.helpers import write_llama_gguf
 from tests.test_families import FOLDER
 
 CHATML = (
@@ -175,54 +176,8 @@ def test_a_sentencepiece_model_reads_as_its_library_does(tmp_path):
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_a_gguf_is_read_as_what_it_dequantises_to(kind, mesh, tmp_path):
     """A file as llama.cpp's converter writes it: q and k rows permuted, tokenizer inside."""
-    gguf = pytest.importorskip("gguf")
-    from safetensors.numpy import load_file
-
-    tensors = load_file(FOLDER / "llama" / "model.safetensors")
-    config = json.loads((FOLDER / "llama" / "config.json").read_text())
-    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(1e4)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{i}" for i in range(48)])
-    writer.add_token_types([3] * 3 + [1] * 45)
-    writer.add_token_merges([])
-    writer.add_eos_token_id(2)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output",
-             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-             "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}  # fmt: skip
-    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    expected = {}
-    for name, value in tensors.items():
-        value, short = value.astype(np.float32), name.removesuffix(".weight")
-        new = top.get(short)
-        if new is None:
-            _, _, layer, part = short.split(".", 3)
-            new = f"blk.{layer}.{names[part]}"
-            heads = {"attn_q": 4, "attn_k": 2}.get(names[part])
-        stored, permuted = value, value
-        if new not in top.values() and heads:
-            permuted = value.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(value.shape)
-        stored = permuted
-        quantised = gguf.GGMLQuantizationType[kind if value.ndim == 2 and value.shape[1] % 32 == 0 else "F32"]
-        data = gguf.quants.quantize(stored, quantised)
-        writer.add_tensor(f"{new}.weight", data, raw_dtype=quantised)
-        back = gguf.quants.dequantize(data, quantised).reshape(value.shape)
-        if new not in top.values() and heads:
-            back = back.reshape(heads, -1, 2, 32).swapaxes(1, 2).reshape(value.shape)
-        expected[name] = back
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    pytest.importorskip("gguf")
+    expected = write_llama_gguf(tmp_path / "m.gguf", kind)
     model = load_model(tmp_path / "m.gguf", mesh)
     query = np.asarray(model.params["blocks"]["attention"]["query"])[1].reshape(32, 32)
     np.testing.assert_array_equal(query, expected["model.layers.1.self_attn.q_proj.weight"].T)

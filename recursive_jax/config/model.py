@@ -28,14 +28,16 @@ class ModelConfig(Section):
     HOW = frozenset(("scan", "remat", "attention"))
     RENAMED = {"width": "d_model", "hidden": "d_ff", "context": "max_length", "window": "sliding_window"}  # noqa: RUF012
 
-    vocab: PositiveInt | None = None
-    layers: PositiveInt = 4
-    d_model: PositiveInt = Field(256, description="width of the residual stream")
-    heads: PositiveInt = 4
-    kv_heads: PositiveInt | None = Field(None, description="grouped-query attention; default: heads")
-    head_dim: PositiveInt | None = Field(None, description="default: d_model / heads")
-    d_ff: PositiveInt | None = Field(None, description="width of the MLP; default: 8/3 d_model (gated) or 4 d_model")
-    max_length: PositiveInt = Field(256, description="longest sequence, in tokens")
+    vocab: PositiveInt | None = Field(None, le=2**24)
+    layers: PositiveInt = Field(4, le=10_000)
+    d_model: PositiveInt = Field(256, le=2**20, description="width of the residual stream")
+    heads: PositiveInt = Field(4, le=2**14)
+    kv_heads: PositiveInt | None = Field(None, le=2**14, description="grouped-query attention; default: heads")
+    head_dim: PositiveInt | None = Field(None, le=2**16, description="default: d_model / heads")
+    d_ff: PositiveInt | None = Field(
+        None, le=2**24, description="width of the MLP; default: 8/3 d_model (gated) or 4 d_model"
+    )
+    max_length: PositiveInt = Field(256, le=2**31 - 1, description="longest sequence, in tokens")
     causal: bool = Field(True, description="false: an encoder, every token sees every other")
     block: Literal["pre", "post", "sandwich", "output", "parallel"] = Field(
         "pre",
@@ -52,8 +54,12 @@ class ModelConfig(Section):
     embedding_scale: float = Field(1.0, description="embeddings are multiplied by this")
     embedding_width: PositiveInt | None = Field(None, description="embeddings of another width, projected in and out")
     position: Literal["rope", "learned", "none"] = "rope"
-    position_offset: int = Field(0, ge=0, description="first row of the learned positions in use (OPT, RoBERTa: 2)")
-    token_types: int = Field(0, ge=0, description="kinds of segments with an embedding of their own (BERT: 2)")
+    position_offset: int = Field(
+        0, ge=0, le=2**24, description="first row of the learned positions in use (OPT, RoBERTa: 2)"
+    )
+    token_types: int = Field(
+        0, ge=0, le=2**16, description="kinds of segments with an embedding of their own (BERT: 2)"
+    )
     rope_theta: float = Field(10_000.0, gt=0.0)
     rope_local_theta: float | None = Field(None, gt=0.0, description="theta of windowed layers; default: rope_theta")
     rope_fraction: float = Field(1.0, gt=0.0, le=1.0, description="share of each head that is rotated")
@@ -69,7 +75,7 @@ class ModelConfig(Section):
     logit_cap: float | None = Field(None, gt=0.0, description="the same for the output logits")
     gated: bool = True
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    experts: int = Field(0, ge=0, description="experts of each MLP; 0: one dense MLP")
+    experts: int = Field(0, ge=0, le=2**14, description="experts of each MLP; 0: one dense MLP")
     experts_per_token: PositiveInt = 2
     experts_renormalize: bool = Field(True, description="the chosen experts' weights sum to one")
     tied: bool = Field(True, description="one matrix for embedding and output")

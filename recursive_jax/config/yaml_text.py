@@ -29,18 +29,29 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        found = super().construct_yaml_int(node)
+        if found.bit_length() > 64:
+            raise yaml.constructor.ConstructorError(None, None, "a number of more than 64 bits", node.start_mark)
+        return found
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many values a node stands for. Raises YAMLError for nesting that is too deep."""
     if depth > DEPTH:
         raise yaml.YAMLError(f"it is nested more than {DEPTH} deep")
+    if known.get(id(node)) == 0:
+        raise yaml.YAMLError(f"an alias stands inside of what it names, in line {node.start_mark.line + 1}")
     if id(node) not in known:
         inside: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             inside = node.value
         elif isinstance(node, yaml.MappingNode):
             inside = [part for pair in node.value for part in pair]
-        known[id(node)] = 0  # an alias of a node that holds it: refused by the loader
+        known[id(node)] = 0  # being counted
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in inside)
     return known[id(node)]
 

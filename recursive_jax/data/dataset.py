@@ -127,7 +127,7 @@ class Dataset:
         for path in paths:
             try:
                 parts.append(cls(pq.read_table(path)))
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise InputError(f"{path} is damaged and cannot be read as Parquet: {error}") from None
         found = cls.concat(parts)
         return cls(found.table, fingerprint)

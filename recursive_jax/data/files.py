@@ -239,7 +239,7 @@ def _parquet_rows(file: str | Path, column: str | None) -> Iterator[tuple[str, d
             for row in python_rows(batch):
                 yield f"{file}, row {number}", row
                 number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from None
 
 

@@ -51,7 +51,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _text(token: Any) -> str | None:
     """A token in tokenizer_config.json is a string or a mapping; what is neither is none."""
     text = token.get("content") if isinstance(token, Mapping) else token
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, str) and _encodes(text) else None
+
+
+def _encodes(text: str) -> bool:
+    """Whether a text is Unicode, without halves of surrogate pairs."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _ids(values: Mapping[str, Any], key: str, where: str) -> list[int]:

@@ -37,7 +37,7 @@ class Journal:
         self._waiting: list[Row] = []
         self._make: Callable[[Sequence[Row]], Dataset] | None = None
         self._written = time.perf_counter()
-        parts = sorted(folder.glob("partial-*.rows"))
+        parts = sorted(folder.glob("partial-" + "[0-9]" * 5 + ".rows"))
         self._next_part = 1 + max((int(p.stem.rpartition("-")[2]) for p in parts), default=-1)
         kept = [data for part in parts for data in _read_part(part, mark)]
         self._made = [_distinct(Dataset.concat(kept, fill=True))]

@@ -14,7 +14,7 @@ from etils import epath
 from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, Section, difference
-from recursive_jax.errors import InputError, machine_errors, problems, say
+from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine_errors, problems, say
 from recursive_jax.identity import describe
 from recursive_jax.rounds.durable import COMMITS, FORMAT, restore
 from recursive_jax.rounds.lineage import evaluations, read_record
@@ -169,8 +169,13 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Errors of the machine leave as one InputError: what was committed is kept."""
         self.close()
+        if isinstance(error, Exception) and not isinstance(error, RecursiveJaxError):
+            text = explain(error, self.path)
+            if text is not None:
+                raise InputError(text) from error
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def _open_truncated(path: Path, start: int):
     """The log with only the whole lines of steps up to `start`, open for appending."""
     kept = []
     if path.exists() and start:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= start:
                     kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # a line torn by a kill
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(kept), encoding="utf-8")
