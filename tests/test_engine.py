@@ -423,8 +423,8 @@ def test_a_row_that_cannot_follow_its_grammar_is_a_row_with_a_status(model, monk
 
     for in_masks, kept in ((False, 3), (True, 2)):
 
-        def stubborn(self, slot, in_masks=in_masks):
-            start(self, slot)
+        def stubborn(self, slot, opens=False, in_masks=in_masks):
+            start(self, slot, opens)
             if slot == 1:
                 self.parsers[slot] = Gives(self.parsers[slot], in_masks)
 

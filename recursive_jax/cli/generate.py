@@ -124,10 +124,8 @@ def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dra
 
     requests = list(prompts.requests(model.tokenizer, sampling, bytearray()))
     rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
-    words = model.tokenizer.to_json()["kind"] == "language"
     for text in rows.column("text"):
-        blank = " " if args.prompt and words and not text.startswith(" ") else ""
-        print(f"{'' if args.chat else args.prompt}{blank}{text}\n")
+        print(f"{'' if args.chat else args.prompt}{text}\n")
     return 0
 
 

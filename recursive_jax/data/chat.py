@@ -66,15 +66,16 @@ def render_spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32, assistant mask bool), equally long: a token counts when its first character lies in a span."""
+    """(tokens int32, assistant mask bool), equally long: a token counts when it holds a character of a span, as in
+    transformers' `return_assistant_tokens_mask`: an answer's first token may begin on the blank before it."""
     text, spans = render_spans(tokenizer, messages)
     if not hasattr(tokenizer, "encode_with_offsets"):
         return _by_pieces(tokenizer, text, spans)
     ids, offsets = tokenizer.encode_with_offsets(text)
-    starts = np.asarray([a for a, _ in offsets], np.int64)
+    starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T
     mask = np.zeros(len(ids), bool)
     for a, b in spans:
-        mask |= (starts >= a) & (starts < b)
+        mask |= (ends > a) & (starts < b) & (starts < ends)
     return np.asarray(ids, np.int32), mask
 
 
@@ -88,12 +89,22 @@ def _by_pieces(tokenizer: Tokenizer, text: str, spans: list[tuple[int, int]]) ->
     return np.asarray([t for p in pieces for t in p], np.int32), np.concatenate(mask)
 
 
+def _lasting(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text that stay whatever follows it: a blank at its end becomes part of the next word's token, and
+    is left to the answer, as it was in training."""
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    end = len(text.rstrip(" \t"))
+    while ids and offsets[len(ids) - 1][0] >= end:
+        ids = ids[:-1]
+    return ids
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
     """Tokens of the conversation up to where the assistant is to write, int32: the beginning of what `encode` makes of
     the conversation once it is answered."""
     text = render(tokenizer, messages, add_generation_prompt=True)
     if hasattr(tokenizer, "encode_with_offsets"):
-        return np.asarray(tokenizer.encode(text), np.int32)
+        return np.asarray(_lasting(tokenizer, text), np.int32)
     before, spans = render_spans(tokenizer, messages)
     spans = spans if text.startswith(before) else []
     return _by_pieces(tokenizer, text, spans)[0]

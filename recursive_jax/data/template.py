@@ -67,10 +67,27 @@ class Template(Value):
         """Tokens of the prompt and the completion; the loss is on the completion and the end token (in a conversation:
         on all that the assistant wrote)."""
         if self.chat or "messages" in row:
-            return Example(*chat.encode(tokenizer, self.messages(row)))
+            found = Example(*chat.encode(tokenizer, self.messages(row)))
+            self._check_prompt(row, tokenizer, found.tokens)
+            return found
         prompt = self.request(row, tokenizer)
         answer = np.asarray([*tokenizer.encode(_filled(self.completion, row)), tokenizer.eos], np.int32)
         return Example(np.concatenate([prompt, answer]), np.arange(len(prompt) + len(answer)) >= len(prompt))
+
+    def _check_prompt(self, row: Row, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
+        """Raises InputError where the model would be asked with other tokens than it is taught behind: where the answer
+        begins with blanks that the tokenizer joins to the prompt's."""
+        asked, messages = self.asked(row), self.messages(row)
+        if len(asked) == len(messages):
+            return  # nothing is answered
+        prompt = chat.encode_prompt(tokenizer, asked)
+        same_text = chat.render(tokenizer, messages).startswith(chat.render(tokenizer, asked, True))
+        if same_text and not np.array_equal(prompt, tokens[: len(prompt)]):
+            answer = str(messages[len(asked)].get("content", ""))[:40]
+            raise InputError(
+                f"the answer {answer!r} joins its first characters to the prompt's last in one token, so that the "
+                "model would be asked otherwise than it is taught: take the blanks from the beginning of the answer"
+            )
 
     def request(self, row: Row, tokenizer: Tokenizer) -> np.ndarray:
         """Tokens that the model goes on from, int32; the start of `example`'s."""

@@ -109,6 +109,12 @@ def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys((tokenizer.eos, *getattr(tokenizer, "stops", ()))))
 
 
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Name -> id of the tokens that stand for no text: `decode` leaves them out."""
+    ids = getattr(tokenizer, "special_ids", ())
+    return {tokenizer.token(i): int(i) for i in ids}
+
+
 class FileTokenizer(NamedByValue):
     """A `tokenizer.json` of the `tokenizers` library.
 
@@ -255,6 +261,11 @@ class SentencePieceTokenizer(NamedByValue):
                 ids += self._processor.encode(part) if first and not ids else self._inside(part)
         return ids
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the control pieces."""
+        return tuple(i for i in range(self.vocab) if self._processor.is_control(i))
+
     def _inside(self, text: str) -> list[int]:
         """Without a blank before it: encoded behind a letter that is taken off again."""
         marked = self._processor.encode(_MARK + text)
@@ -273,11 +284,13 @@ class SentencePieceTokenizer(NamedByValue):
         return self._processor.id_to_piece(int(index))
 
     def pieces(self) -> tuple[list[bytes], list[int]]:
-        """(the bytes each token stands for, the ids of special tokens)."""
+        """(the bytes each token stands for, the ids of special tokens). The byte of a blank stands for nothing: it is a
+        blank that the decoder does not strip from the beginning, and that no text is encoded to."""
         p, ids = self._processor, range(self.vocab)
         special = [i for i in ids if p.is_control(i) or p.is_unknown(i)]
         text = lambda i: p.id_to_piece(i).replace("\u2581", " ").encode()
-        return [bytes([int(p.id_to_piece(i)[1:-1], 16)]) if p.is_byte(i) else text(i) for i in ids], special
+        byte = lambda i: bytes([int(p.id_to_piece(i)[1:-1], 16)]).replace(b" ", b"")
+        return [byte(i) if p.is_byte(i) else text(i) for i in ids], special
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._processor.decode([int(t) for t in tokens if not self._processor.is_control(int(t))])

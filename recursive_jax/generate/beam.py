@@ -10,6 +10,7 @@ Shapes: U rows, W beams, N new tokens at most, V vocabulary, C candidates of a s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -227,10 +228,10 @@ def _search(prefill: Prefill, plan: Any, rows: list[Row], U: int) -> Iterator[Ro
                 break
             n = int(found.length_UW[u, rank])
             tokens = found.tokens_UWN[u, rank, :n].tolist()
-            made = Row(row.request, row.prompt, row.sampling, row.stops, row.limit, tokens)
+            made = dataclasses.replace(row, tokens=tokens)
             made.logprobs = found.logprobs_UWN[u, rank, :n].tolist()
             made.status = "ok" if tokens[-1] in row.stops else "length"
-            made.text, made.rank = prefill.tokenizer.decode(tokens), rank
+            made.text, made.rank = row.text_of(tokens), rank
             made.score = float(found.score_UW[u, rank])
             made.last = rank + 1 == sampling.n_best or not found.filled_UW[u, rank + 1]
             yield made

@@ -6,6 +6,8 @@ vocabulary for each row and step; the mask of the next step is made on the host 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,26 +24,39 @@ KINDS = ("regex", "json_schema", "grammar")
 
 
 class Constraint:
-    """One grammar for all rows; each slot has a parser of its own, at the place its row has come to."""
+    """One grammar for all rows; each slot has a parser of its own, at the place its row has come to.
+
+    Where a decoder strips the first blank of a text (`strips_first_blank`), a row that begins the text is written as
+    that tokenizer writes one, with a blank that does not count: its parser wants it before what the grammar says."""
 
     def __init__(self, kind: str, text: str, tokenizer: Any, vocab: int):
         import llguidance
 
+        matcher = llguidance.LLMatcher
         compile = {
-            "regex": llguidance.LLMatcher.grammar_from_regex,
-            "json_schema": lambda s: llguidance.LLMatcher.grammar_from_json_schema(
-                s, overrides={"whitespace_flexible": False}
-            ),
-            "grammar": llguidance.LLMatcher.grammar_from_lark,
+            "regex": matcher.grammar_from_regex,
+            "json_schema": lambda s: matcher.grammar_from_json_schema(s, overrides={"whitespace_flexible": False}),
+            "grammar": matcher.grammar_from_lark,
         }[kind]
         found = parser_tokenizer(tokenizer, vocab)
-        try:
-            grammar = compile(text)
-        except ValueError as error:
-            raise InputError(f"sampling.{kind} is not valid: {error}") from None
-        self._fresh = llguidance.LLMatcher(found, grammar, log_level=0)
-        if self._fresh.is_error():
-            raise InputError(f"sampling.{kind} is not valid: {self._fresh.get_error().strip()}\n{text[:200]}")
+
+        def fresh(grammar: Callable[[], str]) -> Any:
+            try:
+                made = matcher(found, grammar(), log_level=0)
+            except ValueError as error:
+                raise InputError(f"sampling.{kind} is not valid: {error}") from None
+            if made.is_error():
+                raise InputError(f"sampling.{kind} is not valid: {made.get_error().strip()}\n{text[:200]}")
+            return made
+
+        self._fresh = self._opening = fresh(lambda: compile(text))
+        if strips_first_blank(tokenizer):
+            inner = {
+                "regex": lambda: "/(?:" + re.sub(r"(?<!\\)/", r"\/", text) + ")/",
+                "json_schema": lambda: f"%json {_with_options(text)}",
+                "grammar": lambda: f"%lark {{\n{text}\n}}",
+            }[kind]
+            self._opening = fresh(lambda: matcher.grammar_from_lark(f'start: " " inner\ninner: {inner()}'))
         self.words = -(-vocab // 32)
         self.parsers: dict[int, Any] = {}
         self._executor = llguidance.LLExecutor()
@@ -58,8 +73,9 @@ class Constraint:
                 return cls(kind, getattr(sampling, kind), tokenizer, vocab)
         return None
 
-    def start(self, slot: int) -> None:
-        self.parsers[slot] = self._fresh.deep_copy()
+    def start(self, slot: int, opens: bool = False) -> None:
+        """opens: the row is the beginning of a text, without one in its prompt."""
+        self.parsers[slot] = (self._opening if opens else self._fresh).deep_copy()
         self._stale.add(slot)
 
     def release(self, slot: int) -> None:
@@ -96,10 +112,12 @@ class Constraint:
                     keep_B = meshes.put_batch(_mesh(keep_B), meshes.fetch(keep_B) & going)
                     self._masks[list(self.failed)] = -1
                 masks_BW = meshes.put_batch(_mesh(keep_B), self._masks.copy())
-                terms, token_B, logprob_B, live_B = choose(state, keep_B, banned_N, masks_BW)
+                terms, token_B, logprob_B, live_B, stuck_B = choose(state, keep_B, banned_N, masks_BW)
                 state = advance(params, guide_params, state, terms, token_B, live_B)  # runs while the host parses
-                tokens, logprobs, live = meshes.fetch((token_B, logprob_B, live_B))
+                tokens, logprobs, live, stuck = meshes.fetch((token_B, logprob_B, live_B, stuck_B))
                 found.append((tokens, logprobs, live))
+                for slot in np.flatnonzero(stuck):
+                    self.failed[int(slot)] = "the other rules leave no token that it allows"
                 for slot in np.flatnonzero(live):
                     if self.parsers[slot].consume_token(int(tokens[slot])):
                         self._stale.add(int(slot))
@@ -144,7 +162,47 @@ class _Pieces:
 
     def __init__(self, pieces: list[bytes], tokenizer: Any, special: list[int]):
         self.tokens, self.special_token_ids = pieces, special
-        self.eos_token_id, self.bos_token_id, self._encode = tokenizer.eos, tokenizer.bos, tokenizer.encode
+        self.eos_token_id, self.bos_token_id = tokenizer.eos, tokenizer.bos
+        inside = getattr(tokenizer, "encode_rendered", None)
+        self._encode = (lambda text: inside(text, first=False)) if inside else tokenizer.encode
+        self._ids = {piece: i for i, piece in reversed(list(enumerate(pieces))) if piece and i not in special}
+        self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return list(self._encode(text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text))
+        """Tokens that spell the bytes, in the middle of a text: as the tokenizer writes them where it adds nothing,
+        else the longest piece first."""
+        data = text.encode() if isinstance(text, str) else bytes(text)
+        try:
+            ids = list(self._encode(data.decode()))
+        except UnicodeDecodeError:  # a part of a character
+            ids = []
+        return ids if b"".join(self.tokens[i] for i in ids) == data else self._spelled(data)
+
+    def _spelled(self, data: bytes) -> list[int]:
+        ids, at = [], 0
+        while at < len(data):
+            ends = range(min(len(data), at + self._longest), at, -1)
+            end = next((e for e in ends if data[at:e] in self._ids), None)
+            if end is None:
+                at += 1  # no piece begins with this byte
+                continue
+            ids.append(self._ids[data[at:end]])
+            at = end
+        return ids
+
+
+def _with_options(schema: str) -> str:
+    """A JSON schema that allows no white space between its parts, as `grammar_from_json_schema` is told."""
+    found = json.loads(schema)
+    found = found if isinstance(found, dict) else {"allOf": [found]}
+    return json.dumps({**found, "x-guidance": {**found.get("x-guidance", {}), "whitespace_flexible": False}})
+
+
+def strips_first_blank(tokenizer: Any) -> bool:
+    """Whether words bring their blank along and decoding takes it from the first one (SentencePiece, Llama)."""
+    try:
+        word = list(tokenizer.encode("x"))
+    except InputError:
+        return False
+    alone = tokenizer.decode(word)
+    return tokenizer.decode([*word, *word]) == f"{alone} {alone}"

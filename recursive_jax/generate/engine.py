@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from recursive_jax.generate.constrain import Constraint
 from recursive_jax.generate.prefill import Prefill, Row, prefill_rows
 from recursive_jax.generate.request import Draft, Guide, Request
 from recursive_jax.generate.speculate import speculate_program
+from recursive_jax.generate.text import cut_at_stop
 from recursive_jax.models.model import Model
 
 END = object()
@@ -117,7 +118,7 @@ class Engine:
     def _work(self, last: bool) -> Iterator[Row]:
         """One dispatch of decode steps, and the rows it ended. last: nothing waits for a slot."""
         working = [row for row in self.rows if row is not None]
-        watched = any(row.sampling.stop for row in working)  # stop texts are seen only between dispatches
+        watched = any(row.stop_texts for row in working)  # stop texts are seen only between dispatches
         steps = self.sampling.chunk * (LAST if last and not watched else 1)
         steps = min(steps, max(row.limit - len(row.tokens) for row in working))
         self._make_room(working, steps)
@@ -133,8 +134,8 @@ class Engine:
             row.tokens += tokens_BC[slot, :n].tolist()
             row.logprobs += logprobs_BC[slot, :n].tolist()
             if self.constraint is not None and slot in self.constraint.failed:
-                row.status, row.text = "constraint", self.prefill.tokenizer.decode(row.tokens)
-            if row.status or finish(row, self.prefill.tokenizer.decode):
+                row.status, row.text = "constraint", row.text_of(row.tokens)
+            if row.status or finish(row):
                 self.rows[slot] = None
                 self.counts.rows += 1
                 if self.constraint is not None:
@@ -189,7 +190,7 @@ class Engine:
             source[i], slot[i], rows[i] = u, at, row
             self.rows[at] = row
             if self.constraint is not None:
-                self.constraint.start(at)
+                self.constraint.start(at, opens=not row.text_of.before)
         (logits, memory), (guide_logits, guide) = [*sides, (None, None)][:2]
         terms = meshes.put_replicated(self.mesh, self.prefill.terms(rows))
         new = programs.Slots(memory, logits, terms, guide, guide_logits)
@@ -200,34 +201,16 @@ def _ids(prompt: bytes) -> np.ndarray:
     return np.frombuffer(prompt, np.int32)
 
 
-def finish(row: Row, decode: Callable[[Sequence[int]], str]) -> bool:
+def finish(row: Row) -> bool:
     """Whether the row is done; then sets its status and text, and cuts it where a stop text was complete."""
-    if row.sampling.stop:
-        text, kept = stopped_text(row.tokens, row.sampling.stop, decode)
-        if text is not None:
-            row.tokens, row.logprobs = row.tokens[:kept], row.logprobs[:kept]
-            row.text, row.status = text, "ok"
+    if row.stop_texts:
+        cut = cut_at_stop(row.tokens, row.stop_texts, row.sampling.min_tokens, row.text_of)
+        if cut is not None:
+            kept, row.text = cut
+            row.tokens, row.logprobs, row.status = row.tokens[:kept], row.logprobs[:kept], "ok"
             return True
     stopped = bool(row.tokens) and row.tokens[-1] in row.stops
     if not stopped and len(row.tokens) < row.limit:
         return False
-    row.status, row.text = "ok" if stopped else "length", decode(row.tokens)
+    row.status, row.text = "ok" if stopped else "length", row.text_of(row.tokens)
     return True
-
-
-def stopped_text(
-    tokens: Sequence[int], stop: Sequence[str], decode: Callable[[Sequence[int]], str]
-) -> tuple[str | None, int]:
-    """(the text before the first stop text, the least number of tokens that spell it out), or (None, 0)."""
-    text = decode(tokens)
-    if not any(s in text for s in stop):
-        return None, 0
-    low, high = 1, len(tokens)  # holding a stop text is monotone in the number of tokens
-    while low < high:
-        middle = (low + high) // 2
-        if any(s in decode(tokens[:middle]) for s in stop):
-            high = middle
-        else:
-            low = middle + 1
-    text = decode(tokens[:low])
-    return text[: min(text.find(s) for s in stop if s in text)], low

@@ -6,6 +6,7 @@ Prompts of like length are read together; long ones in pieces; a prefix that man
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.generate import programs
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import History, Rules, used_rules
+from recursive_jax.generate.text import Continuation, stop_texts
 from recursive_jax.models.model import Model
 
 #: Settings of a whole generation: what is compiled, and how many rows a request gives.
@@ -38,6 +40,8 @@ class Row:
     prompt: np.ndarray
     sampling: SamplingConfig
     stops: tuple[int, ...]
+    stop_texts: tuple[str, ...] = ()
+    tokenizer: Any = None
     limit: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -46,6 +50,11 @@ class Row:
     rank: int = 0
     score: float = 0.0
     last: bool = True
+
+    @functools.cached_property
+    def text_of(self) -> Continuation:
+        """The text that tokens after its prompt stand for."""
+        return Continuation(self.tokenizer, self.prompt)
 
 
 class Prefill:
@@ -89,7 +98,10 @@ class Prefill:
         self.uses = used_rules(settings)
         self.words = {s: bad_words(self.tokenizer, s) for s in settings}
         self.words_shape = Rules.of(settings, [self.words[s] for s in settings]).bad_words_BWL.shape[1:]
-        self.stops = {s: tuple(dict.fromkeys((*stop_tokens(self.tokenizer), *s.stop_tokens))) for s in settings}
+        texts = {s: stop_texts(self.tokenizer, s.stop) for s in settings}
+        self.stop_texts = {s: found for s, (found, _) in texts.items()}
+        ends_of = lambda s: (*stop_tokens(self.tokenizer), *s.stop_tokens, *texts[s][1])
+        self.stops = {s: tuple(dict.fromkeys(ends_of(s))) for s in settings}
         self.most_stops = max(map(len, self.stops.values()))
         ends = {i for ids in self.stops.values() for i in ids}
         never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, self.model.vocab)} - {None} - ends
@@ -105,7 +117,8 @@ class Prefill:
         sampling = request.sampling or self.sampling
         if sampling not in self.settings:
             raise InputError(f"request {request.id} has settings of its own; name them beforehand: settings=[...]")
-        row = Row(request, request.tokens(self.tokenizer.bos), sampling, self.stops[sampling])
+        prompt = request.tokens(self.tokenizer.bos)
+        row = Row(request, prompt, sampling, self.stops[sampling], self.stop_texts[sampling], self.tokenizer)
         if row.prompt.size and (row.prompt.min() < 0 or row.prompt.max() >= self.model.vocab):
             raise InputError(
                 f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"

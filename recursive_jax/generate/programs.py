@@ -186,8 +186,9 @@ Combine = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def choose(slots: Slots, live_B, banned_N, mask_BW=None, combine: Combine | None = None):
-    """The next token of every row, its log-probability under the model (temperature 1, no rules; nats), and the terms
-    after it. live_B: rows that take one. mask_BW: bits of the tokens that a constraint allows."""
+    """The next token of every row, its log-probability under the model (temperature 1, no rules; nats), the terms after
+    it, and whether any token was allowed at all. live_B: rows that take one. mask_BW: bits of the tokens that a
+    constraint allows."""
     inputs = (jax.tree.map(lambda _: ROWS, (slots.logits_BV, slots.guide_logits_BV, slots.terms)), ROWS, spec())
 
     def pick(rows, live_B, banned_N, mask_BW):
@@ -197,6 +198,7 @@ def choose(slots: Slots, live_B, banned_N, mask_BW=None, combine: Combine | None
         if mask_BW is not None:
             z_BV = jnp.where(unpack(mask_BW, z_BV.shape[1]), z_BV, NEVER)
         token_B = draw(jax.random.wrap_key_data(terms.key_BX), terms.position_B, apply_rules(z_BV, terms.rules))
+        open_B = jnp.max(z_BV, axis=-1) > NEVER / 2
         own_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
         logprob_B = own_B - jax.nn.logsumexp(logits_BV, axis=-1)
         length_B = terms.length_B + live_B
@@ -207,10 +209,10 @@ def choose(slots: Slots, live_B, banned_N, mask_BW=None, combine: Combine | None
             done_B=terms.done_B | (live_B & ends_B),
             history=terms.history.after(token_B, live_B),
         )
-        return jnp.where(live_B, token_B, 0), jnp.where(live_B, logprob_B, 0.0), after
+        return jnp.where(live_B, token_B, 0), jnp.where(live_B, logprob_B, 0.0), after, open_B
 
     masks = None if mask_BW is None else ROWS
-    outputs = (ROWS, ROWS, jax.tree.map(lambda _: ROWS, slots.terms))
+    outputs = (ROWS, ROWS, jax.tree.map(lambda _: ROWS, slots.terms), ROWS)
     run = local(pick, (*inputs, masks), outputs)
     return run((slots.logits_BV, slots.guide_logits_BV, slots.terms), live_B, banned_N, mask_BW)
 
@@ -252,7 +254,7 @@ def decode_program(
         def body(carry):
             n, slots, out_BC, logprob_BC, count_B = carry
             live_B = keep_B & ~slots.terms.done_B
-            token_B, one_B, terms = choose(slots, live_B, banned_N, combine=combine)
+            token_B, one_B, terms, _ = choose(slots, live_B, banned_N, combine=combine)
             out_BC = jax.lax.dynamic_update_slice_in_dim(out_BC, token_B[:, None], n, 1)
             logprob_BC = jax.lax.dynamic_update_slice_in_dim(logprob_BC, one_B[:, None], n, 1)
             slots = advance(step, guide_step, params, guide_params, slots.replace(terms=terms), token_B, live_B)
@@ -272,13 +274,14 @@ def _options(where: str) -> dict[str, Any]:
 
 @functools.cache
 def choose_program(combine: Combine | None = None) -> Callable:
-    """(slots, keep_B, banned_N, mask_BW) -> (terms, token_B, logprob_B, live_B): half a step, under a constraint."""
+    """(slots, keep_B, banned_N, mask_BW) -> (terms, token_B, logprob_B, live_B, stuck_B): half a step, under a
+    constraint. stuck_B: rows that no token is left for, between the constraint and the other rules."""
 
     def one(slots: Slots, keep_B, banned_N, mask_BW):
         TRACES["choose"] += 1
         live_B = keep_B & ~slots.terms.done_B
-        token_B, logprob_B, terms = choose(slots, live_B, banned_N, mask_BW, combine)
-        return terms, token_B, logprob_B, live_B
+        token_B, logprob_B, terms, open_B = choose(slots, live_B, banned_N, mask_BW, combine)
+        return terms, token_B, logprob_B, live_B & open_B, live_B & ~open_B
 
     return jax.jit(one)
 

@@ -39,7 +39,7 @@ def speculate_program(model: Network, draft: Network, dtype: str, most: int, ahe
             live_B = wanted(count_B, slots)
             # The token of the last pass's logits is certain; the draft goes on from it.
             alone = slots.replace(guide=None, guide_logits_BV=None)
-            token_B, one_B, terms = choose(alone, live_B, banned_N)
+            token_B, one_B, terms, _ = choose(alone, live_B, banned_N)
             sure = [(token_B, one_B, live_B)]
             guesses = [token_B]
             guess_terms = terms
@@ -47,7 +47,7 @@ def speculate_program(model: Network, draft: Network, dtype: str, most: int, ahe
             for _ in range(ahead):
                 logits_BV, memory = small.extend(draft_params, memory, guesses[-1][:, None], live_B.astype(jnp.int32))
                 guess = alone.replace(logits_BV=whole(logits_BV), terms=guess_terms)
-                token_B, _, guess_terms = choose(guess, live_B, banned_N)
+                token_B, _, guess_terms, _ = choose(guess, live_B, banned_N)
                 guesses.append(token_B)
             _, memory = small.extend(draft_params, memory, guesses[-1][:, None], live_B.astype(jnp.int32))
             tokens_BT = jnp.stack(guesses, axis=1)
@@ -60,7 +60,7 @@ def speculate_program(model: Network, draft: Network, dtype: str, most: int, ahe
             kept_B = live_B.astype(jnp.int32)
             for t in range(ahead):
                 here = alone.replace(logits_BV=last_BV, terms=terms)
-                token_B, one_B, after = choose(here, right_B, banned_N)
+                token_B, one_B, after, _ = choose(here, right_B, banned_N)
                 agrees_B = right_B & (token_B == guesses[t + 1])
                 terms = _select(agrees_B, after, terms)
                 sure.append((token_B, one_B, agrees_B))
