@@ -35,9 +35,9 @@ def versions() -> dict[str, str]:
 
 
 def environment(mesh: Mesh | None = None) -> dict[str, Any]:
-    """Versions of jax and jaxlib, XLA's flags, JAX's settings, devices, mesh and (on CPU) what the processor can: two
+    """Versions of what computes, XLA's flags, JAX's settings, devices, mesh and (on CPU) what the processor can: two
     equal ones compute equal bits from equal inputs."""
-    found = {name: versions()[name] for name in ("jax", "jaxlib")}
+    found = {name: versions()[name] for name in ("jax", "jaxlib", "flax", "optax", "numpy", "recursive-jax")}
     flags = f"{os.environ.get('XLA_FLAGS', '')} {os.environ.get('LIBTPU_INIT_ARGS', '')}".split()
     found["xla_flags"] = " ".join(sorted(f for f in flags if not f.startswith(_HARMLESS)))
     settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}

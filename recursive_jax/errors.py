@@ -103,9 +103,10 @@ def explain(error: BaseException, folder: Any = None) -> str | None:
     text = str(error)
     if isinstance(error, (RuntimeError, ValueError)) and (found := _BACKEND.search(text)):
         name = next(g for g in found.groups() if g)
+        extra = f", or install it: pip install 'recursive-jax[{name}]'" if name in ("cuda", "tpu") else ""
         return (
-            f"the platform {name!r} is not on this machine (JAX_PLATFORMS): leave the variable out, or install what it "
-            f"needs, e.g. pip install 'recursive-jax[{name if name in ('cuda', 'tpu') else 'cuda'}]'"
+            f"the platform {name!r} cannot be used on this machine: {text.strip().splitlines()[0][:300]}. Leave "
+            f"JAX_PLATFORMS out{extra}"
         )
     kept = f" What was committed under {folder} is kept: " if folder else " "
     remedy = kept + "mend this and give the same command again, or give another --workdir" if folder else ""

@@ -24,7 +24,7 @@ from recursive_jax.errors import InputError
 #: Of a result's folder, what is no part of the result: the commit itself, logs, parts of an unfinished result.
 NOT_RESULTS = ("manifest.json", "pending.json", "training.json", "train.jsonl", "tensorboard", "resume", "partial-")
 _BLOCK = 2**20
-_FRAME = struct.Struct("<4sQ32s32s")  # magic, bytes of the payload, what it is part of, checksum of all that
+_HEAD = struct.Struct("<4sQ32s")  # magic, bytes of the payload, what it is part of; behind it the checksums of both
 _MAGIC = b"rows"
 
 
@@ -183,8 +183,8 @@ def _json_checksum(value: dict[str, Any]) -> str:
 
 def write_frame(file: BinaryIO, mark: str, payload: bytes) -> None:
     """Appends bytes that `read_frames` gives back. mark: what they are part of, in at most 32 characters."""
-    head = _MAGIC + struct.pack("<Q", len(payload)) + mark.encode().ljust(32)
-    file.write(head + checksum(head, payload).encode() + payload)
+    head = _HEAD.pack(_MAGIC, len(payload), mark.encode().ljust(32))
+    file.write(head + checksum(head).encode() + checksum(payload).encode() + payload)
     file.flush()
 
 
@@ -193,18 +193,20 @@ def read_frames(path: Any, mark: str) -> tuple[list[bytes], str | None]:
     damage. Raises InputError where a whole frame is part of something else."""
     found: list[bytes] = []
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while head := file.read(_FRAME.size):
-            if len(head) < _FRAME.size:
+        while block := file.read(_HEAD.size + 64):
+            if len(block) < _HEAD.size + 64:
                 return found, None  # cut off
-            magic, length, owner, stored = _FRAME.unpack(head)
-            if magic == _MAGIC and file.tell() + length > size:
-                return found, None
-            payload = file.read(length) if magic == _MAGIC else b""
-            if magic != _MAGIC or checksum(head[:-32], payload).encode() != stored:
-                return found, f"its part {len(found) + 1} differs from what was written"
+            head, sums = block[: _HEAD.size], block[_HEAD.size :]
+            if checksum(head).encode() != sums[:32]:
+                return found, f"the head of its part {len(found) + 1} differs from what was written"
+            _, length, owner = _HEAD.unpack(head)
             if owner.rstrip() != mark.encode():
                 raise InputError(f"{path} holds rows of another result: remove it to go on without them")
+            payload = file.read(length)
+            if len(payload) < length:
+                return found, None
+            if checksum(payload).encode() != sums[32:]:
+                return found, f"its part {len(found) + 1} differs from what was written"
             found.append(payload)
     return found, None
 

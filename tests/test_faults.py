@@ -5,6 +5,7 @@ traceback."""
 from __future__ import annotations
 
 import collections
+import dataclasses
 import random
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from recursive_jax.rounds import journal
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.writing import save_imported
 from recursive_jax.train import signals
-from tests.small_run import SmallRun, _params
+from tests.small_run import SAMPLING, SmallRun, _params
 
 KINDS = ("flip", "cut", "empty", "delete", "replace", "tail")
 
@@ -281,3 +282,53 @@ def test_another_environment_is_said_marked_or_refused(small, tmp_path, capsys, 
     assert made["model"] == [False] and made["rows"] == made["student"] == [True]
     text = status_text(tmp_path / "run")
     assert "[environment 2]" in text and "bits may differ from there on" in text
+
+
+def test_a_lost_record_does_not_hand_the_work_to_another_command(small, tmp_path, monkeypatch, capsys):
+    """A damaged pending.json was written anew by whatever command came first, and the right one was then refused."""
+    wanted = small(tmp_path / "whole")
+    monkeypatch.setattr(journal, "EVERY", -1.0)
+    small(tmp_path / "run", "model")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_after(patch, 14)
+        with pytest.raises(Preempted):
+            small(tmp_path / "run")
+    record = tmp_path / "run/rounds/0000/rows/pending.json"
+    for damaged in (lambda: record.write_text("{"), record.unlink):
+        damaged()
+        with pytest.raises(InputError, match="is half-done from other inputs"):
+            dataclasses.replace(small, rows=small.rows + 1)(tmp_path / "run")
+        assert "restored from" in capsys.readouterr().err
+    assert small(tmp_path / "run") == wanted
+
+
+def test_rows_that_no_manifest_names_are_not_read(small, tmp_path):
+    wanted = small(tmp_path / "run")
+    folder = tmp_path / "run/rounds/0000/rows"
+    shutil.copy(folder / "rows-00000.parquet", folder / "rows-00001.parquet")
+    assert small(tmp_path / "run") == wanted
+
+
+def test_a_lost_run_record_forgets_no_environment(small, tmp_path, capsys, monkeypatch):
+    from recursive_jax import environment
+
+    small(tmp_path / "run", "model")
+    plain = environment.environment
+    monkeypatch.setattr(environment, "environment", lambda mesh=None: {**plain(mesh), "jaxlib": "0.9.8"})
+    (tmp_path / "run/run.json").unlink()
+    small(tmp_path / "run", "model")
+    assert "was begun in another environment" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_partial_of_ours_is_kept(small, tmp_path, mesh):
+    from recursive_jax.generate.files import Prompts, generate_file
+
+    model = dataclasses.replace(small.model().initialized(0))
+    partial = tmp_path / "out.jsonl.partial"
+    for text in ("my own notes\n", "notes"):
+        partial.write_text(text)
+        with pytest.raises(InputError, match="is damaged, or no rows"):
+            generate_file(model, Prompts(None, ""), str(tmp_path / "out.jsonl"), SAMPLING)
+        assert partial.read_text() == text
+    partial.write_text('{"comm')  # torn by a kill: nothing is lost
+    assert generate_file(model, Prompts(None, ""), str(tmp_path / "out.jsonl"), SAMPLING)

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from recursive_jax import cli, load_model
 from recursive_jax.config.yaml_text import parse_yaml, read_yaml
@@ -21,6 +22,7 @@ from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.errors import InputError, explain
 from recursive_jax.models.families import read_config
 from recursive_jax.models.gguf import read_gguf
+from recursive_jax.rounds.opening import weights_fingerprint
 from recursive_jax.rounds.report import write_report
 from tests.helpers import write_llama_gguf
 from tests.small_run import SmallRun
@@ -61,6 +63,8 @@ def test_yaml_that_explodes_repeats_or_runs_is_refused(text, says, tmp_path):
 def test_anchors_and_merges_of_people_are_read():
     text = "base: &b {steps: 3, batch: 8}\ntrain: {<<: *b, steps: 5}\nlist: [*b, *b]"
     assert parse_yaml(text)["train"] == {"steps": 5, "batch": 8}
+    merged = "base: &a {a: 1}\ndeep: {inner: {mid: &m {<<: *a, a: 2}}}\ntop: {<<: *m}\n1: one\n'1': text"
+    assert parse_yaml(merged) == yaml.safe_load(merged)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ LLAMA = json.loads((FOLDER / "llama" / "config.json").read_text())
         ("hidden_size", "32", "hidden_size='32': an integer"),
         ("hidden_size", [32], "hidden_size=[32]: an integer"),
         ("hidden_size", True, "hidden_size=True: an integer"),
-        ("intermediate_size", 24.0, "intermediate_size=24.0: an integer"),
+        ("intermediate_size", 24.5, "intermediate_size=24.5: an integer"),
         ("rms_norm_eps", 0, "rms_norm_eps=0: a number above 0"),
         ("rms_norm_eps", float("nan"), "rms_norm_eps=nan: a number"),
         (
@@ -127,6 +131,13 @@ def test_token_ids_are_ids(value, tmp_path):
     folder = copied(tmp_path, generation_config={"eos_token_id": value})
     with pytest.raises(InputError, match="eos_token_id"):
         read_tokenizer(folder, 48)
+
+
+def test_an_edited_template_or_vocabulary_is_another_model(tmp_path):
+    folder = copied(tmp_path)
+    before = weights_fingerprint(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert weights_fingerprint(folder) != before
 
 
 def test_deep_and_mistyped_json_is_named(tmp_path, mesh):
@@ -175,7 +186,7 @@ def test_a_weights_index_follows_no_link_out_of_its_folder(tmp_path, mesh):
         (4, (9).to_bytes(4, "little"), "version 9"),
         (8, (2**60).to_bytes(8, "little"), "do not fit into"),
         (16, (2**61).to_bytes(8, "little"), "do not fit into"),
-        (24, (2**50).to_bytes(8, "little"), "ends beyond the file"),
+        (24, (2**50).to_bytes(8, "little"), "a key has 1,125,899,906,842,624 bytes"),
     ],
 )
 def test_a_gguf_is_held_against_its_size(place, value, says, tmp_path, mesh):
@@ -221,6 +232,13 @@ def test_offsets_and_dimensions_of_a_gguf_stay_inside(tmp_path, mesh):
         ("{{ '%1000000000d' % 1 }}", "width"),
         ("{{ '{:>1000000000}'.format(1) }}", "width"),
         ("{{ ('x' * 10**6).replace('', 'y' * 10**6) }}", "characters"),
+        ("{{ ['a' * 10**6] * 100 }}", "characters"),
+        ("{{ (['a' * 10**6] * 10**5)|join }}", "characters"),
+        ("{{ '%100000000d'|format(1) }}", "width"),
+        (
+            "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a == 1 }}",
+            "parts",
+        ),
         ("one\n{{ raise_exception('no system message') }}", "no system message (line 2"),
         ("one\n{% if %}", "line 2"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -241,6 +259,25 @@ def test_a_template_s_time_is_limited(monkeypatch):
         render_template(
             "{% for i in range(9999) %}{% for j in range(99) %}{{ i }}{% endfor %}{% endfor %}", messages=CHAT
         )
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ("{{ 'User: {}'.format('x') }}", "User: x"),
+        ("{{ 'id:12345 {}'.format(1) }}", "id:12345 1"),
+        ('{{ \'{{"name": "{}"}}\'.format("a") }}', '{"name": "a"}'),
+        ("{% macro f(v) %}{{ v }}{% endmacro %}{{ f(1700000000) }}", "1700000000"),
+        ("{% set n = namespace(v=1700000000) %}{{ n.v + 1 }}", "1700000001"),
+        ("{{ '%5.2f' % 1.5 }}{{ '100% of 12345 *' }}", " 1.50100% of 12345 *"),
+        (
+            "{% set a, b = (1, 2) %}{% for k, v in {'x': a}.items() %}{{ k ~ v }}{% endfor %}{{ 'a' in ['a'] }}",
+            "x1True",
+        ),
+    ],
+)
+def test_ordinary_templates_are_not_refused(source, text):
+    assert render_template(source, messages=CHAT) == text
 
 
 def test_long_conversations_are_rendered():
@@ -288,7 +325,7 @@ def test_the_report_escapes_whatever_it_shows(tokenizer, mesh, tmp_path):
             "no space",
         ),
         (RuntimeError("can't start new thread"), "threads"),
-        (RuntimeError("Unable to initialize backend 'tpu': INTERNAL"), "the platform 'tpu' is not on this machine"),
+        (RuntimeError("Unable to initialize backend 'tpu': INTERNAL"), "the platform 'tpu' cannot be used"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "not enough memory"),
         (MemoryError(), "not enough memory"),
     ],

@@ -130,7 +130,8 @@ def _quiet_background() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     if argv is None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _stop_at_once)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as `&` in a script asks for
+            signal.signal(signal.SIGINT, _stop_at_once)
         _quiet_background()
     args = None
     try:

@@ -16,18 +16,7 @@ DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    """Safe YAML with numbers of 64 bits."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         found = super().construct_yaml_int(node)
@@ -37,6 +26,16 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """A key that stands twice in one mapping: YAML would keep the last in silence. Merged keys may be overridden."""
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"the key {key.value!r} is given twice, in line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
@@ -50,6 +49,7 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         if isinstance(node, yaml.SequenceNode):
             inside = node.value
         elif isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
             inside = [part for pair in node.value for part in pair]
         known[id(node)] = 0  # being counted
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in inside)

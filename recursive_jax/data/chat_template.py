@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 import re
+import string
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from recursive_jax.errors import InputError
 STEPS = 1_000_000  # turns of loops, calls of macros
 SECONDS = 10.0
 SIZE = 2**24  # characters of what is rendered, and of any text on the way
+PARTS = 2**20  # of a list in lists
 BITS = 10_000  # of an integer
 NUMBER = 1_000_000  # the greatest integer that a function or filter is given
 
@@ -40,12 +42,11 @@ class _Spent:
         self.steps = self.size = 0
         self.end = time.monotonic() + SECONDS
 
-    def step(self, constant: int = 0) -> None:
-        """One turn of a loop, whose body has so many characters of its own."""
+    def step(self) -> None:
+        """One turn of a loop, or call of a macro."""
         self.steps += 1
         if self.steps > STEPS:
             raise TooMuch(f"more than {STEPS:,} turns of loops and macros")
-        self.written(constant)
         self.clock()
 
     def clock(self) -> None:
@@ -60,12 +61,11 @@ class _Spent:
 
 _spent: contextvars.ContextVar[_Spent] = contextvars.ContextVar("spent")
 
-
-def _held(value: Any) -> Any:
-    """A value, if it is not too large."""
-    if isinstance(value, (str, bytes, list, tuple)) and len(value) > SIZE:
-        raise TooMuch(f"a value of more than {SIZE:,} characters or parts")
-    return value
+#: Functions, methods and filters that make a value as large as a number they are given says.
+_SIZED = frozenset(
+    ("range", "safe_range", "center", "ljust", "rjust", "zfill", "indent", "expandtabs", "batch", "slice", "wordwrap")
+    + ("tojson", "round", "truncate", "string", "format")
+)
 
 
 def _check_size(size: int) -> None:
@@ -73,12 +73,44 @@ def _check_size(size: int) -> None:
         raise TooMuch(f"a value of {size:,} characters or parts, at most {SIZE:,}")
 
 
+def _size(value: Any) -> int:
+    """Characters and parts that a value has when it is written out: what a list holds twice counts twice. Raises
+    TooMuch where they are too many, long before they are counted to the end."""
+    if isinstance(value, (str, bytes)):
+        total = len(value)
+    elif isinstance(value, (list, tuple, dict)):
+        total, parts, waiting = 0, 0, [value]
+        while waiting:
+            inner = waiting.pop()
+            total, parts = total + len(inner) + 1, parts + 1
+            if parts > PARTS:
+                raise TooMuch(f"a value of more than {PARTS:,} parts")
+            if isinstance(inner, dict):
+                waiting += [x for pair in inner.items() for x in pair if isinstance(x, (str, bytes, list, tuple, dict))]
+            elif not isinstance(inner, (str, bytes)):
+                waiting += [x for x in inner if isinstance(x, (str, bytes, list, tuple, dict))]
+            if total > SIZE:
+                break
+    else:
+        return 8
+    _check_size(total)
+    return total
+
+
+def _held(value: Any) -> Any:
+    """A value, if it is not too large."""
+    _size(value)
+    return value
+
+
 def _check_call(name: str, subject: Any, args: tuple, named: dict[str, Any]) -> None:
     """Refuses what would make a huge value before it is made."""
     _spent.get().clock()
     given = [*args, *named.values()]
+    for value in (subject, *given):
+        _size(value)
     numbers = [abs(x) for x in given if isinstance(x, int)]
-    if any(n > NUMBER for n in numbers):
+    if name in _SIZED and any(n > NUMBER for n in numbers):
         raise TooMuch(f"{name}({max(numbers):,}): at most {NUMBER:,}")
     if not isinstance(subject, str):
         return
@@ -87,43 +119,78 @@ def _check_call(name: str, subject: Any, args: tuple, named: dict[str, Any]) -> 
     elif name == "replace" and len(given) >= 2 and isinstance(given[0], str) and isinstance(given[1], str):
         _check_size(len(subject) + subject.count(given[0]) * len(given[1]))
     elif name == "join" and given and isinstance(given[0], (list, tuple)):
-        _check_size(sum(len(x) + len(subject) for x in given[0] if isinstance(x, str)))
-    elif name in ("format", "format_map") and re.search(r":[^{}]*(\d{5,}|\{)", subject):
-        raise TooMuch("format(...) to a width of five digits or more")
+        _check_size(_size(given[0]) + len(subject) * len(given[0]))
+    elif name in ("format", "format_map"):
+        _check_format(subject)
+
+
+def _check_format(text: str) -> None:
+    """Refuses widths of five digits and more, or given by an argument, in both kinds of formats."""
+    try:
+        fields = [spec or "" for _, field, spec, _ in string.Formatter().parse(text) if field is not None]
+    except ValueError:
+        fields = []  # no format of braces
+    if any(re.search(r"\d{5,}|\{", spec) for spec in fields):
+        raise TooMuch("format(...) to a width of five digits or more, or given by an argument")
+    if re.search(r"%[#0\- +]*(\d{5,}|\*|\d*\.(\d{5,}|\*))", text):
+        raise TooMuch("% to a width of five digits or more, or given by an argument")
 
 
 class _Limits(Extension):
-    """Counts steps: a call at the beginning of the body of every loop, macro and call block."""
+    """Counts: a step at the beginning of the body of every loop, macro and call block, and the template's own text
+    where it is written."""
 
-    def _step(self, constant: int) -> str:
-        _spent.get().step(constant)
+    def _step(self) -> str:
+        _spent.get().step()
+        return ""
+
+    def _wrote(self, size: int) -> str:
+        _spent.get().written(size)
         return ""
 
     def _join(self, *parts: Any) -> str:
+        for part in parts:
+            _size(part)
         texts = [str(part) for part in parts]
         _check_size(sum(map(len, texts)))
         return "".join(texts)
 
+    def _seen(self, value: Any) -> Any:
+        _spent.get().clock()
+        return _held(value)
+
     def counted(self, tree: nodes.Template) -> nodes.Template:
+        _watch(tree, self)
         for kind in (nodes.For, nodes.Macro, nodes.CallBlock):
             for node in list(tree.find_all(kind)):
-                size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-                step = nodes.ExprStmt(self.call_method("_step", [nodes.Const(size)]))
-                node.body.insert(0, step.set_lineno(node.lineno))
-        _replace_concat(tree, self)
+                node.body.insert(0, self.statement("_step", [], node.lineno))
         return tree
 
+    def statement(self, name: str, args: list[nodes.Expr], line: int) -> nodes.Node:
+        return nodes.ExprStmt(self.call_method(name, args)).set_lineno(line)
 
-def _replace_concat(node: nodes.Node, limits: _Limits) -> None:
-    """`a ~ b` as a call that looks at the sizes."""
+
+def _watch(node: nodes.Node, limits: _Limits) -> None:
+    """`a ~ b`, literals of lists and dicts, and what is compared, as calls that look at sizes; text that is written
+    behind a call that counts it."""
     for field, value in list(node.iter_fields()):
-        found = value if isinstance(value, list) else [value]
-        new = []
-        for item in found:
+        new: list[Any] = []
+        for item in value if isinstance(value, list) else [value]:
             if isinstance(item, nodes.Node):
-                _replace_concat(item, limits)
+                _watch(item, limits)
+                line = item.lineno
                 if isinstance(item, nodes.Concat):
-                    item = limits.call_method("_join", item.nodes).set_lineno(item.lineno)
+                    item = limits.call_method("_join", item.nodes).set_lineno(line)
+                elif isinstance(item, (nodes.List, nodes.Tuple, nodes.Dict)) and getattr(item, "ctx", "load") == "load":
+                    item = limits.call_method("_seen", [item]).set_lineno(line)
+                elif isinstance(item, nodes.Compare):
+                    item.expr = limits.call_method("_seen", [item.expr]).set_lineno(line)
+                    for operand in item.ops:
+                        operand.expr = limits.call_method("_seen", [operand.expr]).set_lineno(line)
+                elif isinstance(item, nodes.Output):
+                    size = sum(len(part.data) for part in item.nodes if isinstance(part, nodes.TemplateData))
+                    if size and isinstance(value, list):
+                        new.append(limits.statement("_wrote", [nodes.Const(size)], line))
             new.append(item)
         setattr(node, field, new if isinstance(value, list) else new[0])
 
@@ -164,7 +231,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def _written(value: Any) -> Any:
-        _spent.get().written(len(value) if isinstance(value, str) else 8)
+        _spent.get().written(_size(value))
         return value
 
     def _generate(self, source: nodes.Template, *args: Any, **more: Any) -> str:
@@ -176,7 +243,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "*":
             for a, b in ((left, right), (right, left)):
                 if long(a) and isinstance(b, int):
-                    _check_size(len(a) * max(0, b))
+                    _check_size(_size(a) * max(0, b))
             if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > BITS:
                 raise TooMuch("a number of thousands of digits")
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
@@ -184,9 +251,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise TooMuch("a number of thousands of digits")
         elif operator == "+" and long(left) and long(right):
             _check_size(len(left) + len(right))
-        elif operator == "%" and isinstance(left, str) and re.search(r"%[^a-zA-Z%]*(\d{5,}|\*)", left):
-            raise TooMuch("% to a width of five digits or more, or given by an argument")
-        return _held(super().call_binop(context, operator, left, right))
+        elif operator == "%" and isinstance(left, str):
+            _check_format(left)
+        return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Any:
         found = super().wrap_str_format(value)

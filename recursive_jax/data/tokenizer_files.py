@@ -207,7 +207,14 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
     if kind not in ("gpt2", "llama") or not tokens:
         raise InputError(f"{where}: tokenizer.ggml.model={kind!r} is not supported; known: gpt2, llama")
     _check_gguf_lists(fields, where)
-    one = lambda name, default=None: next(iter(_ids(fields, f"tokenizer.ggml.{name}", where)), default)
+
+    def one(name: str, default: int | None = None) -> int | None:
+        found = next(iter(_ids(fields, f"tokenizer.ggml.{name}", where)), default)
+        if found is None or 0 <= found < len(tokens):
+            return found
+        say(f"{where}: tokenizer.ggml.{name}={found} is not the id of a token; as if it were not there")
+        return default
+
     if len(tokens) > vocab:
         raise InputError(f"{where}: the tokenizer has {len(tokens)} tokens, the embedding has {vocab} rows")
     ids = {token: i for i, token in enumerate(tokens)}
@@ -258,7 +265,7 @@ def _check_gguf_lists(fields: Mapping[str, Any], where: str) -> None:
         isinstance(merges, list) and all(isinstance(m, str) and len(m.split(" ", 1)) == 2 for m in merges)
     ):
         lines.append("merges are texts, two parts with a blank between")
-    for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+    for name in ("eos", "unknown"):
         found = _ids(fields, f"tokenizer.ggml.{name}_token_id", where)
         if not all(0 <= i < size for i in found):
             lines.append(f"{name}_token_id={found} is not the id of a token")

@@ -32,7 +32,7 @@ from recursive_jax.generate.request import Draft, Request
 from recursive_jax.identity import describe
 from recursive_jax.mesh import resolve_dtype
 from recursive_jax.models.model import Model
-from recursive_jax.storage import checksum
+from recursive_jax.storage import checksum, sync_directory
 
 SUFFIXES = (".jsonl", ".parquet")
 GROUP = 1024  # rows of one row group of a Parquet file
@@ -250,13 +250,13 @@ class _Partial:
             head = file.readline()
             first = file.readline()
             file.seek(len(head))
-            if not first.endswith(b"\n"):
-                return  # it came to no row (bad input, say): nothing is lost
             command = _checked(head)
-            if command is None:
+            if command is None and head and not (b'{"command"'.startswith(head[:11]) and not first):
                 raise InputError(
                     f"{self.path} is damaged, or no rows of a `generate --out`: remove it to have its rows made again"
                 )
+            if not first.endswith(b"\n"):
+                return  # it came to no row (bad input, say): nothing is lost
             if command.get("command") != mark:
                 raise InputError(
                     f"{self.path} holds rows of another command (model, prompts, settings or seed differ): remove it, "
@@ -303,7 +303,10 @@ class _Partial:
         temporary = f"{out}.tmp"
         with open(self.path, "rb") as file:
             _write_rows(temporary, out, lambda: (_line_at(file, at) for at in place[latest, 2].tolist()))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, out)
+        sync_directory(os.path.dirname(os.path.abspath(out)))
         os.remove(self.path)
 
 
@@ -327,8 +330,6 @@ def _write_rows(path: str, name: str, records: Callable[[], Iterable[dict[str, A
     if name.endswith(".jsonl"):
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records())
-            file.flush()
-            os.fsync(file.fileno())
         return
     empty = Dataset.empty().table
     schema = Dataset.concat_schemas(Dataset.from_rows(group).table.schema for group in _groups(records()))

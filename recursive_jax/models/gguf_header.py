@@ -41,6 +41,8 @@ class _Header:
 
     def text(self, what: str) -> str:
         start, size = self.at + 8, self.number("Q")
+        if size > 65_535:  # the format's own bound of keys
+            raise _Damaged(f"{what} has {size:,} bytes")
         self.skip(size, what)
         try:
             return bytes(self.data[start : start + size]).decode()

@@ -1,7 +1,7 @@
 """What makes a verb durable: a result is committed once, under the fingerprint of everything it was made from.
 
-`manifest.json` in its folder is the commit, with the checksum of each file; RUN/commits.jsonl keeps a second copy of
-every manifest, from which one that was lost or damaged is restored where the files are still what it says
+`manifest.json` in its folder is the commit, with the checksum of each file. RUN/commits.jsonl keeps a second copy of
+every manifest, and of what a half-done result is made from: what was lost or damaged is restored from it
 (`restore`)."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recursive_jax.errors import InputError, machine_errors, problems, say
 from recursive_jax.identity import derived, digest
 
 FORMAT = 3  # of the run folder; part of every fingerprint
-COMMITS = "commits.jsonl"  # of the run folder: a copy of every manifest
+COMMITS = "commits.jsonl"  # of the run folder: a copy of every manifest and of every record of half-done work
 
 
 class Stored:
@@ -151,6 +151,7 @@ class DurableFolder:
                 "counts": counts,
                 "seconds": round(time.time() - start, 3),
                 "environments": environments,
+                "finished": round(time.time(), 3),
                 "status": "done",
             }
 
@@ -179,7 +180,7 @@ class DurableFolder:
 
     def _enter(self, folder: epath.Path, manifest: dict) -> None:
         """A commit in the records of the run."""
-        storage.append_line(self.run.path / COMMITS, _record(self.run.path, folder, manifest))
+        _append(self.run.path, folder, "manifest", manifest)
         if manifest["verb"] == "evaluate":
             self.run.add_metrics(folder)
 
@@ -189,18 +190,14 @@ class DurableFolder:
         file = folder / "pending.json"
         before: dict = {}
         if file.exists():
-            try:
-                before = storage.read_json(file, "the record of the half-done result")
-            except storage.Damaged as error:
-                say(f"{error.what}; it is written anew: rows and checkpoints beside it say themselves what they are of")
-        elif files := _finished_files(folder):
+            remedy = f"delete {folder} to have it made anew"
+            before = storage.read_json(file, "the record of the half-done result", remedy)
+        elif files := _files_of_work(folder):
             raise InputError(
-                f"{folder} holds a result ({', '.join(files[:3])}), but neither a manifest.json nor a pending.json "
-                f"that says what it was made from, and no copy in {self.run.path / COMMITS} fits. Restore "
-                f"manifest.json from a copy; or delete {folder} to have it made again"
+                f"{folder} holds work ({', '.join(files[:3])}), but neither a manifest.json nor a pending.json that "
+                f"says what it is of, and no copy in {self.run.path / COMMITS} fits. Restore manifest.json from a "
+                f"copy; or delete {folder} to have it made again"
             )
-        elif _has_work(folder):
-            say(f"{file} is missing; rows and checkpoints beside it say themselves what they are of")
         if before and before.get("fingerprint") != mark and _has_work(folder):
             self._refuse(folder, "is half-done", before.get("recipe", {}), recipe)
         return before
@@ -217,8 +214,13 @@ class DurableFolder:
                 _remove(folder)
                 before = {}
             folder.mkdir(parents=True, exist_ok=True)
-            environments = environment.continued(before.get("environments", []) if _has_work(folder) else [], now)
-            storage.write_json(pending, {"fingerprint": mark, "recipe": recipe, "environments": environments})
+            record = {"fingerprint": mark, "recipe": recipe}
+            record["environments"] = environment.continued(
+                before.get("environments", []) if _has_work(folder) else [], now
+            )
+            if record != before:
+                _append(self.run.path, folder, "pending", record)  # first: without work beside it it says nothing
+                storage.write_json(pending, record)
 
         meshes.on_main(begin)
         return storage.read_json(pending, "the record of the half-done result")["environments"]
@@ -237,6 +239,7 @@ class DurableFolder:
         storage.verify(source, manifest["files"])
 
         def take() -> None:
+            self.run.note_environments(manifest.get("environments", []), str(source))
             self._refuse_half_done(folder, mark, recipe)
             copy = folder.parent / f".{folder.name}.copying"
             for old in (folder, copy):
@@ -261,9 +264,10 @@ def _has_work(folder: epath.Path) -> bool:
     return any((folder / "resume").glob("*")) or any(folder.glob("partial-*"))
 
 
-def _finished_files(folder: epath.Path) -> list[str]:
-    """Files that only a finished result has, or one that is being written."""
-    return [f for f in storage.describe(folder) if not f.endswith(".tmp")] if folder.is_dir() else []
+def _files_of_work(folder: epath.Path) -> list[str]:
+    """Names of what a finished or a half-done result left in a folder; none of a start that made nothing."""
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return [n for n in found if not n.endswith(".tmp") and n not in ("training.json", "train.jsonl", "tensorboard")]
 
 
 def _manifest(folder: epath.Path) -> dict | None:
@@ -280,40 +284,49 @@ def read_manifest(file: Any) -> dict:
     return storage.read_json(file, "the manifest", remedy)
 
 
-def _record(run: epath.Path, folder: epath.Path, manifest: dict) -> str:
-    return json.dumps(storage.sealed({"path": os.path.relpath(folder, run), "manifest": manifest}))
+def _append(run: epath.Path, folder: epath.Path, kind: str, value: dict) -> None:
+    """A line of RUN/commits.jsonl. kind: `manifest` or `pending`."""
+    record = storage.sealed({"path": os.path.relpath(folder, run), kind: value})
+    storage.append_line(run / COMMITS, json.dumps(record))
 
 
 def restore(run: epath.Path) -> None:
-    """Writes manifests that are missing or damaged again, from the copies in RUN/commits.jsonl, where every file of the
-    result is as the copy says; and completes the copies after a kill between a commit and its line."""
+    """Writes records that are missing or damaged again, from their copies in RUN/commits.jsonl: a manifest where every
+    file of the result is as it says, `pending.json` beside half-done work. Completes the copies after a kill between a
+    commit and its line."""
     copies: dict[str, dict] = {}
     for line in (run / COMMITS).read_bytes().splitlines() if (run / COMMITS).exists() else []:
         try:
             record = storage.opened(json.loads(line), "a line of", run / COMMITS, "")
-            copies[record["path"]] = record["manifest"]
+            copies[record.pop("path")] = record
         except (ValueError, KeyError, RecursionError, InputError):
             continue  # torn by a kill, or damaged: there is another copy in the folder
     for path, copy in copies.items():
-        folder, file = run / path, run / path / "manifest.json"
-        if not folder.is_dir() or (folder / "pending.json").exists():
-            continue  # deleted by somebody, or being made again
+        folder = run / path
+        kind, value = next(iter(copy.items()))
+        other = folder / ("pending.json" if kind == "manifest" else "manifest.json")
+        if not folder.is_dir() or other.exists():
+            continue  # deleted by somebody, being made again, or committed
+        file = folder / f"{kind}.json"
         try:
             if file.exists():
-                read_manifest(file)
+                storage.read_json(file, f"the {kind} record")
                 continue
             found = f"{file} is missing"
         except storage.Damaged as error:
             found = error.what
         try:
-            storage.verify(folder, copy["files"])
+            if kind == "manifest":
+                storage.verify(folder, value["files"])
+            elif not _files_of_work(folder):
+                continue
         except (InputError, KeyError):
             continue  # said when the result is wanted
-        storage.write_json(file, copy)
-        say(f"{found}; restored from {run / COMMITS}, the files of the result are as it says")
+        storage.write_json(file, value)
+        say(f"{found}; restored from {run / COMMITS}")
     for folder, manifest in committed(run):
-        if copies.get(os.path.relpath(folder, run)) != manifest:
-            storage.append_line(run / COMMITS, _record(run, folder, manifest))
+        if copies.get(os.path.relpath(folder, run)) != {"manifest": manifest}:
+            _append(run, folder, "manifest", manifest)
 
 
 def committed(run: epath.Path) -> Iterator[tuple[epath.Path, dict]]:

@@ -102,6 +102,8 @@ class Journal:
         data = made.take(np.array(order, np.int64))
 
         def write() -> None:
+            for old in self.folder.glob("rows-*"):  # of an earlier try, which may have had more of them
+                old.unlink()
             for part, start in enumerate(range(0, max(1, len(data)), ROWS)):
                 buffer = io.BytesIO()
                 Dataset(data.table.slice(start, ROWS).combine_chunks()).write(buffer)

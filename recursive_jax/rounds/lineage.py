@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -35,7 +34,7 @@ def manifests(run: Any) -> list[dict]:
     run = epath.Path(run)
     arms = list(read_record(run).get("config", {}).get("arms", {}))
     found = [
-        {**manifest, "path": str(folder.relative_to(run)), "time": os.stat(folder / "manifest.json").st_mtime_ns}
+        {**manifest, "path": str(folder.relative_to(run)), "time": manifest.get("finished", 0)}
         for folder, manifest in committed(run)
     ]
     rank = {arm: i + 1 for i, arm in enumerate(arms)}

@@ -126,7 +126,8 @@ def named_models(run: epath.Path) -> tuple[dict[str, str], str | None]:
     """(name -> path in the run, the name that stands for the run) of a run's models."""
     file = run / "models.json"
     if file.exists():
-        found = storage.read_json(file, "the names of the models")
+        remedy = "start the run again, which writes it anew; or give the folder of the model itself"
+        found = storage.read_json(file, "the names of the models", remedy)
         only = next(iter(found["models"])) if len(found["models"]) == 1 else None
         return found["models"], found.get("default", only)
     trained = [m["path"] for m in manifests(run) if m["verb"] == "train"]
@@ -193,12 +194,14 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
 
 
 def weights_fingerprint(path: Path) -> str:
-    """Names the weights: a hash of every byte that was opened, shards in sub-folders included. A fine-tuned copy has
-    equal sizes and an equal embedding in front."""
+    """Names the model: a hash of every byte that was opened, shards in sub-folders and the tokenizer's files included.
+    A fine-tuned copy has equal sizes and an equal embedding in front."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted({*weight_files(path), *path.glob("*.json")})
-    for file in files:
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+    own = [path / name for name in ("tokenizer.model", "vocab.txt", "merges.txt", "chat_template.jinja")]
+    files = {path} if path.is_file() else {*weight_files(path), *path.glob("*.json"), *(f for f in own if f.is_file())}
+    for file in sorted(files):
+        name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        digest.update(f"{name}:{file.stat().st_size}:".encode())
         with file.open("rb") as data:
             while block := data.read(_BLOCK):
                 digest.update(block)

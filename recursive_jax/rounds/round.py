@@ -30,7 +30,7 @@ from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective
 from recursive_jax.objectives.causal import causal
-from recursive_jax.rounds.durable import DurableFolder, Stored, mark_of, value_of
+from recursive_jax.rounds.durable import DurableFolder, Stored, mark_of, read_manifest, value_of
 from recursive_jax.rounds.journal import BLOCK, Budget, Journal
 from recursive_jax.rounds.opening import load_stored_model
 from recursive_jax.rounds.writing import write_model
@@ -353,4 +353,6 @@ def _counts(data: Dataset) -> dict[str, Any]:
 
 
 def _read_rows(folder: epath.Path) -> Dataset:
-    return Dataset.read([str(p) for p in sorted(folder.glob("rows-*.parquet"))])
+    """The files that its manifest names: what else lies there was not committed."""
+    names = sorted(n for n in read_manifest(folder / "manifest.json")["files"] if n.startswith("rows-"))
+    return Dataset.read([str(folder / n) for n in names])

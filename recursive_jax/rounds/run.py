@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, Section, difference
 from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine_errors, problems, say
 from recursive_jax.identity import describe
-from recursive_jax.rounds.durable import COMMITS, FORMAT, restore
+from recursive_jax.rounds.durable import COMMITS, FORMAT, committed, restore
 from recursive_jax.rounds.lineage import evaluations, read_record
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
@@ -42,6 +42,7 @@ class Run:
             )
         mesh = getattr(config, "mesh", None)
         self.environment = environment.environment(meshes.make_mesh(mesh) if isinstance(mesh, MeshConfig) else None)
+        self.environments: list[dict[str, Any]] = []  # of the run so far, the last is the present one
         self.closed = False
         self._lock: storage.Lock | None = None
         self._restore_signals = signals.install()
@@ -72,12 +73,10 @@ class Run:
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:
+                self.environments = stored.get("environments", [])
+                self.note_environments([self.environment], str(self.path))  # may refuse, before anything is written
                 restore(self.path)
                 self.refresh_metrics()  # a kill between a commit and its line
-                before = stored.get("environments", [])
-                if environment.changed(before, self.environment, str(self.path)):
-                    stored["environments"] = environment.continued(before, self.environment)
-                    storage.write_json(file, stored)
                 return
             if any(Path(self.path).rglob("manifest.json")):
                 raise problems(
@@ -85,6 +84,7 @@ class Run:
                     "(fork= in Python) with a new one to reuse what is unchanged. The differences:",
                     changes,
                 )  # else it failed before anything was made, and the new config takes the folder
+        self.note_environments([self.environment], str(self.path))
         storage.write_json(
             file,
             {
@@ -93,12 +93,23 @@ class Run:
                 "config": resolved,
                 "identity": identity,
                 "versions": environment.versions(),
-                "environments": [self.environment],
+                "environments": self.environments,
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "processes": jax.process_count(),
                 "forked_from": None if self.fork is None else str(self.fork),
             },
         )
+
+    def note_environments(self, found: Sequence[dict[str, Any]], where: str) -> None:
+        """Results made under these are in the run from now on. Says (or refuses, see `environment`) what differs from
+        the last one before."""
+        for one in found:
+            environment.changed(self.environments, one, where)
+            if not self.environments or self.environments[-1] != one:
+                self.environments = [*self.environments, one]
+                if (self.path / "run.json").exists():
+                    stored = read_record(self.path)
+                    storage.write_json(self.path / "run.json", {**stored, "environments": self.environments})
 
     def _record(self, file: epath.Path) -> dict[str, Any] | None:
         """run.json; None where there is none yet. One that was lost or damaged is written anew from the config of this
@@ -112,6 +123,8 @@ class Run:
         if (self.path / COMMITS).exists() or any(Path(self.path).rglob("manifest.json")):
             say(f"{found}; it is written anew from this config, and every result is held against it")
             restore(self.path)
+            for _, manifest in sorted(committed(self.path), key=lambda pair: pair[1].get("finished", 0)):
+                self.environments += [e for e in manifest.get("environments", []) if e not in self.environments]
         elif not file.exists() and any(p.name not in (".lock", "run.json.tmp") for p in self.path.iterdir()):
             raise InputError(f"{self.path} is not empty and has no run.json; give an empty or new folder as --workdir")
         return None

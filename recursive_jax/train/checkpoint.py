@@ -147,12 +147,18 @@ class Resume:
             self._failed = error
 
     def _sealed(self) -> None:
-        """Waits for the checkpoint in work, and raises what went wrong with it."""
-        if self._sealing is not None:
-            self._sealing.join()
+        """Waits for the checkpoint in work, and raises what went wrong with it, on every process."""
+        if self._sealing is None:
+            return
+        self._sealing.join()
         self._sealing, failed, self._failed = None, self._failed, None
-        if failed is not None:
-            raise failed
+
+        def told() -> None:
+            if failed is not None:
+                raise failed
+
+        meshes.on_main(told)
+        told()
 
     def load(self, step: int, target: Any) -> Any:
         """The state of a step, as `target` says. Raises InputError where it does not fit."""

@@ -54,9 +54,9 @@ def train(
     was.
 
     A model without params starts from `init(seed)`. With a `directory` the training is resumable: the train state is
-    kept in `directory/resume`, and a second call with equal arguments goes on from there to bit-equal params, on any
-    mesh. Raises InputError (bad shapes, empty data, a directory of another training), TrainingDiverged (loss not
-    finite), Preempted (SIGTERM; saved)."""
+    kept in `directory/resume`, and a second call with equal arguments goes on from there, on any mesh; to bit-equal
+    params in an equal environment. Raises InputError (bad shapes, empty data, a directory of another training),
+    TrainingDiverged (loss not finite), Preempted (SIGTERM; saved)."""
     config = config or TrainConfig()
     mesh = model.mesh or meshes.make_mesh()
     model = model.on(mesh)
@@ -81,8 +81,11 @@ def train(
     if directory is not None:
         directory = Path(directory)
         settings = _settings(model, batches, objective, config, dtype, length, seed)  # on every process: it may gather
-        meshes.on_main(lambda: _claim(directory, settings, environment.environment(mesh)))
+        settings = json.loads(json.dumps(settings))
+        before: list[Any] = []  # environments, on the main process
+        meshes.on_main(lambda: before.extend(_half_done(directory, settings)))
         resume = Resume(directory / "resume", digest(json.dumps(settings, sort_keys=True).encode()))
+        meshes.on_main(lambda: _claim(directory, settings, before, environment.environment(mesh)))
     others = {name: other.on(mesh) for name, other in objective.models(model).items()}
     held = tuple((name, other.network) for name, other in others.items())
     held_params = {name: other.params for name, other in others.items()}
@@ -159,28 +162,32 @@ def _settings(
     }
 
 
-def _claim(directory: Path, settings: dict[str, Any], now: dict[str, Any]) -> None:
-    """Says in the directory what is trained in it, and under which environments. Raises InputError where checkpoints of
-    another training lie."""
+def _half_done(directory: Path, settings: dict[str, Any]) -> list[Any]:
+    """The environments that a half-done training in the directory was made under. Raises InputError where checkpoints
+    of another training lie; one whose record is damaged says itself what it is of (`Resume`)."""
     file = directory / "training.json"
-    settings = json.loads(json.dumps(settings))
-    before: dict[str, Any] = {}
-    if file.exists():
-        try:
-            before = storage.read_json(file, "the record of the training")
-        except storage.Damaged as error:
-            say(f"{error.what}; it is written anew: the checkpoints beside it say themselves what they are of")
-    kept = any((directory / "resume").glob("*"))
-    if before and before.get("settings") != settings and kept:
+    if not file.exists() or not any((directory / "resume").glob("*")):
+        return []
+    try:
+        before = storage.read_json(file, "the record of the training")
+    except storage.Damaged as error:
+        say(f"{error.what}; it is written anew: the checkpoints beside it say themselves what they are of")
+        return []
+    if before.get("settings") != settings:
         raise problems(
             f"{directory} holds a half-done training of other settings. Give these again to go on with it, another "
             "directory to keep it, or delete it. The differences:",
             difference(before.get("settings", {}), settings),
         )
-    environments = before.get("environments", []) if kept else []
-    environment.changed(environments, now, str(directory))
+    return before.get("environments", [])
+
+
+def _claim(directory: Path, settings: dict[str, Any], before: list[Any], now: dict[str, Any]) -> None:
+    """Says in the directory what is trained in it, and under which environments: when what lies there was accepted."""
+    environment.changed(before, now, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
-    storage.write_json(file, {"settings": settings, "environments": environment.continued(environments, now)})
+    record = {"settings": settings, "environments": environment.continued(before, now)}
+    storage.write_json(directory / "training.json", record)
 
 
 def _start(

@@ -26,7 +26,8 @@ def install() -> Callable[[], None]:
             signal.raise_signal(number)
         _requested.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -17,24 +17,26 @@ _INTEGERS = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), (1, 2**14)),
     **dict.fromkeys(("hidden_size", "n_embd", "dim", "word_embed_proj_dim"), (1, 2**20)),
     **dict.fromkeys(("head_dim",), (1, 2**16)),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim", "hidden_dim"), (1, 2**24)),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"), (1, 2**24)),
+    **dict.fromkeys(("moe_intermediate_size",), (0, 2**24)),  # dense relatives carry it as 0
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), _SIZE),
     **dict.fromkeys(("original_max_position_embeddings", "sliding_window_pattern", "_sliding_window_pattern"), _SIZE),
-    **dict.fromkeys(("no_rope_layer_interval", "global_attn_every_n_layers", "num_experts_per_tok"), _SIZE),
-    **dict.fromkeys(("sliding_window", "local_attention", "max_window_layers"), (0, 2**31 - 1)),
-    **dict.fromkeys(("num_experts", "num_local_experts"), (0, 2**14)),
+    **dict.fromkeys(("no_rope_layer_interval", "global_attn_every_n_layers"), _SIZE),
+    **dict.fromkeys(("sliding_window", "local_attention", "max_window_layers"), (-1, 2**31 - 1)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), (0, 2**14)),
     **dict.fromkeys(("type_vocab_size",), (0, 2**16)),
     **dict.fromkeys(("pad_token_id",), (-1, 2**24)),
 }
-#: Numbers: key -> (more than, at most).
+#: Numbers: key -> (more than, at most). Where 0 means off, it is allowed.
 _NUMBERS = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), (0.0, 1.0)),
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), (0.0, 1e15)),
     **dict.fromkeys(("global_rope_theta", "local_rope_theta"), (0.0, 1e15)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), (0.0, 1.0)),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"), (0.0, 1e9)),
+    **dict.fromkeys(("query_pre_attn_scalar",), (0.0, 1e9)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (-1e-9, 1e9)),
     **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"), (0.0, 1e9)),
-    **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), (0.0, 1e9)),
+    **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), (-1e-9, 1e9)),
 }
 _SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "decoder_bias", "norm_topk_prob", "use_sliding_window"),
@@ -70,11 +72,12 @@ def _wanted(key: str, value: Any) -> str | None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if key in _INTEGERS:
         least, most = _INTEGERS[key]
+        whole = whole or (isinstance(value, float) and value.is_integer())  # 8192.0, as some tools write it
         return None if whole and least <= value <= most else f"an integer from {least} to {most:,}"
     if key in _NUMBERS:
         above, most = _NUMBERS[key]
         fits = (whole or (isinstance(value, float) and math.isfinite(value))) and above < value <= most
-        return None if fits else f"a number above {above:g}, at most {most:g},"
+        return None if fits else f"a number above {max(above, 0.0):g}, at most {most:g},"
     if key in _SWITCHES:
         return None if isinstance(value, bool) else "true or false"
     if key in _TEXTS:
