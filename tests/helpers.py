@@ -53,9 +53,9 @@ def plain_functions(model):
     return dataclasses.replace(model, network=network)
 
 
-def write_llama_gguf(path: Path, kind: str = "F32") -> dict[str, np.ndarray]:
+def write_llama_gguf(path: Path, kind: str = "F32", **keys: int | float | str) -> dict[str, np.ndarray]:
     """The stored tiny Llama as llama.cpp's converter writes it; its tensors as they dequantise, by their Hugging Face
-    names."""
+    names. keys: more of the architecture's, `__` for a dot: `rope__scaling__factor=4.0`."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -72,9 +72,9 @@ def write_llama_gguf(path: Path, kind: str = "F32") -> dict[str, np.ndarray]:
     writer.add_rope_freq_base(1e4)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{i}" for i in range(48)])
+    writer.add_token_list([*(f"t{i}" for i in range(45)), "x", "y", "xy"])
     writer.add_token_types([3] * 3 + [1] * 45)
-    writer.add_token_merges([])
+    writer.add_token_merges(["x y"])
     writer.add_eos_token_id(2)
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
              "self_attn.o_proj": "attn_output",
@@ -100,6 +100,9 @@ def write_llama_gguf(path: Path, kind: str = "F32") -> dict[str, np.ndarray]:
         if new not in top.values() and heads:
             back = back.reshape(heads, -1, 2, 32).swapaxes(1, 2).reshape(value.shape)
         expected[name] = back
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for name, value in keys.items():
+        add[type(value)](f"llama.{name.replace('__', '.')}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

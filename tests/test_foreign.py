@@ -12,8 +12,9 @@ import tokenizers
 from recursive_jax import ParseError, Template, load_model
 from recursive_jax.cli import main
 from recursive_jax.data import chat
+from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.template import examples_dataset, preview
-from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer, write_tokenizer
+from recursive_jax.data.tokenizer_files import read_tokenizer, write_tokenizer
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Special, tokenizer_from_json
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
@@ -364,3 +365,88 @@ def test_shards_in_folders_below_are_part_of_the_name(mesh, tmp_path):
 
     one, same, other = (sharded(tmp_path / str(i), scale) for i, scale in enumerate((1, 1, 0)))
     assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+    "keys, scaling",
+    [
+        ({}, None),
+        ({"rope__scaling__factor": 4.0}, ("linear", 4.0)),  # without a type it is linear
+        ({"rope__scale_linear": 2.0}, ("linear", 2.0)),  # the old name
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, None),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, None),
+        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, ("yarn", 4.0)),
+        ({"rope__dimension_count": 8}, None),
+    ],
+)
+def test_absent_rotary_keys_of_a_gguf_mean_what_they_mean_to_llama_cpp(keys, scaling, mesh, tmp_path):
+    pytest.importorskip("gguf")
+    write_llama_gguf(tmp_path / "m.gguf", **keys)
+    found = load_model(tmp_path / "m.gguf", mesh).network.config.rope_scaling
+    assert (found and (found.kind, found.factor)) == scaling
+
+
+@pytest.mark.parametrize(
+    "keys, says",
+    [
+        ({"rope__dimension_count": 4}, "rope.dimension_count=4, heads have 8"),
+        ({"rope__scaling__type": "longrope"}, "rope.scaling.type='longrope' is not supported"),
+        ({"attention__value_length": 4}, "value_length differs"),
+        (
+            {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__attn_factor": 2.0},
+            "attn_factor",
+        ),
+    ],
+)
+def test_what_llama_cpp_refuses_of_a_gguf_is_refused(keys, says, mesh, tmp_path):
+    pytest.importorskip("gguf")
+    write_llama_gguf(tmp_path / "m.gguf", **keys)
+    with pytest.raises(InputError, match=says):
+        load_model(tmp_path / "m.gguf", mesh)
+
+
+LETTERS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+def bpe_fields(**changes):
+    """The fields of a byte-level vocabulary with one merge and two end tokens."""
+    tokens = [*LETTERS, "hi", "<s>", "<|im_end|>", "<|end_of_text|>"]
+    fields = {"model": "gpt2", "pre": "llama-bpe", "tokens": tokens, "merges": ["h i"], "token_type": [1] * len(tokens)}
+    fields |= {"bos_token_id": 257, "eos_token_id": 259} | changes
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items() if value is not None}
+
+
+def test_absent_tokenizer_keys_of_a_gguf_mean_what_they_mean_to_llama_cpp(capsys):
+    """src/llama-vocab.cpp, llama_vocab::impl::load."""
+    read = lambda **changes: gguf_tokenizer(bpe_fields(**changes), 300, "m.gguf")
+    whole = read()
+    assert whole.has_bos and whole.bos == 257 and set(whole.stops) == {258, 259}  # llama-bpe opens; names end
+    assert whole.decode([ord("h") - 0, 258]) == whole.decode([ord("h") - 0])  # special whatever its type says
+    assert not read(pre="gpt-2").has_bos and read(pre="gpt-2", add_bos_token=True).has_bos
+    capsys.readouterr()
+    without = read(eos_token_id=None, bos_token_id=None)
+    assert without.eos == 11 and without.bos == 11 and 11 in without.stops
+    assert "no tokenizer.ggml.eos_token_id: 11" in capsys.readouterr().err
+    assert read(bos_token_id=10**6).bos == 11 and "is not the id of a token" in capsys.readouterr().err
+    assert read(token_type=None).stops == whole.stops
+    default = read(pre=None)
+    assert "no tokenizer.ggml.pre" in capsys.readouterr().err
+    pieces = [p for p, _ in default._tokenizer.pre_tokenizer.pre_tokenize_str("it's 12345, x=y")]
+    assert pieces == ["it", "'", "s", "\u0120", "123", "45", ",", "\u0120x", "=", "y"]
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"merges": None}, "merges is missing"),
+        ({"model": "llama", "scores": None}, "scores is missing"),
+        ({"tokens": ["a", "b", "a"], "token_type": None}, "the token 'a' stands twice, as 0 and 2"),
+        ({"token_type": [1, 2]}, "token_type is a list of 260 numbers"),
+        ({"pre": "unheard-of"}, "pre='unheard-of' is not supported"),
+        ({"model": "rwkv"}, "model='rwkv' is not supported"),
+        ({"eos_token_id": [1, "x"]}, "a token id"),
+    ],
+)
+def test_a_gguf_tokenizer_that_does_not_fit_together_is_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        gguf_tokenizer(bpe_fields(**changes), 300, "m.gguf")

@@ -21,7 +21,8 @@ from recursive_jax.config.loader import parse_section
 from recursive_jax.data.chat_template import render_template
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.files import read_rows, read_text
-from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer
+from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
+from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.files import Prompts
 from recursive_jax.models.families import FAMILIES, read_config

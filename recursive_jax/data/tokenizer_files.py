@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, pre_tokenizers, processors
 from tokenizers import models as bpe
 
 from recursive_jax.data.language import BOS, EOS, PAD
@@ -24,15 +24,10 @@ from recursive_jax.data.tokenizers import (
     Tokenizer,
     stop_tokens,
 )
-from recursive_jax.errors import InputError, problems
+from recursive_jax.errors import InputError
 from recursive_jax.storage import plain_json
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def say(text: str) -> None:
@@ -59,7 +54,7 @@ def _encodes(text: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _ids(values: Mapping[str, Any], key: str, where: str) -> list[int]:
+def ids_of(values: Mapping[str, Any], key: str, where: str) -> list[int]:
     """The token ids under a key: none, one, or a list of them."""
     value = values.get(key)
     found = [] if value is None else list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
@@ -89,7 +84,7 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
     settings = _json(folder / "tokenizer_config.json")
     named = {**_json(folder / "special_tokens_map.json"), **settings}
     config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    ids = lambda values, key: _ids(values, key, str(folder))
+    ids = lambda values, key: ids_of(values, key, str(folder))
     template = _template(settings, folder)
     inner = _library_tokenizer(folder)
     processor = None
@@ -181,105 +176,6 @@ def _with_specials(inner: tokenizers.Tokenizer, folder: Path) -> tokenizers.Toke
         ids = {t: inner.token_to_id(t) for t in ("<s>", "</s>")}
         inner.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
     return inner
-
-
-# ---- GGUF
-
-_PRE = {
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "llama-bpe": lambda: _split_then_bytes(_LLAMA3),
-    "qwen2": lambda: _split_then_bytes(_QWEN2),
-}
-
-
-def _split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokenizer:
-    """The tokenizer inside a GGUF: byte-level BPE (`gpt2`) or SentencePiece-like BPE with byte fallback (`llama`)."""
-    get = lambda name, default=None: fields.get(f"tokenizer.ggml.{name}", default)
-    kind, tokens = get("model"), get("tokens")
-    if kind not in ("gpt2", "llama") or not tokens:
-        raise InputError(f"{where}: tokenizer.ggml.model={kind!r} is not supported; known: gpt2, llama")
-    _check_gguf_lists(fields, where)
-
-    def one(name: str, default: int | None = None) -> int | None:
-        found = next(iter(_ids(fields, f"tokenizer.ggml.{name}", where)), default)
-        if found is None or 0 <= found < len(tokens):
-            return found
-        say(f"{where}: tokenizer.ggml.{name}={found} is not the id of a token; as if it were not there")
-        return default
-
-    if len(tokens) > vocab:
-        raise InputError(f"{where}: the tokenizer has {len(tokens)} tokens, the embedding has {vocab} rows")
-    ids = {token: i for i, token in enumerate(tokens)}
-    if kind == "gpt2":
-        pre = get("pre", "gpt-2")
-        if pre not in _PRE:
-            raise InputError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported; known: {', '.join(_PRE)}")
-        merges = [tuple(m.split(" ", 1)) for m in get("merges", [])]
-        inner = tokenizers.Tokenizer(bpe.BPE(ids, merges, ignore_merges=pre == "llama-bpe"))
-        inner.normalizer = normalizers.NFC() if pre == "qwen2" else None
-        inner.pre_tokenizer, inner.decoder = _PRE[pre](), decoders.ByteLevel()
-    else:
-        unknown = tokens[one("unknown_token_id", 0)]
-        merges = _merges(tokens, get("scores", []), ids)
-        inner = tokenizers.Tokenizer(bpe.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-        space = [normalizers.Prepend("▁")] if get("add_space_prefix", True) else []
-        inner.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
-        strip = [decoders.Strip(" ", 1, 0)] if get("add_space_prefix", True) else []
-        inner.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-        )
-    types = get("token_type", [1] * len(tokens))
-    inner.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 3])
-    own = [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == 4]
-    inner.add_tokens(own)
-    eos = one("eos_token_id", 0)
-    extra = [one("eot_token_id"), one("eom_token_id"), ids.get("<|im_end|>"), ids.get("<|eot_id|>")]
-    stops = tuple(dict.fromkeys([eos, *(int(e) for e in extra if e is not None)]))
-    pad = repaired_pad(one("padding_token_id"), stops, ids.get)
-    special = Special(one("bos_token_id", eos), eos, pad, stops, bool(get("add_bos_token", kind == "llama")))
-    return FileTokenizer(inner, special, fields.get("tokenizer.chat_template"))
-
-
-def _check_gguf_lists(fields: Mapping[str, Any], where: str) -> None:
-    """The lists of a GGUF's tokenizer: of the right kind, of one length, and ids that are tokens."""
-    get = lambda name: fields.get(f"tokenizer.ggml.{name}")
-    size = len(get("tokens")) if isinstance(get("tokens"), list) else 0
-    lines = [] if size and all(isinstance(t, str) for t in get("tokens")) else ["tokens are texts"]
-    numbers = {"scores": (int, float), "token_type": int}
-    for name, kind in numbers.items():
-        found = get(name)
-        if found is not None and not (
-            isinstance(found, list) and len(found) == size and all(isinstance(x, kind) for x in found)
-        ):
-            lines.append(f"{name} is a list of {size:,} numbers, one for each token")
-    merges = get("merges")
-    if merges is not None and not (
-        isinstance(merges, list) and all(isinstance(m, str) and len(m.split(" ", 1)) == 2 for m in merges)
-    ):
-        lines.append("merges are texts, two parts with a blank between")
-    for name in ("eos", "unknown"):
-        found = _ids(fields, f"tokenizer.ggml.{name}_token_id", where)
-        if not all(0 <= i < size for i in found):
-            lines.append(f"{name}_token_id={found} is not the id of a token")
-    if lines:
-        raise problems(f"{where}: tokenizer.ggml:", lines)
-
-
-def _merges(tokens: Sequence[str], scores: Sequence[float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE: every split of a piece into two pieces, best piece first."""
-    found = []
-    for token, score in zip(tokens, scores, strict=True):
-        splits = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ids and token[i:] in ids]
-        found += [(score, pair) for pair in sorted(splits, key=lambda p: (ids[p[0]], ids[p[1]]))]
-    return [pair for _, pair in sorted(found, key=lambda item: -item[0])]
 
 
 # ---- export

@@ -79,6 +79,37 @@ def _unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def _rotary(get: Keys, kind: str, head_dim: int, where: str) -> dict[str, Any]:
+    """Rotary scaling and share as keys of a config.json. Absent keys mean what they mean to llama.cpp
+    (src/llama-model.cpp, `load_hparams`): scaling without a type is linear, the factor may stand under its old name, a
+    factor of 0 is none, and the llama architecture rotates whole heads only."""
+    found: dict[str, Any] = {}
+    scaling, factor = get("rope.scaling.type", "linear"), get("rope.scaling.factor", get("rope.scale_linear", 0.0))
+    if scaling not in ("none", "linear", "yarn"):
+        raise InputError(f"{where}: {kind}.rope.scaling.type={scaling!r} is not supported; import the safetensors")
+    check_values({"rope_scaling": {"factor": factor or 1.0}}, where)
+    if scaling != "none" and factor not in (0.0, 1.0):
+        found["rope_scaling"] = {"rope_type": scaling, "factor": float(factor)}
+    if "rope_scaling" in found and scaling == "yarn":
+        original = get("rope.scaling.original_context_length", get("context_length"))
+        found["rope_scaling"] |= {"original_max_position_embeddings": original}
+        ones = ("attn_factor", "yarn_ext_factor", "yarn_attn_factor")
+        odd = [name for name in ones if get(f"rope.scaling.{name}", 1.0) != 1.0]
+        if odd:
+            raise InputError(f"{where}: {kind}.rope.scaling.{odd[0]} is not supported; import the safetensors")
+        for name, key in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
+            if get(f"rope.scaling.{name}", None) is not None:
+                found["rope_scaling"][key] = float(get(f"rope.scaling.{name}"))
+    size = get("attention.key_length", head_dim)
+    if get("attention.value_length", size) != size:
+        raise InputError(f"{where}: {kind}.attention.value_length differs from key_length; import the safetensors")
+    rotated = get("rope.dimension_count", size)
+    check_values({"head_dim": rotated}, where)
+    if rotated != size and (kind == "llama" or rotated > size):
+        raise InputError(f"{where}: {kind}.rope.dimension_count={rotated}, heads have {size}; llama.cpp refuses it too")
+    return found if rotated == size else found | {"partial_rotary_factor": rotated / size}
+
+
 def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any, dict[str, Any]]:
     """(config, params on the mesh, all fields of the file). Tensors are dequantised one at a time.
 
@@ -95,9 +126,6 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
     get = Keys(
         {n.removeprefix(f"{kind}."): v for n, v in fields.items() if n.startswith(f"{kind}.")}, f"{path}: {kind}"
     )
-    scaling = get("rope.scaling.type", "none")
-    if scaling not in ("none", None):
-        raise InputError(f"{path}: {kind}.rope.scaling.type={scaling!r} is not supported; import the safetensors")
     if get("expert_count", 0):
         raise InputError(
             f"{path}: {kind}.expert_count={get('expert_count', 0)} is not supported; import the safetensors"
@@ -127,8 +155,11 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         "rope_theta": float(theta),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
         "attention_bias": biased and kind == "llama",
+        **_rotary(get, kind, width // heads, str(path)),
     }
     if stretch is not None:
+        if values.get("rope_scaling"):
+            raise InputError(f"{path}: both rope_freqs.weight and {kind}.rope.scaling; import the safetensors")
         values["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": float(np.max(stretch.data)),

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from recursive_jax import mesh as meshes
 from recursive_jax import storage
 from recursive_jax.config import LoraConfig
-from recursive_jax.data.tokenizer_files import gguf_tokenizer, read_tokenizer
+from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
+from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError
 from recursive_jax.models.huggingface import read_huggingface, weight_files
