@@ -450,3 +450,69 @@ def test_absent_tokenizer_keys_of_a_gguf_mean_what_they_mean_to_llama_cpp(capsys
 def test_a_gguf_tokenizer_that_does_not_fit_together_is_refused(changes, says):
     with pytest.raises(InputError, match=says):
         gguf_tokenizer(bpe_fields(**changes), 300, "m.gguf")
+
+
+def changed(tmp_path, tensors=None, **files):
+    """The stored Llama with other tensors and files."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER / "llama", folder)
+    if tensors is not None:
+        save_file(tensors(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    for name, value in files.items():
+        stored = json.loads((folder / f"{name}.json").read_text()) if (folder / f"{name}.json").exists() else {}
+        (folder / f"{name}.json").write_text(json.dumps({**stored, **value}))
+    return folder
+
+
+def test_a_head_of_its_own_is_kept_whatever_the_flag_says(mesh, tmp_path, capsys):
+    """transformers 5: a tied flag does not throw away a head in the file that differs from the embedding."""
+    stored = np.load(FOLDER / "llama" / "expected.npz")
+    found = load_model(changed(tmp_path, config={"tie_word_embeddings": True}), mesh)
+    assert not found.network.config.tied and "the file is right" in capsys.readouterr().err
+    logits = np.asarray(found.logits(stored["tokens"], stored["mask"]))
+    assert np.abs(logits - stored["logits"])[stored["mask"] > 0].max() < 1e-4
+    same = lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    tied = load_model(changed(tmp_path / "same", same, config={"tie_word_embeddings": True}), mesh)
+    assert tied.network.config.tied
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, "float8_e4m3fn"])
+def test_quantised_tensors_are_no_floats(kind, mesh, tmp_path):
+    import ml_dtypes
+
+    kind = getattr(ml_dtypes, kind) if isinstance(kind, str) else kind
+    name = "model.layers.0.mlp.up_proj.weight"
+    folder = changed(tmp_path, lambda tensors: {**tensors, name: tensors[name].astype(kind)})
+    with pytest.raises(InputError, match=f"{name} is of type .*quantised weights are not read"):
+        load_model(folder, mesh)
+
+
+def test_companion_files_add_tokens_and_name_roles(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    words = {w: i for i, w in enumerate(("<unk>", "a", "b", "</s>"))}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 4}))
+    decoder = {"5": {"content": "<|user|>", "special": True}}
+    settings = {"added_tokens_decoder": decoder, "eos_token": {"content": "<|end|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = read_tokenizer(folder, 6)
+    assert found.encode("a<|user|>b<|end|>") == [1, 5, 2, 4] and found.eos == 4 and found.decode([1, 5]) == "a"
+    (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 7}))
+    with pytest.raises(InputError, match="has the id 5 in its companion files and 4"):
+        read_tokenizer(folder, 9)
+    (folder / "added_tokens.json").unlink()
+    with pytest.raises(InputError, match=r"eos_token is '<\|end\|>', which is not a token"):
+        read_tokenizer(folder, 6)
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match="no end token"):
+        read_tokenizer(folder, 6)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 99]}))
+    assert read_tokenizer(folder, 6).stops == (3,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 99}))
+    with pytest.raises(InputError, match="99 is beyond the embedding's 6 rows"):
+        read_tokenizer(folder, 6)

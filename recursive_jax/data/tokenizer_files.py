@@ -77,16 +77,19 @@ def repaired_pad(pad: int | None, stops: Sequence[int], find: Any) -> int | None
     return None
 
 
-def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
+def read_tokenizer(folder: Path, vocab: int, writes: bool = True) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json, else vocab.json + merges.txt, vocab.txt, or
-    tokenizer.model; token ids as text where there is none. Raises InputError when it has more ids than the
-    embedding's `vocab`."""
+    tokenizer.model; token ids as text where there is none. writes: whether the model can write, and so needs an end
+    token. Raises InputError when it has more ids than the embedding's `vocab`, when a start or end token that the files
+    name is not in it, and when they name no end token."""
     settings = _json(folder / "tokenizer_config.json")
     named = {**_json(folder / "special_tokens_map.json"), **settings}
     config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
     ids = lambda values, key: ids_of(values, key, str(folder))
     template = _template(settings, folder)
     inner = _library_tokenizer(folder)
+    if inner is not None:
+        _add_tokens(inner, settings, folder)
     processor = None
     if inner is None and (folder / "tokenizer.model").exists():
         processor = (folder / "tokenizer.model").read_bytes()
@@ -100,10 +103,18 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
             token = _text(named.get(f"{name}_token"))
             if token is not None and find(token) is not None:
                 return find(token)
+            if token is not None and name in ("bos", "eos") and (inner is not None or processor is not None):
+                raise InputError(f"{folder}: {name}_token is {token!r}, which is not a token of its tokenizer")
         return next(iter([*ids(generation, f"{names[0]}_token_id"), *ids(config, f"{names[0]}_token_id")]), None)
 
     ends = [role("eos", "sep"), *ids(generation, "eos_token_id"), *ids(config, "eos_token_id")]
     stops = tuple(dict.fromkeys(e for e in ends if e is not None and 0 <= e < vocab))
+    if writes and not stops:
+        beyond = f"; {ends[-1]} is beyond the embedding's {vocab} rows" if [e for e in ends if e is not None] else ""
+        raise InputError(
+            f"{folder}: no end token: neither eos_token in tokenizer_config.json or special_tokens_map.json, nor "
+            f"eos_token_id in generation_config.json or config.json names one{beyond}"
+        )
     eos = stops[0] if stops else 0
     bos = role("bos", "cls")
     bos = eos if bos is None or not 0 <= bos < vocab else bos
@@ -145,6 +156,36 @@ def _template(settings: Mapping[str, Any], folder: Path) -> str | None:
     if found is not None and not isinstance(found, str):
         raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is a text, or a list of named ones")
     return found
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
+    """Tokens that only the companion files have: added_tokens.json, and added_tokens_decoder of the settings. Raises
+    InputError where they name another id for one than the tokenizer has."""
+    wanted: dict[int, AddedToken] = {}
+    for text, index in _json(folder / "added_tokens.json").items():
+        wanted[_index(index, folder)] = AddedToken(text, normalized=False, special=False)
+    decoder = settings.get("added_tokens_decoder")
+    for index, token in (decoder if isinstance(decoder, Mapping) else {}).items():
+        text = _text(token)
+        if text is None:
+            raise InputError(f"{folder}: added_tokens_decoder[{index!r}] of tokenizer_config.json has no `content`")
+        flags = {k: bool(token.get(k, False)) for k in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+        wanted[_index(index, folder)] = AddedToken(text, **flags)
+    for index, token in sorted(wanted.items()):
+        if inner.token_to_id(token.content) is None:
+            (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+        if inner.token_to_id(token.content) != index:
+            raise InputError(
+                f"{folder}: the added token {token.content!r} has the id {index} in its companion files and "
+                f"{inner.token_to_id(token.content)} in the tokenizer"
+            )
+
+
+def _index(value: Any, folder: Path) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{folder}: the id {str(value)[:40]!r} of an added token is not a number") from None
 
 
 def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:

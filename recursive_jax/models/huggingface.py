@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import ModelConfig
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say
 from recursive_jax.models import weights
 from recursive_jax.models.families import FAMILIES, read_config, write_config
 from recursive_jax.models.model import abstract_params
@@ -102,6 +102,9 @@ class _Files:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: tuple(self._open[f].get_slice(n).get_shape()) for n, f in self._place.items()}
 
+    def dtypes(self) -> dict[str, str]:
+        return {n: self._open[f].get_slice(n).get_dtype() for n, f in self._place.items()}
+
     def read(self, name: str) -> np.ndarray:
         return self._open[self._place[name]].get_tensor(name)
 
@@ -118,20 +121,35 @@ def params_from(
     mesh: Mesh,
     dtype: str,
     where: str,
+    dtypes: Mapping[str, str] | None = None,
 ) -> tuple[ModelConfig, Any]:
-    """(config, params) from the tensors of one file format under Hugging Face names.
+    """(config, params) from the tensors of one file format under Hugging Face names. dtypes: of the tensors, as
+    safetensors calls them.
 
-    The config comes back without its output head when the file holds a bare encoder.
+    The config comes back without its output head when the file holds a bare encoder, and untied where the file has a
+    head of its own that differs from the embedding, whatever the config says (as `transformers` 5 reads it).
     """
     family = FAMILIES[config.family]
     files = weights.names_without_prefix(family, shapes)
     if config.head == "transform" and family.names["head_dense"].file not in files:
         config = config.model_copy(update={"head": "none", "head_bias": False})
+    if config.tied and config.head != "none":
+        config = _untied(config, [files.get(family.names[n].file) for n in ("head", "embedding")], shapes, read, where)
     check_mesh(transformer_network(config), mesh)
     abstract = abstract_params(transformer_network(config), mesh)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), abstract)
-    weights.check(config, family, target, {n: shapes[f] for n, f in files.items()}, where)
+    kinds = {n: dtypes[f] for n, f in files.items()} if dtypes else None
+    weights.check(config, family, target, {n: shapes[f] for n, f in files.items()}, where, kinds)
     return config, weights.assemble(config, family, target, lambda n: read(files[n]), put_leaf)
+
+
+def _untied(config: ModelConfig, tensors: list[str | None], shapes: Mapping, read: Callable, where: str) -> ModelConfig:
+    """The config with `tied` as the file has it: a head that differs from the embedding is kept."""
+    head, table = tensors
+    if head is None or table is None or shapes[head] != shapes[table] or np.array_equal(read(head), read(table)):
+        return config
+    say(f"{where}: its config says that output and embedding are one matrix, its file has two: the file is right")
+    return config.model_copy(update={"tied": False})
 
 
 def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any]:
@@ -143,7 +161,7 @@ def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[
     where = folder / "config.json"
     config = read_config(read_json(where, "the model's config"), str(where))
     files = _Files(folder)
-    return params_from(config, files.shapes(), files.read, mesh, dtype, str(folder))
+    return params_from(config, files.shapes(), files.read, mesh, dtype, str(folder), files.dtypes())
 
 
 def write_huggingface(

@@ -7,7 +7,7 @@ in front, so that reading is a transpose and a reshape. Tables (`[rows, width]`)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -130,9 +130,20 @@ def from_leaf(c: ModelConfig, path: str, source: Source, parts: list[np.ndarray]
     return np.ascontiguousarray(flat if source.conv else flat.T)
 
 
-def check(c: ModelConfig, family: Family, target: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
+#: Types of numbers as safetensors calls them. Others hold codes of a quantisation, which are no weights without it.
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def check(
+    c: ModelConfig,
+    family: Family,
+    target: Any,
+    shapes: dict[str, tuple[int, ...]],
+    where: str,
+    dtypes: Mapping[str, str] | None = None,
+) -> None:
     """Compares the tensors in a file with those the model needs. Raises InputError naming every missing, unexpected
-    or misshapen one."""
+    or misshapen one, and those whose type (`dtypes`) is no plain float."""
     needed: dict[str, tuple[int, ...]] = {}
     for path, leaf in leaf_paths(target).items():
         source = family.names.get(path)
@@ -150,6 +161,11 @@ def check(c: ModelConfig, family: Family, target: Any, shapes: dict[str, tuple[i
         f"{n} has shape {tuple(shapes[n])}, expected {shape}"
         for n, shape in needed.items()
         if n in shapes and tuple(shapes[n]) != shape
+    ]
+    lines += [
+        f"{n} is of type {dtypes[n]}: quantised weights are not read, give the folder before it was quantised"
+        for n in needed
+        if dtypes and dtypes.get(n, "F32") not in FLOATS
     ]
     lines += [
         f"unexpected tensor {n} {tuple(shapes[n])}"

@@ -189,7 +189,7 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
         tokenizer = gguf_tokenizer(fields, config.vocab, str(path))
     else:
         config, params = read_huggingface(path, mesh, dtype)
-        tokenizer = read_tokenizer(path, config.vocab)
+        tokenizer = read_tokenizer(path, config.vocab, config.causal)
     mark = f"import:{weights_fingerprint(path)}" + ("" if dtype == "float32" else f":{dtype}")  # other values
     return Model(transformer_network(config), tokenizer, params, mesh, mark, str(path.resolve()))
 
