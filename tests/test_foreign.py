@@ -506,6 +506,8 @@ def test_companion_files_add_tokens_and_name_roles(tmp_path):
     with pytest.raises(InputError, match="has the id 5 in its companion files and 4"):
         read_tokenizer(folder, 9)
     (folder / "added_tokens.json").unlink()
+    settings["added_tokens_decoder"] = {"4": decoder["5"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=r"eos_token is '<\|end\|>', which is not a token"):
         read_tokenizer(folder, 6)
     (folder / "tokenizer_config.json").write_text("{}")
