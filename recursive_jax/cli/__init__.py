@@ -81,6 +81,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     take a value, and so the word behind them, the parser itself says."""
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        parser.print_help()
+        raise SystemExit(0)
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     command = commands.get(words[0]) if words else None
     options = [] if command is None else command._actions

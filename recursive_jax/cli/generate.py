@@ -124,13 +124,14 @@ def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dra
 
     requests = list(prompts.requests(model.tokenizer, sampling, bytearray()))
     rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
-    for text in rows.column("text"):
+    same = sampling.temperature == 0 or sampling.beams > 1  # then the rows of a prompt are equal
+    for text in dict.fromkeys(rows.column("text")) if same and not args.source else rows.column("text"):
         print(f"{'' if args.chat else args.prompt}{text}\n")
     return 0
 
 
 def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: Any, notes: str) -> int:
-    """Reads what the user says, a line at a time, until the end of the input."""
+    """Reads what the user says, a line at a time, until the end of the input. /reset forgets what was said, /exit ends."""
     from recursive_jax.data import chat
     from recursive_jax.generate.generate import generate
     from recursive_jax.generate.request import Request
@@ -144,6 +145,11 @@ def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: An
             said = input(shown).strip()
         except EOFError:
             return 0
+        if said in ("/exit", "/quit"):
+            return 0
+        if said == "/reset":
+            del messages[1 if args.system else 0 :]
+            continue
         if not said:
             continue
         messages.append({"role": "user", "content": said})
