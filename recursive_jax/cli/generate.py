@@ -131,7 +131,8 @@ def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dra
 
 
 def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: Any, notes: str) -> int:
-    """Reads what the user says, a line at a time, until the end of the input. /reset forgets what was said, /exit ends."""
+    """Reads what the user says, a line at a time, until the end of the input. /reset forgets what was said, /exit
+    ends."""
     from recursive_jax.data import chat
     from recursive_jax.generate.generate import generate
     from recursive_jax.generate.request import Request
