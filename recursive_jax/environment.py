@@ -19,7 +19,16 @@ from recursive_jax.errors import problems, say
 from recursive_jax.mesh import all_devices
 
 #: Settings of JAX that change numbers.
-_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+_SETTINGS = (
+    *("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable"),
+    *("jax_disable_most_optimizations", "jax_disable_jit", "jax_numpy_dtype_promotion"),
+)
+#: Variables of JAX that say where and how it runs, which the devices tell, or what it prints and caches.
+_ELSEWHERE = (
+    *("JAX_PLATFORM", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_ENABLE_COMPILATION"),
+    *("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOG", "JAX_DEBUG_LOG", "JAX_TRACEBACK"),
+    *("JAX_EXPLAIN", "JAX_CPU_COLLECTIVES", "JAX_CAPTIVE", "JAX_DUMP"),
+)
 #: Flags that say how many devices there are, which `devices` holds, or what is printed.
 _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_hlo_profile")
 _strict = False
@@ -41,7 +50,9 @@ def environment(mesh: Mesh | None = None) -> dict[str, Any]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} {os.environ.get('LIBTPU_INIT_ARGS', '')}".split()
     found["xla_flags"] = " ".join(sorted(f for f in flags if not f.startswith(_HARMLESS)))
     settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
-    found["settings"] = " ".join(f"{k.removeprefix('jax_')}={v}" for k, v in settings.items())
+    variables = {k: v for k, v in os.environ.items() if k.startswith("JAX_") and not k.startswith(_ELSEWHERE)}
+    said = [*settings.items(), *sorted(variables.items())]
+    found["settings"] = " ".join(f"{k.removeprefix('jax_')}={v}" for k, v in said)
     device = all_devices()[0]
     found["devices"] = f"{jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)"
     if mesh is not None:
@@ -72,10 +83,10 @@ def changed(before: Sequence[Any], now: dict[str, Any], where: str) -> bool:
     """Whether `now` differs from the last of the environments before it; says in which keys. Raises InputError with
     them after `require_same`."""
     last = before[-1] if before and isinstance(before[-1], dict) else now
-    lines = difference(last, now)
+    lines = [line.replace(": default ->", ": not recorded ->") for line in difference(last, now)]
     if lines and _strict:
         raise problems(
-            f"{where} was begun in another environment, and --same-environment is given. Go back to it, or leave that "
+            f"{where} was made in another environment, and --same-environment is given. Go back to it, or leave that "
             "out to go on (what is made from here on is marked). The differences:",
             lines,
         )
@@ -83,7 +94,7 @@ def changed(before: Sequence[Any], now: dict[str, Any], where: str) -> bool:
     if lines and told not in _told:  # a run's results need not repeat it
         _told.add(told)
         say(
-            f"{where} was begun in another environment ({told}): what is made from here on may differ in "
+            f"{where} was made in another environment ({told}): what is made from here on may differ in "
             "its last bits, and is marked so"
         )
     return bool(lines)

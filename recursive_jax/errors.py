@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -108,11 +109,12 @@ def explain(error: BaseException, folder: Any = None) -> str | None:
             f"the platform {name!r} cannot be used on this machine: {text.strip().splitlines()[0][:300]}. Leave "
             f"JAX_PLATFORMS out{extra}"
         )
-    kept = f" What was committed under {folder} is kept: " if folder else " "
-    remedy = kept + "mend this and give the same command again, or give another --workdir" if folder else ""
+    kept = f" What was committed under {folder} is kept: " if folder and os.path.exists(f"{folder}/run.json") else " "
+    mend = "mend this and give the same command again, or give another place"
+    remedy = kept + (mend if kept.strip() else mend.capitalize()) if folder else ""
     number = _number(error)
     if number is not None:
-        place = getattr(error, "filename", None) or folder
+        place = getattr(error, "filename", None) or folder or _path_in(text)
         return (f"cannot use {place}: " if place else "") + f"{_SYSTEM[number]}.{remedy}".rstrip()
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: Out of memory" in text or "Out of memory" in text[:200]:
         return (
@@ -122,15 +124,21 @@ def explain(error: BaseException, folder: Any = None) -> str | None:
     return None
 
 
+def _path_in(text: str) -> str | None:
+    """A path that an error of another library names."""
+    found = re.search(r"(?:^|[\s\"'])(/[^\s\"':,]+/[^\s\"':,]*)", text)
+    return found[1] if found else None
+
+
 def _number(error: BaseException) -> int | None:
     """The system's number of an error, also where a library wraps it in words."""
     if isinstance(error, OSError):
         return error.errno if error.errno in _SYSTEM else None
-    if not isinstance(error, (RuntimeError, ValueError)):
-        return None
-    said = re.search(r"OS error (\d+)", str(error))
+    said = re.search(r"[Oo][Ss] error (\d+)", str(error))
     if said and int(said[1]) in _SYSTEM:
         return int(said[1])
+    if not isinstance(error, (RuntimeError, ValueError)):
+        return None
     return next((n for pattern, n in _TOLD if re.search(pattern, str(error))), None)
 
 
@@ -139,7 +147,7 @@ def machine_errors(folder: Any) -> Iterator[None]:
     """Turns errors of the machine into one message; what was committed in `folder` stays."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:
         text = None if isinstance(error, RecursiveJaxError) else explain(error, folder)
         if text is None:
             raise

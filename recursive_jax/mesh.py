@@ -24,6 +24,7 @@ from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError, explain
 
 AXES = ("data", "fsdp", "tensor")
+CPU_DEVICES = 1024  # that a CPU is split into at most
 KEYS = "threefry2x32"  # random numbers that do not depend on the mesh
 BATCH = ("data", "fsdp")
 LAYOUT: dict[str | None, Any] = {
@@ -207,7 +208,7 @@ def split_cpu(config: MeshConfig) -> None:
     there are several processes. Before any device is touched; later, and on other platforms, it changes nothing."""
     asked = math.prod(max(1, size) for size in (config.data, config.fsdp, config.tensor))
     said = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if asked > 1 and not said and not _several_processes():
+    if 1 < asked <= CPU_DEVICES and not said and not _several_processes():
         with contextlib.suppress(RuntimeError):  # devices are in use already
             jax.config.update("jax_num_cpu_devices", asked)
 

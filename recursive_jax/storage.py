@@ -10,6 +10,7 @@ It finds damage; it is no signature against somebody who forges files.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -80,6 +81,19 @@ def verify(folder: epath.Path, files: Any, manifest: str = "manifest.json", reme
             raise Damaged(f"{file} is damaged: it differs from what {folder / manifest} recorded", remedy)
 
 
+def verify_own(file: Any) -> None:
+    """A file that is part of a result, with its manifest beside it, is held against that. Raises Damaged."""
+    folder, name = epath.Path(file).parent, os.path.basename(os.fspath(file))
+    if not (folder / "manifest.json").is_file():
+        return
+    try:
+        files = read_json(folder / "manifest.json", "the manifest").get("files", {})
+    except Damaged:
+        return  # of something else, or said where the result itself is wanted
+    if isinstance(files, dict) and name in files:
+        verify(folder, {name: files[name]})
+
+
 def _walk(folder: str) -> Iterator[str]:
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir():
@@ -98,6 +112,8 @@ def write_atomic(path: Any, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     os.replace(temporary, path)
     sync_directory(os.path.dirname(os.fspath(path)) or ".")
 
@@ -167,6 +183,8 @@ def read_json(path: Any, what: str, remedy: str = "") -> dict[str, Any]:
 
 def plain_json(path: Any, what: str, remedy: str = "") -> Any:
     """The value of a JSON file that has no checksum, or may have none. Raises InputError where it is not JSON."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Damaged(f"{what} {path} is not a file", remedy)
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from recursive_jax.data.files import read_rows
 from recursive_jax.errors import InputError, Preempted
 from recursive_jax.rounds import journal
+from recursive_jax.rounds.lineage import read_record
 from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.status import status_text
 from recursive_jax.rounds.writing import save_imported
 from recursive_jax.train import signals
-from tests.small_run import SAMPLING, SmallRun, _params
+from tests.small_run import SAMPLING, TRAIN, Grammar, SmallRun, _params
 
 KINDS = ("flip", "cut", "empty", "delete", "replace", "tail")
 
@@ -277,7 +281,7 @@ def test_another_environment_is_said_marked_or_refused(small, tmp_path, capsys, 
     monkeypatch.setattr(environment, "_strict", False)
     small(tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("was begun in another environment") == 1 and "jaxlib" in said
+    assert said.count("was made in another environment") == 1 and "jaxlib" in said
     made = {m["name"]: [e["jaxlib"] == "0.9.9" for e in m["environments"]] for m in manifests(tmp_path / "run")}
     assert made["model"] == [False] and made["rows"] == made["student"] == [True]
     text = status_text(tmp_path / "run")
@@ -317,7 +321,7 @@ def test_a_lost_run_record_forgets_no_environment(small, tmp_path, capsys, monke
     monkeypatch.setattr(environment, "environment", lambda mesh=None: {**plain(mesh), "jaxlib": "0.9.8"})
     (tmp_path / "run/run.json").unlink()
     small(tmp_path / "run", "model")
-    assert "was begun in another environment" in capsys.readouterr().err
+    assert "was made in another environment" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_partial_of_ours_is_kept(small, tmp_path, mesh):
@@ -332,3 +336,62 @@ def test_a_file_that_is_no_partial_of_ours_is_kept(small, tmp_path, mesh):
         assert partial.read_text() == text
     partial.write_text('{"comm')  # torn by a kill: nothing is lost
     assert generate_file(model, Prompts(None, ""), str(tmp_path / "out.jsonl"), SAMPLING)
+
+
+def test_a_damaged_run_record_is_restored_and_no_other_config_takes_its_place(small, tmp_path, capsys):
+    """It refused at every start; and a start with another config wrote that one into it."""
+    wanted = small(tmp_path / "run")
+    record = tmp_path / "run/run.json"
+    whole = record.read_bytes()
+    for damage_it in (lambda: record.write_text("null"), record.unlink):
+        damage_it()
+        with pytest.raises(InputError, match=r"seed: 0 -> 5"):
+            dataclasses.replace(small, seed=5)(tmp_path / "run")
+        assert "restored from" in capsys.readouterr().err and record.read_bytes() == whole
+    record.write_text("null")
+    (tmp_path / "run/commits.jsonl").unlink()
+    assert small(tmp_path / "run") == wanted  # written anew, every result held against the config
+    assert "is written anew from this config" in capsys.readouterr().err
+    record.write_bytes(record.read_bytes().replace(b'"format": 3', b'"format": 2'))
+    with pytest.raises(InputError, match="is damaged"):
+        read_record(tmp_path / "run")
+
+
+def test_a_run_s_own_rows_are_checked_wherever_they_are_read(small, tmp_path):
+    small(tmp_path / "run")
+    file = tmp_path / "run/rounds/0000/rows/rows-00000.parquet"
+    assert len(list(read_rows(file))) == small.rows
+    damage("flip", file, file, random.Random(3))
+    with pytest.raises(InputError, match="rows-00000.parquet is damaged"):
+        list(read_rows(file))
+
+
+def test_a_fork_takes_a_result_whose_manifest_was_lost(small, tmp_path, tokenizer, mesh, capsys):
+    wanted = small(tmp_path / "old")
+    (tmp_path / "old/rounds/0000/model/manifest.json").unlink()
+    assert "its manifest.json is missing" in status_text(tmp_path / "old")
+    with Run(tmp_path / "new", {"what": "small"}, fork=tmp_path / "old", quiet=True) as run:
+        data = run.round(0).dataset("data", Grammar(tokenizer.language.config, 40))
+        model = run.round(0).train("model", small.model(), data, TRAIN.model_copy(update={"steps": small.steps}))
+        assert _params(model) == wanted["model"]
+    assert not (tmp_path / "new/rounds/0000/model/train.jsonl.tmp").exists()
+    before = (tmp_path / "old/rounds/0000/model/train.jsonl").read_bytes()
+    assert (tmp_path / "new/rounds/0000/model/train.jsonl").read_bytes() == before  # copied, not trained
+
+
+def test_an_output_file_notices_another_environment(small, tmp_path, monkeypatch, capsys):
+    from recursive_jax import environment
+    from recursive_jax.generate.files import Prompts, generate_file
+
+    model = small.model().initialized(0)
+    prompts, out = Prompts(None, "", count=6), str(tmp_path / "out.jsonl")
+    calls = iter(range(100))
+    assert not generate_file(model, prompts, out, SAMPLING, stopped=lambda: next(calls) == 2)
+    plain = environment.environment
+    monkeypatch.setattr(environment, "environment", lambda mesh=None: {**plain(mesh), "jaxlib": "0.9.7"})
+    monkeypatch.setattr(environment, "_strict", True)
+    with pytest.raises(InputError, match="--same-environment"):
+        generate_file(model, prompts, out, SAMPLING)
+    monkeypatch.setattr(environment, "_strict", False)
+    assert generate_file(model, prompts, out, SAMPLING)
+    assert "was made in another environment" in capsys.readouterr().err

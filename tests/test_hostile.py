@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import tokenizers
 import yaml
 
 from recursive_jax import cli, load_model
@@ -382,3 +383,40 @@ def test_ctrl_c_during_imports_is_130(seconds, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode in (0, 130) and "Traceback" not in error, error
     assert process.returncode == 0 or "interrupted" in error
+
+
+@pytest.mark.parametrize("text", ["seed: !!bool abc", "seed: !!timestamp abc", "seed: !!int x", "seed: !!float []"])
+def test_yaml_tags_that_their_values_do_not_fit(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_pipes_and_devices_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(InputError, match="is not a file"):
+        read_yaml(tmp_path / "pipe.yaml")
+
+
+def test_a_failed_export_leaves_nothing_behind(mesh, tmp_path, monkeypatch):
+    from recursive_jax import save_huggingface
+    from recursive_jax.rounds import writing
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(tmp_path / "out" / "tokenizer.json"))
+
+    model = load_model(FOLDER / "llama", mesh)
+    monkeypatch.setattr(writing, "write_tokenizer", full)
+    with pytest.raises(InputError, match="no space is left"):
+        save_huggingface(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenizers_that_panic_are_one_message(tmp_path):
+    folder = copied(tmp_path, generation_config={"eos_token_id": 2})
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), behavior="isolated")
+    words.save(str(folder / "tokenizer.json"))
+    found = read_tokenizer(folder, 48)
+    with pytest.raises(InputError, match="cannot encode"):
+        found.encode("hi a" + "a" * 28 + "!")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from recursive_jax import __version__, allocator
-from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, RecursiveJaxError, explain, say_once
+from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, RecursiveJaxError, explain
 
 EPILOG = """\
 a first run (a few minutes on two CPU cores, no data and no network needed):
@@ -112,50 +114,95 @@ def _stop_at_once(number: int, frame: Any) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def _quiet_background() -> None:
-    """What background threads of other libraries run into on a full disk or at a limit is one line: the main thread is
-    told of it, and says what to do."""
-    thread, unraisable = threading.excepthook, sys.unraisablehook
-    troubled = threading.Event()
+class _Background:
+    """What threads of other libraries run into on a full disk or at a limit, held back until the command ends: the main
+    thread is told of it too, and says in one line what to do. Of a command that ends otherwise it is printed."""
 
-    def in_thread(args: Any) -> None:
-        text = explain(args.exc_value) if args.exc_value is not None else None
-        if text is not None:
-            troubled.set()
-            say_once(f"in the background: {text}")
-        elif not troubled.is_set():
-            thread(args)
+    def __init__(self) -> None:
+        self.held: list[tuple[Any, Any]] = []
+        thread, unraisable = threading.excepthook, sys.unraisablehook
+        threading.excepthook = lambda args: self.held.append((thread, args))
+        sys.unraisablehook = lambda args: self.held.append((unraisable, args))
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", message=".*was never awaited")
 
-    threading.excepthook = in_thread
-    sys.unraisablehook = lambda args: None if troubled.is_set() else unraisable(args)
+    def show(self) -> None:
+        for hook, args in self.held:
+            if explain(args.exc_value) is None:
+                hook(args)
+        self.held.clear()
+
+
+def _limits() -> None:
+    """Raises InputError for limits under which the libraries below abort the process without a word."""
+    try:
+        import resource
+    except ImportError:
+        return  # not a Unix
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error of the write instead of the end of the process
+    files, memory = resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= files < FILES:
+        raise InputError(f"too many files would be open: this process may open {files}, {FILES} are needed (ulimit -n)")
+    if 0 <= memory < MEMORY:
+        raise InputError(
+            f"this process may address {memory / 2**30:.1f} GiB of memory, {MEMORY / 2**30:.0f} GiB are needed "
+            "(ulimit -v)"
+        )
+
+
+FILES = 64  # open at once
+MEMORY = 4 * 2**30  # of addresses, most of which are never used
+
+
+def _say(text: str) -> None:
+    """A message, if it is of a length that can be read."""
+    lines = text.splitlines()
+    shown = [line if len(line) <= 2000 else f"{line[:2000]} ..." for line in lines[:60]]
+    more = [f"... and {len(lines) - 60:,} lines more"] if len(lines) > 60 else []
+    print("\n".join([f"recursive-jax: {shown[0] if shown else ''}", *shown[1:], *more]), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
+    background = None
     if argv is None and threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as `&` in a script asks for
             signal.signal(signal.SIGINT, _stop_at_once)
-        _quiet_background()
+        background = _Background()
     args = None
     try:
         args = _parse(argv)
         if argv is None and args.command in COMPUTES:
+            _limits()
             allocator.restart()
         return _command(args.command).run(args) or 0
     except RecursiveJaxError as error:
-        print(f"recursive-jax: {error}", file=sys.stderr)
+        _say(str(error))
         return _left(error.exit_code) if argv is None and error.__cause__ is not None else error.exit_code
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        text = explain(error, getattr(args, "workdir", None))
+    except Exception as error:
+        text = explain(error, getattr(args, "workdir", None) or getattr(args, "out", None)) or _of_jax(error)
         if text is None:
             raise
-        print(f"recursive-jax: {text}", file=sys.stderr)
+        _say(text)
         return _left(EXIT_BAD_INPUT) if argv is None else EXIT_BAD_INPUT
+    finally:
+        if background is not None:
+            background.show()
+
+
+def _of_jax(error: Exception) -> str | None:
+    """A setting of JAX, given by a variable, that JAX refuses."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.replace("\\", "/").endswith("jax/_src/config.py"):
+            return f"a JAX_... variable of the environment has a value that JAX refuses: {error}"
+        trace = trace.tb_next
+    return None
 
 
 def _left(code: int) -> int:

@@ -38,3 +38,4 @@ def set_up(mesh: Any = None) -> None:
     meshes.start_distributed()
     if mesh is not None:
         meshes.split_cpu(mesh)
+    meshes.all_devices()  # a platform that is not there is said now

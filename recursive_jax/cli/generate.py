@@ -36,6 +36,11 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--system", default="", help="with --chat: the system message")
     p.add_argument("--count", type=int, default=None, help="rows of each prompt; default 3, with --chat or --in 1")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--same-environment",
+        action="store_true",
+        help="with --out: refuse to go on under other versions, flags or devices, instead of saying so",
+    )
     p.add_argument("--draft", metavar="MODEL", help="a small model of the same vocabulary that guesses ahead")
     p.add_argument(
         "--out",
@@ -95,8 +100,11 @@ def _check(args: argparse.Namespace, count: int) -> None:
 
 
 def _write(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, draft: Any) -> int:
+    from recursive_jax.environment import require_same
     from recursive_jax.generate.files import generate_file
     from recursive_jax.train import signals
+
+    require_same(args.same_environment)
 
     restore = signals.install()
     try:

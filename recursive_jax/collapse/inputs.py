@@ -159,8 +159,8 @@ def _ids(encoded: Any) -> np.ndarray:
 
 def _texts_of_file(path: Path, name: str) -> list[str]:
     """One text a line, or the column `text` of a .jsonl, .csv or .parquet file."""
-    if not path.exists():
-        raise InputError(f"{name}: {path} does not exist")
+    if not path.is_file():
+        raise InputError(f"{name}: {path} {'is not a file' if path.exists() else 'does not exist'}")
     kind = files.kind_of(path)
     if kind not in ("jsonl", *files.TABLES):
         return [line for _, line in files.read_lines(path) if line.strip()]

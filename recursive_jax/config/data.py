@@ -13,13 +13,13 @@ class LanguageConfig(Section):
     """Sizes of the embedded language (`recursive_jax.data.language`)."""
 
     seed: int = 0
-    types: PositiveInt = Field(4, description="noun types; verbs select them")
-    nouns: PositiveInt = Field(8, description="nouns per type and number")
-    verbs: PositiveInt = Field(4, description="verbs per subject type, number and valency")
-    first_names: PositiveInt = 12
-    last_names: PositiveInt = 12
-    attributes: PositiveInt = 3
-    values: PositiveInt = Field(12, description="values per attribute")
+    types: PositiveInt = Field(4, le=100, description="noun types; verbs select them")
+    nouns: PositiveInt = Field(8, le=10_000, description="nouns per type and number")
+    verbs: PositiveInt = Field(4, le=10_000, description="verbs per subject type, number and valency")
+    first_names: PositiveInt = Field(12, le=10_000)
+    last_names: PositiveInt = Field(12, le=10_000)
+    attributes: PositiveInt = Field(3, le=1000)
+    values: PositiveInt = Field(12, le=10_000, description="values per attribute")
     depth: int = Field(2, ge=0, le=4, description="nested relative clauses")
     word_exponent: float = Field(1.1, gt=0.0, description="Zipf exponent of nouns and verbs")
     entity_exponent: float = Field(1.0, gt=0.0, description="Zipf exponent of names")

@@ -69,7 +69,7 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError(f"it is nested more than {DEPTH} deep") from None
-    except (ValueError, OverflowError, TypeError) as error:  # a number of thousands of digits, a date that is none
+    except (ValueError, OverflowError, TypeError, LookupError, AttributeError) as error:  # a date that is none, say
         raise yaml.YAMLError(f"a value cannot be read: {error}") from None
     finally:
         loader.dispose()
@@ -79,6 +79,8 @@ def read_yaml(path: str | Path, what: str = "config file") -> dict[str, Any]:
     """A YAML file as nested dicts. Raises InputError, naming the files that are there where this one is not."""
     file = Path(path)
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise InputError(f"{what} {path} is not a file")
         if file.stat().st_size > BYTES:
             raise InputError(f"{what} {path} has {file.stat().st_size:,} bytes, at most {BYTES:,} are read as YAML")
         loaded = parse_yaml(file.read_text(encoding="utf-8-sig"))

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from recursive_jax.data.dataset import python_rows
 from recursive_jax.errors import InputError, say_once
+from recursive_jax.storage import verify_own
 
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 KINDS = {
@@ -232,6 +233,7 @@ def _table_rows(file: str | Path, kind: str | None, column: str | None) -> Itera
 
 def _parquet_rows(file: str | Path, column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
+    verify_own(file)
     try:
         table = pq.ParquetFile(file)
         need(column, table.schema_arrow.names, file)

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import models as bpe
 
 from recursive_jax.data.tokenizer_files import ids_of, repaired_pad, say
-from recursive_jax.data.tokenizers import FileTokenizer, Special, Tokenizer
+from recursive_jax.data.tokenizers import FileTokenizer, Special, Tokenizer, library_errors
 from recursive_jax.errors import InputError, problems
 
 
@@ -92,11 +92,12 @@ def gguf_tokenizer(fields: Mapping[str, Any], vocab: int, where: str) -> Tokeniz
         return default if default is not None and default < len(tokens) else None
 
     pre = get("pre", "")
-    if kind == "gpt2":
-        inner = _byte_level(pre, ids, get("merges"), where)
-    else:
-        unknown = role("unknown", absent.unknown)
-        inner = _byte_fallback(tokens, ids, get("scores"), unknown, get("add_space_prefix", absent.add_space_prefix))
+    with library_errors(f"{where}: the tokenizer's lists do not fit together"):
+        if kind == "gpt2":
+            inner = _byte_level(pre, ids, get("merges"), where)
+        else:
+            unknown, prefix = role("unknown", absent.unknown), get("add_space_prefix", absent.add_space_prefix)
+            inner = _byte_fallback(tokens, ids, get("scores"), unknown, prefix)
     types = get("token_type") or [1] * len(tokens)
     ends = [ids[t] for t in (*ENDS, *_CODE_ENDS) if t in ids]
     if "<|return|>" in ids and "<|call|>" in ids and "<|end|>" in ids:

@@ -22,6 +22,7 @@ from recursive_jax.data.tokenizers import (
     SentencePieceTokenizer,
     Special,
     Tokenizer,
+    library_errors,
     stop_tokens,
 )
 from recursive_jax.errors import InputError
@@ -89,6 +90,8 @@ def read_tokenizer(folder: Path, vocab: int, writes: bool = True) -> Tokenizer:
     template = _template(settings, folder)
     inner = _library_tokenizer(folder)
     if inner is not None:
+        inner.no_padding()
+        inner.no_truncation()
         _add_tokens(inner, settings, folder)
     processor = None
     if inner is None and (folder / "tokenizer.model").exists():
@@ -120,7 +123,8 @@ def read_tokenizer(folder: Path, vocab: int, writes: bool = True) -> Tokenizer:
     bos = eos if bos is None or not 0 <= bos < vocab else bos
     pad = role("pad")
     pad = repaired_pad(None if pad is None or not 0 <= pad < vocab else pad, stops, find)
-    framed = inner.encode("a", add_special_tokens=True).ids[:1] == [bos] if inner is not None else False
+    with library_errors(f"the tokenizer files in {folder} are damaged"):
+        framed = inner.encode("a", add_special_tokens=True).ids[:1] == [bos] if inner is not None else False
     special = Special(bos, eos, pad, stops, bool(settings.get("add_bos_token", framed or processor is not None)))
     if inner is not None:
         found: Tokenizer = FileTokenizer(inner, special, template, settings)
@@ -189,7 +193,7 @@ def _index(value: Any, folder: Path) -> int:
 
 
 def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:
-    try:
+    with library_errors(f"the tokenizer files in {folder} are damaged"):
         if (folder / "tokenizer.json").exists():
             return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -201,8 +205,6 @@ def _library_tokenizer(folder: Path) -> tokenizers.Tokenizer | None:
             lower = bool(_json(folder / "tokenizer_config.json").get("do_lower_case", True))
             pieces = tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)
             return tokenizers.Tokenizer.from_str(pieces.to_str())
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"the tokenizer files in {folder} are damaged: {error}") from None
     return None
 
 

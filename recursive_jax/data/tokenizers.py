@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -115,6 +116,19 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     return {tokenizer.token(i): int(i) for i in ids}
 
 
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """What the `tokenizers` library raises, bare exceptions and panics of its Rust code, as one message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what}: {str(error)[:300]}") from None
+
+
 class FileTokenizer(NamedByValue):
     """A `tokenizer.json` of the `tokenizers` library.
 
@@ -177,14 +191,16 @@ class FileTokenizer(NamedByValue):
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(f"the tokenizer cannot encode {text[:40]!r}"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(ids, the span of characters each stands for)."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        with library_errors(f"the tokenizer cannot encode {text[:40]!r}"):
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return encoded.ids, encoded.offsets
 
     def encode_framed(self, texts: list[str]) -> list[list[int]]:

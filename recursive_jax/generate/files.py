@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
+from recursive_jax import environment
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data import chat, files
 from recursive_jax.data.dataset import SCHEMA, Dataset
@@ -61,7 +62,8 @@ class Prompts:
         elif self.path == "-":
             yield from _lines(sys.stdin, "standard input")
         elif not Path(self.path).is_file():
-            raise InputError(f"--in={self.path}: there is no such file")
+            what = "is not a file" if os.path.exists(self.path) else "there is no such file"
+            raise InputError(f"--in={self.path}: {what}")
         elif files.kind_of(self.path) in ("jsonl", *files.TABLES):
             yield from (row for _, row in files.read_rows(self.path))
         else:
@@ -172,7 +174,8 @@ def generate_file(
         raise InputError(f"--out={out}: a name ending in {' or '.join(SUFFIXES)}, or -, is wanted")
     if os.path.exists(out):
         raise InputError(f"--out={out} is there already: remove it, or give another name")
-    partial = _Partial(out, _mark(model, prompts, sampling, seed))
+    now = environment.environment(model.mesh)
+    partial = _Partial(out, _mark(model, prompts, sampling, seed), now)
     try:
         for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done):
             partial.append(_record(row, model, seed), row)
@@ -230,18 +233,22 @@ class _Partial:
     """Rows as JSON lines in the order they finished, behind a line that names the command; each line ends with a tab
     and its checksum."""
 
-    def __init__(self, out: str, mark: str):
+    def __init__(self, out: str, mark: str, now: dict[str, Any]):
         self.path = f"{out}.partial"
+        self._now = now
         self.done = bytearray()
+        self._changed = False
         self._place = array.array("q")  # request, rank, where its line begins
         self._end = self._kept = 0
         if os.path.exists(self.path):
             self._read(mark)
         self._file = open(self.path, "r+b" if self._end else "wb")
         if not self._end:
-            self._write({"command": mark})
+            self._write({"command": mark, "environments": [now]})
         self._file.seek(self._end)
         self._file.truncate()
+        if self._changed:
+            self._write({"environment": now})
 
     def _read(self, mark: str) -> None:
         """Takes up what an earlier start left; a torn last line, what is damaged and all behind it, and rows of a
@@ -263,16 +270,22 @@ class _Partial:
                     "or "
                     "give another --out"
                 )
+            environments = command.get("environments", [])
             self._end = file.tell()
             for line in file:
                 if not line.endswith(b"\n"):
-                    return
+                    break
                 record = _checked(line)
+                if record is not None and "id" not in record:
+                    environments = [*environments, record["environment"]]
+                    self._end += len(line)
+                    continue
                 if record is None:
                     say(f"{self.path} is damaged at byte {self._end:,}: the rows from there on are made again")
-                    return
+                    break
                 self._note(record["id"], record.pop("_last"))
                 self._end += len(line)
+        self._changed = environment.changed(environments, self._now, self.path)
 
     def _note(self, name: str, last: bool) -> None:
         number, _, rank = name.rsplit("/", 1)[1].partition(".")

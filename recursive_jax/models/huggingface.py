@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,18 @@ def new_folder(path: Any) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def whole_or_none(folder: Path) -> Iterator[None]:
+    """What is written into a new folder stays only if all of it was: after an error the folder is gone again."""
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if there and folder.is_dir() else [folder]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
 def inside(folder: Path, name: str, where: str) -> Path:
     """A file that another file names, if it lies below the folder. Raises InputError for `../` and absolute paths: a
     folder from elsewhere opens nothing outside itself."""
@@ -58,7 +72,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
 def _places(index: Path) -> dict[str, str]:
     """Tensor -> file, of an index of shards."""
     places = read_json(index, "the index of the shards").get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(f, str) and f for f in places.values()):
+    if not isinstance(places, dict) or not all(isinstance(f, str) and f.isprintable() and f for f in places.values()):
         raise InputError(f"{index} is damaged: weight_map is a mapping of tensors to files")
     return places
 

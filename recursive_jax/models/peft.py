@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import safetensors
 from safetensors.numpy import load_file, save_file
 
@@ -168,18 +169,24 @@ def load_adapter(model: Model, path: Any, quantization: str = "none") -> Model:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{folder / 'adapter_model.safetensors'} is missing or damaged: {error}") from None
-    ranks = [t.shape[0] for k, t in tensors.items() if k.endswith("lora_A.weight")]
+    ranks = [t.shape[0] for k, t in tensors.items() if k.endswith("lora_A.weight") and t.ndim]
     if not isinstance(values.get("r"), int) or values["r"] < 1 or not ranks:
         raise InputError(f"{folder}: r={values.get('r')!r} and {len(ranks)} lora_A tensors; this is not a LoRA adapter")
-    rank, alpha = max(ranks), values.get("lora_alpha", 8)
-    lora = LoraConfig(
-        rank=rank,  # the largest there is; another scale of a module is folded into its B
-        alpha=alpha,
-        dropout=values.get("lora_dropout", 0.0),
-        rslora=values.get("use_rslora", False),
-        dora=values.get("use_dora", False),
-        quantization=quantization,
-    )
+    odd = [k for k, t in tensors.items() if t.ndim not in (1, 2)]
+    odd += [k for k in ("rank_pattern", "alpha_pattern") if not isinstance(values.get(k) or {}, Mapping)]
+    if odd:
+        raise InputError(f"{folder}: {odd[0]} is neither a matrix, a vector nor a mapping; this is not a LoRA adapter")
+    try:
+        lora = LoraConfig(
+            rank=max(ranks),  # the largest there is; another scale of a module is folded into its B
+            alpha=values.get("lora_alpha", 8),
+            dropout=values.get("lora_dropout", 0.0),
+            rslora=values.get("use_rslora", False),
+            dora=values.get("use_dora", False),
+            quantization=quantization,
+        )
+    except pydantic.ValidationError as error:
+        raise problems(f"{where}:", [f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors()]) from None
     updates = _leaves(model, lora, values, tensors, str(folder))
     lora = lora.model_copy(update={"targets": tuple(p.removeprefix("blocks/") for p in updates)})
     frozen = quantized_base(model, list(updates)) if quantization == "nf4" else model.params

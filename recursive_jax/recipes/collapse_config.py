@@ -106,6 +106,7 @@ class CollapseConfig(RecipeConfig):
             if (
                 name in TAKEN
                 or name.startswith(".")
+                or name.endswith(".tmp")
                 or not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
             ):
                 errors.append(

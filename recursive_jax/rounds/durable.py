@@ -180,7 +180,7 @@ class DurableFolder:
 
     def _enter(self, folder: epath.Path, manifest: dict) -> None:
         """A commit in the records of the run."""
-        _append(self.run.path, folder, "manifest", manifest)
+        append_copy(self.run.path, folder, "manifest", manifest)
         if manifest["verb"] == "evaluate":
             self.run.add_metrics(folder)
 
@@ -219,7 +219,7 @@ class DurableFolder:
                 before.get("environments", []) if _has_work(folder) else [], now
             )
             if record != before:
-                _append(self.run.path, folder, "pending", record)  # first: without work beside it it says nothing
+                append_copy(self.run.path, folder, "pending", record)  # first: without work beside it it says nothing
                 storage.write_json(pending, record)
 
         meshes.on_main(begin)
@@ -229,6 +229,9 @@ class DurableFolder:
         relative = folder.relative_to(self.run.path)
         source = self.run.fork / relative
         manifest = _manifest(source)
+        if manifest is None:  # lost: its copy will do, where the files are still what it says
+            manifest = read_copies(self.run.fork).get(str(relative), {}).get("manifest")
+            manifest = manifest if manifest is not None and source.is_dir() else None
         if manifest is None or manifest["fingerprint"] != mark:
             return None
         try:
@@ -246,6 +249,7 @@ class DurableFolder:
                 _remove(old)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, copy)
+            storage.write_json(copy / "manifest.json", manifest)
             storage.sync_tree(copy)
             copy.rename(folder)
             self._enter(folder, manifest)
@@ -284,26 +288,36 @@ def read_manifest(file: Any) -> dict:
     return storage.read_json(file, "the manifest", remedy)
 
 
-def _append(run: epath.Path, folder: epath.Path, kind: str, value: dict) -> None:
-    """A line of RUN/commits.jsonl. kind: `manifest` or `pending`."""
+def append_copy(run: epath.Path, folder: epath.Path, kind: str, value: dict) -> None:
+    """A line of RUN/commits.jsonl. kind: `manifest`, `pending` or `run`."""
     record = storage.sealed({"path": os.path.relpath(folder, run), kind: value})
     storage.append_line(run / COMMITS, json.dumps(record))
+
+
+def read_copies(run: epath.Path) -> dict[str, dict]:
+    """The newest line of RUN/commits.jsonl for each path: {path: {kind: value}}. Lines that a kill tore, or that are
+    damaged, are left out: what they copy lies in the folder itself."""
+    copies: dict[str, dict] = {}
+    file = run / COMMITS
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        try:
+            record = storage.opened(json.loads(line), "a line of", file, "")
+            copies[record.pop("path")] = record
+        except (ValueError, KeyError, RecursionError, InputError):
+            continue
+    return {path: copy for path, copy in copies.items() if isinstance(path, str) and len(copy) == 1}
 
 
 def restore(run: epath.Path) -> None:
     """Writes records that are missing or damaged again, from their copies in RUN/commits.jsonl: a manifest where every
     file of the result is as it says, `pending.json` beside half-done work. Completes the copies after a kill between a
     commit and its line."""
-    copies: dict[str, dict] = {}
-    for line in (run / COMMITS).read_bytes().splitlines() if (run / COMMITS).exists() else []:
-        try:
-            record = storage.opened(json.loads(line), "a line of", run / COMMITS, "")
-            copies[record.pop("path")] = record
-        except (ValueError, KeyError, RecursionError, InputError):
-            continue  # torn by a kill, or damaged: there is another copy in the folder
+    copies = read_copies(run)
     for path, copy in copies.items():
         folder = run / path
         kind, value = next(iter(copy.items()))
+        if kind == "run":
+            continue  # `Run` does that, before it looks at results
         other = folder / ("pending.json" if kind == "manifest" else "manifest.json")
         if not folder.is_dir() or other.exists():
             continue  # deleted by somebody, being made again, or committed
@@ -326,7 +340,7 @@ def restore(run: epath.Path) -> None:
         say(f"{found}; restored from {run / COMMITS}")
     for folder, manifest in committed(run):
         if copies.get(os.path.relpath(folder, run)) != {"manifest": manifest}:
-            _append(run, folder, "manifest", manifest)
+            append_copy(run, folder, "manifest", manifest)
 
 
 def committed(run: epath.Path) -> Iterator[tuple[epath.Path, dict]]:

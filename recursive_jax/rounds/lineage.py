@@ -21,6 +21,8 @@ def read_record(run: Any) -> dict:
     remedy = "start the run again with its config, which writes it anew; every result says itself what it is of"
     found = storage.plain_json(file, "the run record", remedy)
     made = found.get("format") if isinstance(found, dict) else None
+    if isinstance(found, dict) and "checksum" in found:
+        storage.opened(found, "the run record", file, remedy)  # a digit of the format may be what is damaged
     if isinstance(made, int) and made != FORMAT:
         raise InputError(
             f"{run} was made by another version of recursive_jax (run folder format {made}, this one writes {FORMAT}): "

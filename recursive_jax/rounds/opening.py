@@ -18,7 +18,7 @@ from recursive_jax.config import LoraConfig
 from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import tokenizer_from_json
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, machine_errors
 from recursive_jax.models.huggingface import read_huggingface, weight_files
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params
@@ -43,6 +43,11 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
 
     Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or
     belongs to user functions."""
+    with machine_errors(None):
+        return _load(path, mesh, dtype)
+
+
+def _load(path: Any, mesh: Mesh | None, dtype: str) -> Model:
     foreign = foreign_path(path)
     if foreign is not None:
         return import_model(foreign, mesh, dtype)

@@ -16,7 +16,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, Section, difference
 from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine_errors, problems, say
 from recursive_jax.identity import describe
-from recursive_jax.rounds.durable import COMMITS, FORMAT, committed, restore
+from recursive_jax.rounds.durable import COMMITS, FORMAT, append_copy, committed, read_copies, restore
 from recursive_jax.rounds.lineage import evaluations, read_record
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
@@ -85,28 +85,31 @@ class Run:
                     changes,
                 )  # else it failed before anything was made, and the new config takes the folder
         self.note_environments([self.environment], str(self.path))
-        storage.write_json(
-            file,
-            {
-                "format": FORMAT,
-                "seed": self.seed,
-                "config": resolved,
-                "identity": identity,
-                "versions": environment.versions(),
-                "environments": self.environments,
-                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "processes": jax.process_count(),
-                "forked_from": None if self.fork is None else str(self.fork),
-            },
-        )
+        record = {
+            "format": FORMAT,
+            "seed": self.seed,
+            "config": resolved,
+            "identity": identity,
+            "versions": environment.versions(),
+            "environments": self.environments,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
+            "forked_from": None if self.fork is None else str(self.fork),
+        }
+        storage.write_json(file, record)
+        append_copy(self.path, self.path, "run", record)
 
     def note_environments(self, found: Sequence[dict[str, Any]], where: str) -> None:
-        """Results made under these are in the run from now on. Says (or refuses, see `environment`) what differs from
-        the last one before."""
+        """Results made under these, the last of them, are in the run from now on. Says (or refuses, see `environment`)
+        what differs: of the run's own, from the last one before; of a fork's, from the present one."""
         for one in found:
-            environment.changed(self.environments, one, where)
-            if not self.environments or self.environments[-1] != one:
-                self.environments = [*self.environments, one]
+            if one == self.environment:
+                environment.changed(self.environments, one, where)
+            else:
+                environment.changed([one], self.environment, where)
+            if one not in self.environments or (one == self.environment and self.environments[-1] != one):
+                present = [e for e in self.environments[-1:] if e == self.environment and one != e]
+                self.environments = [*self.environments[: len(self.environments) - len(present)], one, *present]
                 if (self.path / "run.json").exists():
                     stored = read_record(self.path)
                     storage.write_json(self.path / "run.json", {**stored, "environments": self.environments})
@@ -120,6 +123,13 @@ class Run:
             found = f"{file} is missing"
         except storage.Damaged as error:
             found = error.what
+        copy = read_copies(self.path).get(".", {}).get("run")
+        if copy is not None and copy.get("format") == FORMAT:
+            storage.write_json(file, copy)
+            say(f"{found}; restored from {self.path / COMMITS}")
+            return copy
+        if file.is_file():
+            file.unlink()
         if (self.path / COMMITS).exists() or any(Path(self.path).rglob("manifest.json")):
             say(f"{found}; it is written anew from this config, and every result is held against it")
             restore(self.path)

@@ -9,6 +9,7 @@ from etils import epath
 
 from recursive_jax.collapse.metrics import headlines
 from recursive_jax.config import difference
+from recursive_jax.rounds.durable import read_copies
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve
 from recursive_jax.rounds.progress import summary
 
@@ -42,6 +43,10 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     ):
         if not (pending.parent / "manifest.json").exists():
             lines.append(f"  {pending.parent.relative_to(run)!s:<38} not finished; the same command goes on with it")
+    for path, copy in read_copies(run).items():
+        folder = run / path
+        if "manifest" in copy and folder.is_dir() and not list(folder.glob("[mp]*n*.json")):
+            lines.append(f"  {path:<38} its manifest.json is missing; the same command restores it")
     for number, (before, now) in enumerate(itertools.pairwise(known), start=2):
         lines.append(f"  environment {number}: {'; '.join(difference(before, now))}; bits may differ from there on")
     return lines

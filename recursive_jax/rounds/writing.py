@@ -11,8 +11,8 @@ from etils import epath
 from recursive_jax import mesh as meshes
 from recursive_jax import storage
 from recursive_jax.data.tokenizer_files import token_ids, write_tokenizer
-from recursive_jax.errors import InputError
-from recursive_jax.models.huggingface import new_folder, write_huggingface
+from recursive_jax.errors import InputError, machine_errors
+from recursive_jax.models.huggingface import new_folder, whole_or_none, write_huggingface
 from recursive_jax.models.model import Model, parameter_count
 from recursive_jax.models.network import TransformerNetwork
 from recursive_jax.train import checkpoint
@@ -51,8 +51,9 @@ def save_huggingface(model: Model, path: Any, dtype: str = "float32") -> Path:
     new_folder(folder)
     model = model.merged()
     config = model.network.config
-    write_huggingface(folder, config, model.params, token_ids(model.tokenizer), dtype)
-    meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.max_length))
+    with machine_errors(None), whole_or_none(folder):
+        write_huggingface(folder, config, model.params, token_ids(model.tokenizer), dtype)
+        meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.max_length))
     return folder
 
 
@@ -65,12 +66,13 @@ def save_imported(model: Model, folder: Path) -> None:
     """Stores a model in the project's own form, so that runs start from it and no conversion is needed again. Its
     manifest says what it is of, with the checksum of every file."""
     new_folder(folder)
-    meshes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-    write_model(folder, model)
 
     def commit() -> None:
         storage.sync_tree(folder)
         manifest = {"verb": "import", "fingerprint": model.fingerprint, "source": model.source}
         storage.write_json(folder / "manifest.json", {**manifest, "files": storage.describe(epath.Path(folder))})
 
-    meshes.on_main(commit)
+    with machine_errors(None), whole_or_none(folder):
+        meshes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        write_model(folder, model)
+        meshes.on_main(commit)

@@ -52,11 +52,12 @@ _CHOICES = {
     "precision": ("float64", "float32"),
 }
 _RANGES = {
-    "rounds": (1, math.inf),
-    "replicates": (1, math.inf),
-    "dimensions": (1, math.inf),
-    "categories": (1, math.inf),
-    "components": (1, math.inf),
+    "rounds": (1, 1e6),
+    "replicates": (1, 1e7),
+    "seed": (0, 2**63 - 1),
+    "dimensions": (1, 1e5),
+    "categories": (1, 1e8),
+    "components": (1, 1e4),
     "order": (1, 4),
     "length": (1, math.inf),
     "right_types": (1, math.inf),
