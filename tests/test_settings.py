@@ -227,3 +227,35 @@ def test_prompt_and_text_are_the_text_of_both():
     bytes_ = ByteTokenizer()
     euro = list("€".encode())
     assert Continuation(bytes_, euro[:2])(euro[2:]) == "€"  # a character that the prompt began
+
+
+# ---- Python as people write it
+
+
+def test_texts_conversations_and_settings_by_name(model, mesh):
+    asked = [Request(0, np.frombuffer(b"the", np.uint8).astype(np.int32))]
+    wanted = generate(model, asked, SamplingConfig(max_tokens=5, temperature=0.5), seed=1)
+    for prompts in ("the", ["the"]):
+        for settings in ({"max_tokens": 5, "temperature": 0.5}, {"sampling": {"max_tokens": 5}, "temperature": 0.5}):
+            assert generate(model, prompts, seed=1, **settings).column("tokens") == wanted.column("tokens")
+    names = ["<unk>", "<s>", "</s>", "user:", "hi", "bye"]
+    speaking = words(names, ["<s>", "</s>"], "{% for m in messages %}user: {{ m.content }}{% endfor %}")
+    other = randomised(transformer(ModelConfig(layers=1, d_model=16, heads=2, max_length=16), speaking, mesh))
+    one, two = [{"role": "user", "content": "hi"}], [{"role": "user", "content": "bye"}]
+    assert generate(other, one, max_tokens=2).column("prompt") == [[3, 4]]
+    assert generate(other, [one, two], max_tokens=2).column("prompt") == [[3, 4], [3, 5]]
+
+
+@pytest.mark.parametrize(
+    "prompts, settings, says",
+    [
+        ("a", {"temprature": 1.0}, "did you mean temperature"),
+        ("a", {"top_p": 2.0}, "top_p=2.0"),
+        (3, {}, "prompts are texts"),
+        ([3], {}, "prompt 0 is neither"),
+        ([{"role": "user", "content": "x"}], {}, "no chat template"),
+    ],
+)
+def test_what_is_no_prompt_or_setting_is_named(model, prompts, settings, says):
+    with pytest.raises(InputError, match=says):
+        generate(model, prompts, **settings)

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from recursive_jax.config import SamplingConfig
+from recursive_jax.config.loader import parse_section
 from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
 from recursive_jax.generate.engine import Engine
 from recursive_jax.generate.prefill import Prefill, Row
-from recursive_jax.generate.request import Draft, Guide, Request, shared_prefix
+from recursive_jax.generate.request import Draft, Guide, Request, as_requests, shared_prefix
 from recursive_jax.models.model import Model
 
 FIRST = 64  # requests looked at for a prefix they share
@@ -26,8 +27,8 @@ FIRST = 64  # requests looked at for a prefix they share
 
 def generate(
     model: Model,
-    requests: Sequence[Request],
-    sampling: SamplingConfig | None = None,
+    requests: Sequence[Request] | Sequence[str] | str | Sequence[Any],
+    sampling: SamplingConfig | Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     round: int = 0,
@@ -36,15 +37,23 @@ def generate(
     guide: Guide | None = None,
     draft: Draft | None = None,
     progress: bool = False,
+    **settings: Any,
 ) -> Dataset:
-    """One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new
+    """Rows of a model: `generate(model, "Once upon a time", temperature=0.5, max_tokens=50)`.
+
+    requests: a text, a list of texts, a conversation (a list of {"role", "content"}) or a list of them, or requests.
+    sampling: a SamplingConfig or a dict of its keys; settings: more of them, by name.
+
+    One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new
     ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the
     limit), `prompt_too_long` (no tokens), `constraint` (its grammar cannot be followed; what was written till then).
     progress: rows and tokens per second on stderr.
 
-    Raises InputError for a model without params, or one that cannot write; ValueError for two requests with one id.
+    Raises InputError for a model without params, or one that cannot write, and for settings that are none; ValueError
+    for two requests with one id.
     """
-    requests = list(requests)
+    sampling = sampling_of(sampling, settings)
+    requests = as_requests(requests, model.tokenizer)
     order = {request.id: i for i, request in enumerate(requests)}
     if len(order) < len(requests):
         raise ValueError(
@@ -53,6 +62,14 @@ def generate(
     rows = list(stream(model, requests, sampling, seed=seed, guide=guide, draft=draft, progress=progress))
     rows.sort(key=lambda row: (order[row.request.id], row.rank))
     return to_dataset(rows, model, seed=seed, round=round, name=name, operation=operation)
+
+
+def sampling_of(sampling: SamplingConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> SamplingConfig:
+    """A config, a dict or nothing, with keys by name on top. Raises InputError naming every wrong one."""
+    if isinstance(sampling, SamplingConfig) and not settings:
+        return sampling
+    given = sampling.model_dump(exclude_unset=True) if isinstance(sampling, SamplingConfig) else dict(sampling or {})
+    return parse_section(SamplingConfig, {**given, **settings}, where="the sampling settings")
 
 
 def stream(

@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
+from recursive_jax.data import chat
 from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
@@ -74,6 +75,31 @@ class Draft:
 
     model: Model
     ahead: int = 4
+
+
+def as_requests(asked: Any, tokenizer: Any) -> list[Request]:
+    """Requests of what a person would write: requests as they are; a text or a list of texts, to be gone on with; a
+    conversation (a list of {"role", "content"}) or a list of them, to be answered. Raises InputError for anything else,
+    and for a conversation without a chat template."""
+    if isinstance(asked, str) or _is_conversation(asked):
+        asked = [asked]
+    if not isinstance(asked, Iterable) or isinstance(asked, Mapping):
+        raise InputError(f"prompts are texts, conversations or requests, not {type(asked).__name__}")
+    found = []
+    for number, one in enumerate(asked):
+        if isinstance(one, Request):
+            found.append(one)
+        elif isinstance(one, str):
+            found.append(Request(number, np.asarray(tokenizer.encode(one), np.int32)))
+        elif _is_conversation(one):
+            found.append(Request(number, chat.encode_prompt(tokenizer, one), opened=True))
+        else:
+            raise InputError(f"prompt {number} is neither a text, a conversation nor a request: {str(one)[:60]!r}")
+    return found
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
 def unconditional(count: int, first: int = 0) -> list[Request]:
