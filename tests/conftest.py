@@ -46,3 +46,15 @@ def tokenizer(language):
 @pytest.fixture
 def tiny():
     return ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=32)
+
+
+MAPPED = 40_000  # of the 65,530 pieces of memory that Linux lets a process map; XLA takes some for every program
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """A worker that has compiled thousands of programs dies without a word at the system's limit."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPED:
+        jax.clear_caches()

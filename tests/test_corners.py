@@ -4,6 +4,7 @@ a result or one message."""
 from __future__ import annotations
 
 import annotated_types
+import jax
 import numpy as np
 import pydantic
 import pytest
@@ -44,6 +45,13 @@ def corners(section: type[pydantic.BaseModel]) -> list[tuple[str, float]]:
                 values.add(kind(bound.le))
         found += [(name, value) for value in sorted(values)]
     return found
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Every corner compiles anew: a process may map only so many pieces of memory."""
+    yield
+    jax.clear_caches()
 
 
 def rows(count: int = 3):

@@ -6,6 +6,7 @@ import json
 import random
 import re
 
+import jax
 import numpy as np
 import pydantic
 import pytest
@@ -120,8 +121,12 @@ def test_settings_keep_their_promises_in_any_company(model, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_many_more_of_them(model, part):
-    outcomes = [one(model, seed) for seed in range(100 + part, 300, 2)]
-    assert outcomes.count("rows") > 40 and outcomes.count("refused") > 10
+    outcomes = []
+    for seed in range(100 + part, 240, 2):
+        if len(outcomes) % 10 == 0:
+            jax.clear_caches()  # hundreds of programs: a process may map only so many pieces of memory
+        outcomes.append(one(model, seed))
+    assert outcomes.count("rows") > 25 and outcomes.count("refused") > 8
 
 
 # ---- stop texts by hand
