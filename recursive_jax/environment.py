@@ -6,6 +6,7 @@ come back by itself), the change is said, and what is made from there on is mark
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ _strict = False
 _told: set[str] = set()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of Python, this package and what it computes with."""
     from importlib.metadata import version

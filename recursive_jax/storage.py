@@ -188,7 +188,7 @@ def plain_json(path: Any, what: str, remedy: str = "") -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except (ValueError, RecursionError, IsADirectoryError) as error:  # no JSON, no UTF-8, no end
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, no end
         raise Damaged(f"{what} {path} is damaged ({error})", remedy) from None
 
 

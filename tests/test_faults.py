@@ -35,6 +35,16 @@ def stopped_after(monkeypatch, calls: int) -> None:
     monkeypatch.setattr(signals, "stop_requested", lambda now=False: next(count) >= calls)
 
 
+def half_generated(run, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped in the middle of its generation, with a frame of the journal for every row."""
+    patch.setattr(journal, "EVERY", -1.0)
+    run(folder, "model")
+    with pytest.MonkeyPatch.context() as stopping:
+        stopped_after(stopping, 14)
+        with pytest.raises(Preempted):
+            run(folder)
+
+
 @pytest.fixture(scope="module")
 def small(tokenizer, mesh):
     return SmallRun(tokenizer, mesh)
@@ -57,10 +67,7 @@ def states(small, tokenizer, mesh, tmp_path_factory):
         run(root / label / "trained", "model")
         shutil.copytree(root / label / "trained", root / label / "generation")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(journal, "EVERY", -1.0)
-            stopped_after(patch, 14)
-            with pytest.raises(Preempted):
-                run(root / label / "generation")
+            half_generated(run, root / label / "generation", patch)
         shutil.copytree(root / label / "trained", root / label / "uncommitted")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(journal, "EVERY", -1.0)
@@ -230,12 +237,7 @@ def test_a_damaged_resume_point_falls_back_to_the_one_before(small, tmp_path, ca
 def test_rows_behind_a_damaged_part_are_made_again(small, tmp_path, capsys, monkeypatch):
     """8 of 9 flips in a half-done generation were used without a word, and one crashed the process."""
     wanted = small(tmp_path / "whole")
-    monkeypatch.setattr(journal, "EVERY", -1.0)
-    small(tmp_path / "begun", "model")
-    with pytest.MonkeyPatch.context() as patch:
-        stopped_after(patch, 14)
-        with pytest.raises(Preempted):
-            small(tmp_path / "begun")
+    half_generated(small, tmp_path / "begun", monkeypatch)
     part = next((tmp_path / "begun/rounds/0000/rows").glob("partial-*"))
     for place in (0, 50, part.stat().st_size // 2, part.stat().st_size - 9):
         shutil.copytree(tmp_path / "begun", tmp_path / f"run-{place}")
@@ -291,12 +293,7 @@ def test_another_environment_is_said_marked_or_refused(small, tmp_path, capsys, 
 def test_a_lost_record_does_not_hand_the_work_to_another_command(small, tmp_path, monkeypatch, capsys):
     """A damaged pending.json was written anew by whatever command came first, and the right one was then refused."""
     wanted = small(tmp_path / "whole")
-    monkeypatch.setattr(journal, "EVERY", -1.0)
-    small(tmp_path / "run", "model")
-    with pytest.MonkeyPatch.context() as patch:
-        stopped_after(patch, 14)
-        with pytest.raises(Preempted):
-            small(tmp_path / "run")
+    half_generated(small, tmp_path / "run", monkeypatch)
     record = tmp_path / "run/rounds/0000/rows/pending.json"
     for damaged in (lambda: record.write_text("{"), record.unlink):
         damaged()

@@ -87,7 +87,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.print_help()
         raise SystemExit(0)
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    command = commands.get(words[0]) if words else None
+    command = commands.get(words[0])
     options = [] if command is None else command._actions
     takes_value = {name for action in options if action.nargs != 0 for name in action.option_strings}
     overrides, kept = [], []

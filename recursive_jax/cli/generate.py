@@ -105,7 +105,6 @@ def _write(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dr
     from recursive_jax.train import signals
 
     require_same(args.same_environment)
-
     restore = signals.install()
     try:
         whole = generate_file(

@@ -15,9 +15,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import models as bpe
 
-from recursive_jax.data.tokenizer_files import ids_of, repaired_pad, say
+from recursive_jax.data.tokenizer_files import ids_of, repaired_pad
 from recursive_jax.data.tokenizers import FileTokenizer, Special, Tokenizer, library_errors
-from recursive_jax.errors import InputError, problems
+from recursive_jax.errors import InputError, problems, say
 
 
 class Defaults(NamedTuple):

@@ -81,8 +81,9 @@ class Template(Value):
         if len(asked) == len(messages):
             return  # nothing is answered
         prompt = chat.encode_prompt(tokenizer, asked)
-        same_text = chat.render(tokenizer, messages).startswith(chat.render(tokenizer, asked, True))
-        if same_text and not np.array_equal(prompt, tokens[: len(prompt)]):
+        if np.array_equal(prompt, tokens[: len(prompt)]):
+            return
+        if chat.render(tokenizer, messages).startswith(chat.render(tokenizer, asked, True)):
             answer = str(messages[len(asked)].get("content", ""))[:40]
             raise InputError(
                 f"the answer {answer!r} joins its first characters to the prompt's last in one token, so that the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,10 @@ from recursive_jax.data.tokenizers import (
     library_errors,
     stop_tokens,
 )
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say
 from recursive_jax.storage import plain_json
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-
-
-def say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _common(a: str, b: str) -> int:
 def stop_texts(tokenizer: Any, stop: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(texts to look for, ids that end a row) of the stop texts: one that is a special token ends the row as that
     token, since decoded text never holds it. Raises InputError for one that only contains a special token."""
-    special = special_tokens(tokenizer)
+    special = special_tokens(tokenizer) if stop else {}
     found, ids = [], []
     for text in stop:
         inside = [name for name in special if name and name in text]

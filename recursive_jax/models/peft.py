@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
-from recursive_jax.errors import InputError, problems
+from recursive_jax.errors import InputError, machine_errors, problems
 from recursive_jax.models.families import FAMILIES, Source, write_config
-from recursive_jax.models.huggingface import new_folder, read_json
+from recursive_jax.models.huggingface import new_folder, read_json, whole_or_none
 from recursive_jax.models.lora import adaptable, adapted_network, quantized_base, with_adapter
 from recursive_jax.models.merging import updates_of
 from recursive_jax.models.model import Model
@@ -94,7 +94,8 @@ def save_adapter(model: Model, path: Any) -> Path:
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    meshes.on_main(write)
+    with machine_errors(None), whole_or_none(folder):
+        meshes.on_main(write)
     return folder
 
 

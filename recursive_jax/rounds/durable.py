@@ -159,7 +159,6 @@ class DurableFolder:
                 storage.sync_tree(folder)
                 manifest["files"] = storage.describe(folder)
                 storage.write_json(folder / "manifest.json", manifest)
-                (folder / "pending.json").unlink(missing_ok=True)
                 self._enter(folder, manifest)
 
             meshes.on_main(commit)
@@ -229,9 +228,8 @@ class DurableFolder:
         relative = folder.relative_to(self.run.path)
         source = self.run.fork / relative
         manifest = _manifest(source)
-        if manifest is None:  # lost: its copy will do, where the files are still what it says
+        if manifest is None and source.is_dir():  # lost: its copy will do, where the files are still what it says
             manifest = read_copies(self.run.fork).get(str(relative), {}).get("manifest")
-            manifest = manifest if manifest is not None and source.is_dir() else None
         if manifest is None or manifest["fingerprint"] != mark:
             return None
         try:

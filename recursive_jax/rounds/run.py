@@ -105,14 +105,16 @@ class Run:
         for one in found:
             if one == self.environment:
                 environment.changed(self.environments, one, where)
-            else:
+                known = environment.continued(self.environments, one)
+            else:  # of a fork: it came before the present one, which stays the last
                 environment.changed([one], self.environment, where)
-            if one not in self.environments or (one == self.environment and self.environments[-1] != one):
-                present = [e for e in self.environments[-1:] if e == self.environment and one != e]
-                self.environments = [*self.environments[: len(self.environments) - len(present)], one, *present]
+                known = self.environments
+                known = known if one in known else [*known[:-1], one, self.environment]
+            if known != self.environments:
+                self.environments = known
                 if (self.path / "run.json").exists():
                     stored = read_record(self.path)
-                    storage.write_json(self.path / "run.json", {**stored, "environments": self.environments})
+                    storage.write_json(self.path / "run.json", {**stored, "environments": known})
 
     def _record(self, file: epath.Path) -> dict[str, Any] | None:
         """run.json; None where there is none yet. One that was lost or damaged is written anew from the config of this
