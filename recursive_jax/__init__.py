@@ -1,6 +1,7 @@
 """recursive_jax: train models on the output of models, in JAX, and know exactly what each round gained and lost.
 
-    rj.load_model  rj.generate  rj.train  rj.Dataset  rj.Run          the nouns and verbs
+    rj.load_model  rj.Dataset  rj.Run                                the nouns
+    rj.train  rj.generate  rj.score  rj.select  rj.evaluate          the verbs
     rj.objectives  rj.rewards  rj.rules  rj.recipes  rj.collapse     what there is to choose from
 
 Names are imported when they are first used, so that `import recursive_jax` costs nothing.
@@ -53,7 +54,9 @@ _HOMES = {
         "from_rows",
         "unconditional",
     ),
+    "curate.rewards": ("score",),
     "curate.select": ("Rule", "select"),
+    "collapse.evaluate": ("Evaluated", "evaluate"),
     "collapse.measure": ("Yardstick", "measure"),
     "collapse.lab.lab": ("lab",),
     "collapse.profile": ("collapse_profile",),
@@ -127,6 +130,7 @@ sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
     from recursive_jax import collapse, generate, objectives, recipes, train
+    from recursive_jax.collapse.evaluate import Evaluated, evaluate
     from recursive_jax.collapse.lab.lab import lab
     from recursive_jax.collapse.measure import Yardstick, measure
     from recursive_jax.collapse.profile import collapse_profile
@@ -145,6 +149,7 @@ if TYPE_CHECKING:
     )
     from recursive_jax.curate import rewards
     from recursive_jax.curate import select as rules
+    from recursive_jax.curate.rewards import score
     from recursive_jax.curate.select import Rule, select
     from recursive_jax.data.dataset import Dataset
     from recursive_jax.data.language import Language

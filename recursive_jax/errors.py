@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from recursive_jax.waiting import clear_line
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # Ctrl-C
@@ -48,6 +50,7 @@ _said: set[str] = set()
 
 def say(text: str) -> None:
     """A notice on stderr: something that is as it should not be, and what was done about it."""
+    clear_line()
     print(f"recursive-jax: {text}", file=sys.stderr, flush=True)
 
 

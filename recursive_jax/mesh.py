@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh
 
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError, explain
+from recursive_jax.waiting import note
 
 AXES = ("data", "fsdp", "tensor")
 CPU_DEVICES = 1024  # that a CPU is split into at most
@@ -41,9 +42,21 @@ LAYOUT: dict[str | None, Any] = {
     "vocab_rows": ("fsdp", "tensor"),  # the embedding table; splitting its width instead costs a full gather
 }
 
+
 #: How often each jitted program was traced in this process, by name. Tests assert on it: a round that traces
 #: again compiles again.
-TRACES: collections.Counter[str] = collections.Counter()
+class _Traces(collections.Counter):
+    """Counts by name; whoever waits is told what is being compiled."""
+
+    def __setitem__(self, name: str, count: int) -> None:
+        note(f"compiling {name}")
+        super().__setitem__(name, count)
+
+
+TRACES: collections.Counter[str] = _Traces()
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: note("") if event == "/jax/core/compile/backend_compile_duration" else None
+)
 
 
 def platform(mesh: Mesh | None = None) -> str:

@@ -520,8 +520,8 @@ def test_objectives_that_are_none_say_what_is_wrong(small, mesh):
     ):
         with pytest.raises(InputError, match=says):
             train(model, rows, objective, SETTINGS, quiet=True)
-    with pytest.raises(InputError, match="a Dataset or Batches"):
-        train(model, [{"text": "a"}], causal, SETTINGS, quiet=True)
+    with pytest.raises(InputError, match="texts, dicts or a Dataset"):
+        train(model, 3, causal, SETTINGS, quiet=True)
     with pytest.raises(InputError, match="longer than the model reads"):
         train(model, rows, causal, SETTINGS.model_copy(update={"length": 64}), quiet=True)
 

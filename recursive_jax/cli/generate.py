@@ -32,6 +32,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
         help="prompts: .jsonl or .parquet with `prompt` or `messages`, a text file with one on each line, or - for "
         "standard input",
     )
+    p.add_argument("--field", metavar="NAME", help="with --in: the column that holds the prompt")
     p.add_argument("--chat", action="store_true", help="prompts are what a user says; alone: a conversation")
     p.add_argument("--system", default="", help="with --chat: the system message")
     p.add_argument("--count", type=int, default=None, help="rows of each prompt; default 3, with --chat or --in 1")
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, count)
     set_up(config.mesh)
     from recursive_jax.generate.files import Prompts
+    from recursive_jax.generate.generate import sampling_for
     from recursive_jax.generate.request import Draft
     from recursive_jax.mesh import make_mesh
     from recursive_jax.rounds.opening import chosen_name, load_model, model_name
@@ -67,12 +69,19 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, make_mesh(config.mesh))
     draft = Draft(load_model(args.draft, model.mesh)) if args.draft else None
     notes = chosen_name(args.model) or f"model: {model_name(args.model)}"
+    asked = sampling.model_dump(exclude_unset=True)
+    sampling = sampling_for(model, asked)
+    own = [
+        f"{k}={getattr(sampling, k)}" for k, v in model.sampling.items() if k not in asked and getattr(sampling, k) == v
+    ]
+    if own:
+        notes += f"\nsampling as its files say: {', '.join(own)}; sampling.KEY=VALUE changes it"
     if sampling.max_tokens is None and model.max_length > LONG:
         notes += f"\nat most {NEW} new tokens a row; sampling.max_tokens=N changes it"
         sampling = sampling.model_copy(update={"max_tokens": NEW})
     if args.chat and not args.prompt and not args.source:
-        return _conversation(model, args, sampling.model_copy(update={"batch": 1}), draft, notes)
-    prompts = Prompts(args.source, args.prompt, count, args.chat, args.system)
+        return _conversation(model, args, sampling.model_copy(update={"batch": 1, "chunk": 1}), draft, notes)
+    prompts = Prompts(args.source, args.prompt, count, args.chat, args.system, args.field)
     if not args.source:
         sampling = sampling.model_copy(
             update={"batch": min(sampling.batch, count * max(sampling.best_of, sampling.beams))}
@@ -95,6 +104,8 @@ def _check(args: argparse.Namespace, count: int) -> None:
         raise InputError(f"--out={args.out}: a name ending in .jsonl or .parquet is wanted, or -")
     if args.system and not args.chat:
         raise InputError("--system is for --chat")
+    if args.field and not args.source:
+        raise InputError("--field is for --in: the column of the file that holds the prompt")
     if args.source and args.prompt:
         raise InputError("--prompt and --in: one of the two")
 
@@ -128,21 +139,42 @@ def _write(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dr
 def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, draft: Any) -> int:
     """Texts for people, in order."""
     from recursive_jax.generate.generate import generate
+    from recursive_jax.waiting import Wait
 
     requests = list(prompts.requests(model.tokenizer, sampling, bytearray()))
-    rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
+    with Wait("generating"):
+        rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
     same = sampling.temperature == 0 or sampling.beams > 1  # then the rows of a prompt are equal
     for text in dict.fromkeys(rows.column("text")) if same and not args.source else rows.column("text"):
         print(f"{'' if args.chat else args.prompt}{text}\n")
     return 0
 
 
+class _Spoken:
+    """Prints an answer as it is written."""
+
+    def __init__(self, wait: Any):
+        self.wait, self.shown = wait, ""
+
+    def __call__(self, row: Any) -> None:
+        from recursive_jax.generate.text import said_for_sure
+
+        self.show(said_for_sure(row.text_of(row.tokens).lstrip(), row.stop_texts))
+
+    def show(self, text: str) -> None:
+        if text.startswith(self.shown) and text != self.shown:
+            self.wait.close()
+            print(text[len(self.shown) :], end="", flush=True)
+            self.shown = text
+
+
 def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: Any, notes: str) -> int:
     """Reads what the user says, a line at a time, until the end of the input. /reset forgets what was said, /exit
     ends."""
     from recursive_jax.data import chat
-    from recursive_jax.generate.generate import generate
+    from recursive_jax.generate.generate import stream
     from recursive_jax.generate.request import Request
+    from recursive_jax.waiting import Wait
 
     messages = [{"role": "system", "content": args.system}] if args.system else []
     chat.render(model.tokenizer, [*messages, {"role": "user", "content": "."}], True)  # a model without one says so now
@@ -164,8 +196,12 @@ def _conversation(model: Any, args: argparse.Namespace, sampling: Any, draft: An
         prompt = chat.encode_prompt(model.tokenizer, messages)
         if len(prompt) >= model.max_length:
             raise InputError(f"the conversation has {len(prompt)} tokens, the model reads at most {model.max_length}")
-        rows = generate(model, [Request(turn, prompt, opened=True)], sampling, seed=args.seed, draft=draft)
-        answer = rows.column("text")[0].strip()
-        print(answer, flush=True)
+        with Wait("reading") as wait:
+            spoken = _Spoken(wait)
+            request = Request(turn, prompt, opened=True)
+            (row,) = stream(model, [request], sampling, seed=args.seed, draft=draft, partial=spoken)
+        answer = row.text.strip()
+        spoken.show(answer)
+        print(flush=True)
         messages.append({"role": "assistant", "content": answer})
     return 0

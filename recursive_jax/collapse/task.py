@@ -13,15 +13,21 @@ from recursive_jax.data.template import ParseError, Template
 from recursive_jax.models.model import Model
 
 
-def task_metrics(model: Model, template: Template, rows: list[dict], answers: Dataset) -> dict[str, Any]:
-    """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself.
-    ce_task: nats per token of the right completions. Standard errors are over rows."""
+def graded(template: Template, rows: list[dict], answers: Dataset) -> tuple[list[bool], list[bool]]:
+    """(which answers are right, which have the completion's form and ended by themselves)."""
     right, formed = [], []
     for row, text, status in zip(rows, answers.column("text"), answers.column("status"), strict=True):
         found, wanted = template.read(row, text), template.wanted(row)
         well = not isinstance(found, ParseError) and status == "ok"
         formed.append(well)
         right.append(well and bool(wanted) and found == wanted)
+    return right, formed
+
+
+def task_metrics(model: Model, template: Template, rows: list[dict], answers: Dataset) -> dict[str, Any]:
+    """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself.
+    ce_task: nats per token of the right completions. Standard errors are over rows."""
+    right, formed = graded(template, rows, answers)
     losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
     n = len(rows)
     spread = lambda x: float(np.std(np.asarray(x, float), ddof=1) / math.sqrt(n)) if n > 1 else math.nan

@@ -3,7 +3,7 @@ says."""
 
 from recursive_jax.config.data import DataConfig, LanguageConfig, TaskConfig
 from recursive_jax.config.devices import MeshConfig
-from recursive_jax.config.loader import difference
+from recursive_jax.config.loader import difference, grown, without_keys
 from recursive_jax.config.model import LoraConfig, ModelConfig, RopeScaling
 from recursive_jax.config.rounds import ArmConfig, EvaluateConfig, FilterConfig, RoundsConfig
 from recursive_jax.config.sampling import SamplingConfig
@@ -26,5 +26,7 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "difference",
+    "grown",
     "row_length",
+    "without_keys",
 ]

@@ -39,6 +39,17 @@ def parse_section(
         raise problems(f"{where} has {len(lines)} problem(s):", lines) from None
 
 
+def with_settings(kind: type[Kind], given: Kind | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Kind:
+    """A config, a dict or nothing, with keys by name on top: `train(model, texts, steps=100)`. Raises InputError naming
+    every wrong one."""
+    if isinstance(given, kind) and not settings:
+        return given
+    if given is not None and not isinstance(given, (kind, Mapping)):
+        raise InputError(f"settings are a {kind.__name__} or a dict of its keys, not a {type(given).__name__}")
+    base = given.model_dump(exclude_unset=True) if isinstance(given, kind) else dict(given or {})
+    return parse_section(kind, {**base, **settings}, where=kind.__name__)
+
+
 def split_override(override: str) -> tuple[str, str]:
     """`key=value` -> (key, value as text). Raises InputError for another form."""
     key, equals, text = override.partition("=")
@@ -177,6 +188,25 @@ def all_keys(root: type[Section], prefix: str = "") -> list[str]:
                 all_keys(inner, f"{prefix}{name}.<name>." if _is_dict(field.annotation) else f"{prefix}{name}.")
             )
     return keys
+
+
+def grown(config: Any, old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Of the keys of a section that may grow (`GROWS`), those that did, dotted, between two resolved configs."""
+    found = []
+    for name in type(config).model_fields if isinstance(config, Section) else ():
+        a, b, value = old.get(name), new.get(name), getattr(config, name)
+        if isinstance(value, Section) and isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += grown(value, a, b, f"{prefix}{name}.")
+        elif name in type(config).GROWS and name in old and (b[: len(a)] == a != b if isinstance(a, list) else b > a):
+            found.append(prefix + name)
+    return found
+
+
+def without_keys(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Nested mappings without the dotted keys."""
+    inside = lambda name: [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")]
+    kept = {k: without_keys(v, inside(k)) if isinstance(v, Mapping) else v for k, v in values.items() if k not in keys}
+    return {k: v for k, v in kept.items() if v != {} or values[k] == {}}
 
 
 def changed_keys(section: Section) -> list[str]:

@@ -15,6 +15,7 @@ from recursive_jax.config.train import TrainConfig
 class RoundsConfig(Section):
     """The recursion: how many rounds, what a student starts from, how much it is trained on."""
 
+    GROWS = frozenset(("count", "schedule"))
     RENAMED = {"tokens": "token_budget"}  # noqa: RUF012
 
     count: int = Field(5, ge=0, le=10_000)

@@ -16,11 +16,13 @@ class Section(pydantic.BaseModel):
     """Frozen, hashable, and refusing unknown keys.
 
     HOW: keys that say how a result is made, not what it is (logging, memory, slots): they stand in no fingerprint, and
-    may change when a run goes on. OVERRIDES: keys that hold keys of another section, as a dict. RENAMED: old names of
+    may change when a run goes on. GROWS: keys that may get larger, or longer, when a run goes on: it then has more of
+    the same. OVERRIDES: keys that hold keys of another section, as a dict. RENAMED: old names of
     keys, which still work for one release and say the new one."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     HOW: ClassVar[frozenset[str]] = frozenset()
+    GROWS: ClassVar[frozenset[str]] = frozenset()
     OVERRIDES: ClassVar[dict[str, type[Section]]] = {}
     RENAMED: ClassVar[dict[str, str]] = {}
 

@@ -1,13 +1,14 @@
 """Rewards: a number for every row, or none. A new one is a frozen dataclass here and a line in `REWARDS`.
 
-round.score("right", answers, ExactMatch("answer"))
+score(answers, ExactMatch("answer"))                    a Dataset with a column `score`
+round.score("right", answers, ExactMatch("answer"))     the same, kept
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
@@ -48,6 +49,13 @@ class TokenCount(Reward):
 
 
 REWARDS: dict[str, type[Reward]] = {"exact_match": ExactMatch, "token_count": TokenCount}
+
+
+def score(data: Dataset, reward: Callable[[Dataset], Scores], column: str = "score") -> Dataset:
+    """The rows with a number for each in `column`, None where the reward gives none. reward: a Reward, or any function
+    of the Dataset. Raises InputError, naming the reward and the row, for scores that are none."""
+    called = getattr(reward, "__name__", type(reward).__name__)
+    return data.with_column(column, checked_scores(reward(data), len(data), called))
 
 
 def checked_scores(found: Scores, rows: int, name: str) -> list[float | None]:

@@ -25,6 +25,7 @@ carry them on."""
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,16 @@ class Dataset:
             if name not in arrays:
                 arrays[name] = _array(name, [row.get(name) for row in rows])
         return cls(pa.table(arrays))
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], tokenizer: Any) -> Dataset:
+        """A real row for each text: its ids and the end token. Raises InputError for what is no text."""
+        texts = list(texts)
+        wrong = next((n for n, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise InputError(f"row {wrong} is a {type(texts[wrong]).__name__}: texts are wanted")
+        tokens = [np.asarray([*tokenizer.encode(text), tokenizer.eos], np.int32) for text in texts]
+        return real_rows(tokens, texts, prefix="row")
 
     @classmethod
     def from_columns(cls, count: int, **columns: Any) -> Dataset:
@@ -193,9 +204,15 @@ class Dataset:
         return self.table.num_rows
 
     def __repr__(self) -> str:
+        """Sizes, columns of the user's, and the first rows on a line each."""
         own = [name for name in self.table.column_names if name not in SCHEMA.names]
-        more = f", also {', '.join(own)}" if own else ""
-        return f"Dataset({len(self):,} rows, {self.token_count:,} tokens{more})"
+        more = f"; own columns: {', '.join(own)}" if own else ""
+        lines = [f"Dataset({len(self):,} rows, {self.token_count:,} tokens{more})"]
+        for row in python_rows(self.table.slice(0, 3)):
+            values = [f"{name}={row[name]!r}" for name in own]
+            text = f"{row['id']} [{row['status']}] {' '.join([repr(row['text']), *values])}"
+            lines.append("  " + textwrap.shorten(text, 108))
+        return "\n".join([*lines, f"  ... and {len(self) - 3:,} more"] if len(self) > 3 else lines)
 
     def __add__(self, other: Dataset) -> Dataset:
         return Dataset.concat([self, other])
@@ -207,6 +224,14 @@ class Dataset:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return python_rows(self.table.slice(index % len(self), 1))[0]
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame. Raises InputError where pandas is not installed."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            raise InputError("to_pandas needs pandas: pip install pandas (`.table` is the Arrow table)") from None
+        return self.table.to_pandas()
 
     def column(self, name: str) -> list[Any]:
         if name not in self.table.column_names:

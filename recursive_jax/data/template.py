@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from recursive_jax.config import TaskConfig
 from recursive_jax.data import chat
-from recursive_jax.data.dataset import Dataset, real_rows
+from recursive_jax.data.dataset import Dataset, python_rows, real_rows
 from recursive_jax.data.packing import Example, pack_tokens
 from recursive_jax.data.task import class_field, hold_out, read_rows
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
@@ -201,17 +201,26 @@ def _filled(text: str, row: Row) -> str:
         raise InputError(f"the template {text!r} wants {error}; the row's fields are: {there}") from None
 
 
-def examples_dataset(rows: Sequence[Row], template: Template, tokenizer: Tokenizer, prefix: str = "task") -> Dataset:
+def examples_dataset(
+    rows: Sequence[Row] | Dataset, template: Template, tokenizer: Tokenizer, prefix: str = "task"
+) -> Dataset:
     """The rows as training rows: `prompt` is what the model reads before the first token that is learnt, `tokens` the
-    rest, and, where not all of it is learnt (a conversation of several turns), a column `loss` says what is."""
+    rest, and, where not all of it is learnt (a conversation of several turns), a column `loss` says what is. Rows of a
+    Dataset are the parents of theirs, and keep their columns, who wrote them and whence they come."""
     prompts, tokens, losses = [], [], []
-    for row in rows:
+    for row in rows if not isinstance(rows, Dataset) else python_rows(rows.table):
         e = template.example(row, tokenizer)
         first = max(1, int(e.loss.argmax()) if e.loss.any() else len(e.loss) - 1)
         prompts.append(e.tokens[:first])
         tokens.append(e.tokens[first:])
         losses.append(e.loss[first:])
-    data = real_rows(tokens, [tokenizer.decode(t) for t in tokens], prefix=prefix, prompts=prompts)
+    texts = [tokenizer.decode(t) for t in tokens]
+    if isinstance(rows, Dataset):
+        data = rows.with_column("parents", [[name] for name in rows.column("id")])
+        data = data.with_column("id", [f"{prefix}/{i}" for i in range(len(rows))]).with_column("prompt", prompts)
+        data = data.with_column("tokens", tokens).with_column("text", texts).with_column("logprobs", [[]] * len(rows))
+    else:
+        data = real_rows(tokens, texts, prefix=prefix, prompts=prompts)
     if all(loss.all() for loss in losses):
         return data
     return data.with_column("loss", pa.array([loss.tolist() for loss in losses], pa.large_list(pa.bool_())))

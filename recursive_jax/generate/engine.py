@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -50,7 +50,8 @@ class Counts:
 
 class Engine:
     """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows
-    stay the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too."""
+    stay the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too. partial:
+    called with each row that goes on, after every dispatch."""
 
     def __init__(
         self,
@@ -62,7 +63,9 @@ class Engine:
         draft: Draft | None = None,
         shared: Sequence[int] = (),
         settings: Sequence[SamplingConfig] = (),
+        partial: Callable[[Row], None] | None = None,
     ):
+        self.partial = partial
         self.sampling = sampling = sampling or SamplingConfig()
         if guide is None and any(s.guidance != 1.0 for s in (sampling, *settings)):
             guide = Guide(model)
@@ -118,7 +121,8 @@ class Engine:
     def _work(self, last: bool) -> Iterator[Row]:
         """One dispatch of decode steps, and the rows it ended. last: nothing waits for a slot."""
         working = [row for row in self.rows if row is not None]
-        watched = any(row.stop_texts for row in working)  # stop texts are seen only between dispatches
+        # Stop texts, and who looks at rows in work, see them only between dispatches.
+        watched = self.partial is not None or any(row.stop_texts for row in working)
         steps = self.sampling.chunk * (LAST if last and not watched else 1)
         steps = min(steps, max(row.limit - len(row.tokens) for row in working))
         self._make_room(working, steps)
@@ -141,6 +145,8 @@ class Engine:
                 if self.constraint is not None:
                     self.constraint.release(slot)
                 yield row
+            elif self.partial is not None:
+                self.partial(row)
         self.counts.steps += int(count_B.max(initial=0))
 
     def _make_room(self, rows: Sequence[Row], steps: int) -> None:

@@ -44,13 +44,14 @@ class Prompts:
     """Where prompts come from. path: JSONL, CSV or Parquet with `prompt` (or `text`) or `messages`, a text file with a
     prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also
     bring `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count:
-    rows of each. chat: prompts are what a user says; system: before it."""
+    rows of each. chat: prompts are what a user says; system: before it. field: the column that holds the prompt."""
 
     path: str | None = None
     prompt: str = ""
     count: int = 1
     chat: bool = False
     system: str = ""
+    field: str | None = None
 
     @property
     def name(self) -> str:
@@ -96,8 +97,12 @@ class Prompts:
                     yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative, columns=columns)
 
     def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
-        prompt = row["text"] if row.get("prompt") is None and "text" in row else row.get("prompt")
-        messages = None if row.get("messages") == "" else row.get("messages")  # an empty cell of a CSV
+        if self.field:
+            value = row.get(self.field)
+            prompt, messages = (None, value) if isinstance(value, list) else (value, None)
+        else:
+            prompt = row["text"] if row.get("prompt") is None and "text" in row else row.get("prompt")
+            messages = None if row.get("messages") == "" else row.get("messages")  # an empty cell of a CSV
         if messages is not None and not (
             isinstance(messages, list) and all(isinstance(m, dict) and "role" in m for m in messages)
         ):
@@ -109,10 +114,9 @@ class Prompts:
             if messages[-1].get("content") is not None:
                 return np.asarray(chat.encode_prompt(tokenizer, messages), np.int32), True
         if not isinstance(prompt, str):
-            raise InputError(
-                f"{self.name}, row {number}: there is no text in `prompt`, `text` or `messages`; there are: "
-                f"{', '.join(map(str, row)) or 'no columns'}"
-            )
+            wanted = f"`{self.field}`" if self.field else "`prompt`, `text` or `messages` (--field names another)"
+            there = ", ".join(map(str, row)) or "no columns"
+            raise InputError(f"{self.name}, row {number}: there is no text in {wanted}; there are: {there}")
         return np.asarray(tokenizer.encode(prompt), np.int32), not getattr(tokenizer, "has_bos", True)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.config.loader import parse_section
+from recursive_jax.config.loader import with_settings
 from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
@@ -21,6 +20,7 @@ from recursive_jax.generate.engine import Engine
 from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.request import Draft, Guide, Request, as_requests, shared_prefix
 from recursive_jax.models.model import Model
+from recursive_jax.waiting import Wait, note, rate
 
 FIRST = 64  # requests looked at for a prefix they share
 
@@ -42,7 +42,8 @@ def generate(
     """Rows of a model: `generate(model, "Once upon a time", temperature=0.5, max_tokens=50)`.
 
     requests: a text, a list of texts, a conversation (a list of {"role", "content"}) or a list of them, or requests.
-    sampling: a SamplingConfig or a dict of its keys; settings: more of them, by name.
+    sampling: a SamplingConfig, or a dict of its keys over the model's own (`model.sampling`); settings: more of them,
+    by name.
 
     One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new
     ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the
@@ -52,7 +53,7 @@ def generate(
     Raises InputError for a model without params, or one that cannot write, and for settings that are none; ValueError
     for two requests with one id.
     """
-    sampling = sampling_of(sampling, settings)
+    sampling = sampling_for(model, sampling, settings)
     requests = as_requests(requests, model.tokenizer)
     order = {request.id: i for i, request in enumerate(requests)}
     if len(order) < len(requests):
@@ -64,12 +65,16 @@ def generate(
     return to_dataset(rows, model, seed=seed, round=round, name=name, operation=operation)
 
 
-def sampling_of(sampling: SamplingConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> SamplingConfig:
-    """A config, a dict or nothing, with keys by name on top. Raises InputError naming every wrong one."""
-    if isinstance(sampling, SamplingConfig) and not settings:
-        return sampling
-    given = sampling.model_dump(exclude_unset=True) if isinstance(sampling, SamplingConfig) else dict(sampling or {})
-    return parse_section(SamplingConfig, {**given, **settings}, where="the sampling settings")
+def sampling_for(
+    model: Model, sampling: SamplingConfig | Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+) -> SamplingConfig:
+    """What is asked for, over how the model samples where nobody says (`Model.sampling`). A SamplingConfig says all;
+    beams and `best_of` have no use for a model's own way."""
+    if isinstance(sampling, SamplingConfig):
+        return with_settings(SamplingConfig, sampling, settings or {})
+    asked = {**(sampling or {}), **(settings or {})}
+    searched = any(str(asked.get(key, 1)) != "1" for key in ("beams", "best_of"))
+    return with_settings(SamplingConfig, None, asked if searched else {**model.sampling, **asked})
 
 
 def stream(
@@ -82,11 +87,12 @@ def stream(
     draft: Draft | None = None,
     like: Sequence[Request] = (),
     progress: bool = False,
+    partial: Callable[[Row], None] | None = None,
 ) -> Iterator[Row]:
     """Rows as they finish, not in request order. requests may be any iterable, and are taken as there is room: memory
     does not grow with their number (None: there is none now, ask again after the next dispatch). like: where `requests`
     is no sequence, some that are like those to come: the prefix they share is read once, and requests may bring the
-    settings that these do."""
+    settings that these do. partial: called with each row that goes on, after every dispatch (not of beams)."""
     sampling = sampling or SamplingConfig()
     known = requests if isinstance(requests, Sequence) else like
     settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))
@@ -96,7 +102,8 @@ def stream(
             raise ValueError("beam search takes neither a guide nor a draft, nor settings of a request's own")
         rows = beam_search(Prefill([model], sampling, seed, shared), requests)
     else:
-        engine = Engine(model, sampling, seed=seed, guide=guide, draft=draft, shared=shared, settings=settings)
+        more = {"guide": guide, "draft": draft, "shared": shared, "settings": settings, "partial": partial}
+        engine = Engine(model, sampling, seed=seed, **more)
         if sampling.best_of > 1:
             rows = _best(engine.run(_candidates(requests, sampling.best_of)), sampling)
         else:
@@ -126,22 +133,18 @@ def _best(rows: Iterator[Row], sampling: SamplingConfig) -> Iterator[Row]:
 
 
 def _shown(rows: Iterator[Row], total: int) -> Iterator[Row]:
-    """The rows, with their number and the tokens per second so far on stderr: one line that changes on a terminal, else
-    a line every ten seconds."""
-    live, begin, said, count, tokens = sys.stderr.isatty(), time.perf_counter(), 0.0, 0, 0
-    for row in rows:
-        count, tokens = count + 1, tokens + len(row.tokens)
-        now = time.perf_counter() - begin
-        if now - said > (0.2 if live else 10.0):
-            said = now
-            print(_line(count, total, tokens, now), end="\r" if live else "\n", file=sys.stderr, flush=True)
-        yield row
-    print(_line(count, total, tokens, time.perf_counter() - begin), file=sys.stderr, flush=True)
-
-
-def _line(count: int, total: int, tokens: int, seconds: float) -> str:
+    """The rows, with their number and the tokens per second so far on stderr."""
+    count = tokens = 0
     of = f"/{total:,}" if total else ""
-    return f"{count:,}{of} rows, {tokens:,} tokens in {seconds:.1f} s: {tokens / max(seconds, 1e-9):,.0f} tokens/s   "
+    with Wait("generating", every=10.0) as wait:
+        for row in rows:
+            count, tokens = count + 1, tokens + len(row.tokens)
+            note(f"{count:,}{of} rows, {tokens:,} tokens, {rate(tokens, wait.seconds)} tokens/s")
+            yield row
+        wait.close()
+        seconds = wait.seconds
+    said = f"{count:,}{of} rows, {tokens:,} tokens in {seconds:.1f} s: {rate(tokens, seconds)} tokens/s"
+    print(said, file=sys.stderr, flush=True)
 
 
 def to_dataset(

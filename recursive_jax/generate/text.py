@@ -51,6 +51,15 @@ def stop_texts(tokenizer: Any, stop: Sequence[str]) -> tuple[tuple[str, ...], tu
     return tuple(found), tuple(ids)
 
 
+def said_for_sure(text: str, stop: Sequence[str]) -> str:
+    """Of the text of a row that goes on, what will stand in it however it goes on: without a character that is not
+    whole, blanks at the end, and what may be the beginning of a stop text."""
+    text = text.rstrip("\ufffd").rstrip()
+    cut = min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))
+    begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return text[: min(cut, len(text) - max(begun, default=0))]
+
+
 def cut_at_stop(
     tokens: Sequence[int], stop: Sequence[str], least: int, text_of: Callable[[Sequence[int]], str]
 ) -> tuple[int, str] | None:

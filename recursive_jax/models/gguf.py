@@ -14,7 +14,7 @@ from recursive_jax.config import ModelConfig
 from recursive_jax.errors import InputError
 from recursive_jax.models.families import Keys, read_config
 from recursive_jax.models.families.values import check_values
-from recursive_jax.models.gguf_header import check_header
+from recursive_jax.models.gguf_header import Tensor, read_header
 from recursive_jax.models.huggingface import params_from
 from recursive_jax.models.transformer import frequencies
 
@@ -38,18 +38,14 @@ _CHUNK = 1 << 22  # bytes of quantised rows
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
-def _reader(path: Path) -> Any:
+def _header(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
     try:
         import gguf
     except ImportError:
         raise InputError(f"{path} is a GGUF file: pip install 'recursive-jax[gguf]'") from None
     if not path.is_file():
         raise InputError(f"{path} is not a file")
-    check_header(path, {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()})
-    try:
-        return gguf.GGUFReader(str(path))
-    except Exception as error:  # the reader raises what its parsing runs into
-        raise InputError(f"{path} is truncated or damaged, or not a GGUF file: {error}") from None
+    return read_header(path, {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()})
 
 
 def _full_name(name: str) -> str | None:
@@ -62,15 +58,18 @@ def _full_name(name: str) -> str | None:
     return None if name == "rope_freqs.weight" else name
 
 
-def _dequantized(tensor: Any) -> np.ndarray:
-    """Float32, some rows at a time: the package's own temporaries are several times the size of what they make."""
+def _dequantized(tensor: Tensor) -> np.ndarray:
+    """Float32, `[rows, values]`, some rows at a time: the package's own temporaries are several times the size of what
+    they make. Raises NotImplementedError for a type that the package does not dequantise."""
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    kind = GGMLQuantizationType(tensor.kind)
+    rows = tensor.data.reshape(int(np.prod(tensor.shape[1:], dtype=np.int64)), -1)
     step = max(1, _CHUNK // max(1, rows.shape[-1]))
-    out = np.empty((len(rows), dequantize(rows[:1], tensor.tensor_type).shape[-1]), np.float32)
+    out = np.empty((len(rows), tensor.shape[0]), np.float32)
     for start in range(0, len(rows), step):
-        out[start : start + step] = dequantize(rows[start : start + step], tensor.tensor_type)
+        out[start : start + step] = dequantize(rows[start : start + step], kind)
     return out
 
 
@@ -115,11 +114,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
 
     Raises InputError for another architecture or rope scaling, and for a file that is truncated or damaged.
     """
-    reader = _reader(path)
-    try:
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    fields, parts = _header(path)
     kind = fields.get("general.architecture")
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise InputError(f"{path}: general.architecture={kind!r} is not supported; known: {', '.join(_FAMILIES)}")
@@ -130,8 +125,9 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         raise InputError(
             f"{path}: {kind}.expert_count={get('expert_count', 0)} is not supported; import the safetensors"
         )
-    tensors = {_full_name(t.name): t for t in reader.tensors}
+    tensors = {_full_name(t.name): t for t in parts}
     stretch = tensors.pop(None, None)
+    stretch = None if stretch is None else _dequantized(stretch).reshape(-1)
     if "model.embed_tokens.weight" not in tensors:
         raise InputError(f"{path}: the tensor token_embd.weight is missing")
     heads, width = get("attention.head_count"), get("embedding_length")
@@ -162,7 +158,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
             raise InputError(f"{path}: both rope_freqs.weight and {kind}.rope.scaling; import the safetensors")
         values["rope_scaling"] = {
             "rope_type": "llama3",
-            "factor": float(np.max(stretch.data)),
+            "factor": float(np.max(stretch)),
             "original_max_position_embeddings": 8192,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
@@ -170,7 +166,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
     config = read_config(values, str(path))
     if stretch is not None:
         plain = frequencies(config.model_copy(update={"rope_scaling": None}))[0][0]
-        if not np.allclose(plain / frequencies(config)[0][0], stretch.data, rtol=1e-3):
+        if not np.allclose(plain / frequencies(config)[0][0], stretch, rtol=1e-3):
             raise InputError(f"{path}: rope_freqs.weight is not the stretching of Llama 3; import the safetensors")
     shapes = {n: tuple(int(x) for x in reversed(t.shape)) for n, t in tensors.items()}
 
@@ -179,7 +175,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         try:
             array = _dequantized(tensor).reshape(shapes[name])
         except (NotImplementedError, ValueError) as error:
-            raise InputError(f"{path}: {tensor.name} is {tensor.tensor_type.name}: {error}") from None
+            raise InputError(f"{path}: {tensor.name} is of type {tensor.kind}: {error}") from None
         if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
             array = _unpermuted(array, config.heads if ".q_proj." in name else config.G)
         return array

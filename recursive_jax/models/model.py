@@ -31,7 +31,8 @@ from recursive_jax.models.network import FunctionNetwork, Network, check_mesh, t
 @dataclasses.dataclass(frozen=True)
 class Model:
     """params is None until the model is trained or loaded. mark: names the params where a run or a file gave them a
-    name; source: the path they were loaded from."""
+    name; source: the path they were loaded from. sampling: how it samples where nobody says, as keys of a
+    SamplingConfig (of a foreign model: by its generation_config.json)."""
 
     network: Network
     tokenizer: Any
@@ -41,6 +42,7 @@ class Model:
     source: str = ""
     base_fingerprint: str = ""  # of the frozen base, in an adapted model, and where it lies
     base_source: str = ""
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def vocab(self) -> int:

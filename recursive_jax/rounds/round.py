@@ -14,11 +14,13 @@ import jax
 from etils import epath
 
 from recursive_jax import mesh as meshes
-from recursive_jax import storage
+from recursive_jax import storage, waiting
 from recursive_jax.config import SamplingConfig, TrainConfig, row_length
-from recursive_jax.curate.rewards import Scores, checked_scores
-from recursive_jax.curate.select import Rule, select
+from recursive_jax.config.loader import with_settings
+from recursive_jax.curate.rewards import Scores, score
+from recursive_jax.curate.select import Rule, as_rules, select
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.given import as_dataset
 from recursive_jax.data.packing import Batches
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
@@ -94,15 +96,18 @@ class Round(DurableFolder):
         self,
         name: str,
         model: Model,
-        data: Dataset | Stored | Batches,
-        config: TrainConfig | None = None,
+        data: Dataset | Stored | Batches | Sequence[Any],
+        config: TrainConfig | Mapping[str, Any] | None = None,
         objective: Objective = causal,
     ) -> Model:
-        """A new model: `model` (or, without params, its fresh initialisation) trained on `data`."""
-        config = config or TrainConfig()
+        """A new model: `model` (or, without params, its fresh initialisation) trained on `data`, which is whatever
+        `rj.train` takes, or a stored result."""
+        config = with_settings(TrainConfig, config, {})
         seed = self.seed(name)
         model = model.on(model.mesh or meshes.make_mesh())
         objective = resolved_objective(objective, config, model)
+        if isinstance(data, (Sequence, Dataset)):
+            data = as_dataset(data, model.tokenizer)
         inputs = {
             "model": model.fingerprint,
             "data": data,
@@ -138,7 +143,7 @@ class Round(DurableFolder):
         name: str,
         model: Model,
         requests: Requests | Sequence[Request] | Dataset | Stored,
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
         *,
         template: Template | None = None,
         each: int = 1,
@@ -153,7 +158,7 @@ class Round(DurableFolder):
         Rows are kept as they finish. A kill loses those in work and of the last quarter second; the rows that are made
         again have the same bits.
         """
-        sampling = sampling or SamplingConfig()
+        sampling = with_settings(SamplingConfig, sampling, {})
         seed = self.seed(name)
         asked, count = _requests(requests, template, model, each, count, tokens)
         identity, by_value = _identity(asked, count)
@@ -170,7 +175,7 @@ class Round(DurableFolder):
                 budget.finished(row)
                 if budget.enough:
                     break
-                self.run.progress.working(f"{self.label} · {name}", budget.note())
+                waiting.note(budget.note())
                 if row.last and signals.stop_requested():
                     journal.close()
                     raise Preempted(
@@ -211,8 +216,10 @@ class Round(DurableFolder):
         prefix = "/".join([*parts, str(self.number), name])
         return lambda rows: to_dataset(rows, model, seed=seed, round=self.number, name=prefix, types=types)
 
-    def select(self, name: str, data: Dataset | Stored, rules: Sequence[Rule]) -> Stored:
-        """The rows every rule keeps, and for each rule how many it dropped."""
+    def select(self, name: str, data: Dataset | Stored, rules: Rule | Sequence[Rule | Callable]) -> Stored:
+        """The rows every rule keeps, and for each rule how many it dropped. A `Rule` sees the Dataset; a function, of a
+        module or `named`, a row."""
+        rules = as_rules(rules)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
             rows = value_of(data)
@@ -220,7 +227,6 @@ class Round(DurableFolder):
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
             return {**_counts(chosen), "proposed": len(rows), "dropped": dropped}
 
-        rules = [rules] if isinstance(rules, Rule) else list(rules)
         settings = {"rules": [[r.name, r.fingerprint] for r in rules]}
         return self.durable("select", name, {"data": data}, settings, None, produce, _read_rows)
 
@@ -228,11 +234,9 @@ class Round(DurableFolder):
         self, name: str, data: Dataset | Stored, reward: Callable[[Dataset], Scores], column: str = "score"
     ) -> Stored:
         """The rows with a number per row in `column`; None where the reward gives none."""
-        called = getattr(reward, "__name__", type(reward).__name__)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
-            rows = value_of(data)
-            scored = rows.with_column(column, checked_scores(reward(rows), len(rows), called))
+            scored = score(value_of(data), reward, column)
             meshes.on_main(lambda: scored.write(str(folder / "rows-00000.parquet")))
             return _counts(scored)
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
-from recursive_jax.config import MeshConfig, Section, difference
+from recursive_jax.config import MeshConfig, Section, difference, grown, without_keys
 from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine_errors, problems, say
 from recursive_jax.identity import describe
 from recursive_jax.rounds.durable import COMMITS, FORMAT, append_copy, committed, read_copies, restore
@@ -27,7 +27,8 @@ class Run:
     """A folder that a chain of rounds lives in.
 
     config: a config section, a frozen dataclass or a dict of plain values; a second start with another one is refused
-    with the difference. Keys that only say how (devices, logging) may change. fork: another run folder whose results
+    with the difference. Keys that only say how (devices, logging) may change, and those that say how many rounds there
+    are may grow. fork: another run folder whose results
     are reused where their fingerprints agree. Raises InputError; use as a context manager, or `close`."""
 
     def __init__(self, path: Any, config: Any = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
@@ -64,17 +65,23 @@ class Run:
         identity = describe(config)
         stored = self._record(file)
         if stored is not None:
-            changed = [line.partition(":")[0] for line in difference(stored["identity"], identity)]
+            more = grown(config, stored["config"], resolved)
+            before, now = (without_keys(x, more) for x in (stored["identity"], identity))
+            changed = [line.partition(":")[0] for line in difference(before, now)]
             # Said of the resolved configs, where a default has its value.
             changes = [
                 x for x in difference(stored["config"], resolved) if x.partition(":")[0].startswith(tuple(changed))
             ]
-            changes = changes or difference(stored["identity"], identity)
+            changes = changes or difference(before, now)
             if stored.get("seed") != self.seed:
                 changes.append(f"seed: {stored.get('seed')} -> {self.seed}")
             if not changes:
                 self.environments = stored.get("environments", [])
                 self.note_environments([self.environment], str(self.path))  # may refuse, before anything is written
+                if more:
+                    grew = {**read_record(self.path), "config": resolved, "identity": identity}
+                    storage.write_json(file, grew)
+                    append_copy(self.path, self.path, "run", grew)
                 restore(self.path)
                 self.refresh_metrics()  # a kill between a commit and its line
                 return

@@ -29,6 +29,8 @@ def write_model(folder: Any, model: Model) -> None:
         "max_length": model.max_length,
         "tokenizer": model.tokenizer.to_json(),
     }
+    if model.sampling:
+        described["sampling"] = model.sampling
     if model.network.frozen:
         described["base"] = {"source": model.base_source, "fingerprint": model.base_fingerprint}
     meshes.on_main(lambda: storage.write_json(folder / "model.json", described))

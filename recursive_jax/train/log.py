@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recursive_jax.waiting import Wait, rate
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -59,9 +61,11 @@ class TrainLog:
             self._progress.start()
             self._task = self._progress.add_task(label, total=steps, completed=start, note="compiling")
         self._lines = not quiet and not console.is_terminal
+        self._wait = Wait(f"{label}: the first step", not self._lines).__enter__()
 
     def step(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """`metrics` are host floats of step number `step` (1-based); `tokens` positions it processed."""
+        self._wait.close()
         self._tokens += tokens
         if step % self.every and step != self.steps:
             return
@@ -78,7 +82,7 @@ class TrainLog:
             for key, value in record.items():
                 if key != "step":
                     self._board.add_scalar(f"train/{key}", value, step)
-        note = f"loss {record['loss']:.4f}  {self.rate:,.0f} tok/s"
+        note = f"loss {record['loss']:.4f}  {rate(self.rate, 1)} tok/s"
         if "mfu" in record:
             note += f"  MFU {record['mfu']:.0%}"
         if self._progress:
@@ -89,6 +93,7 @@ class TrainLog:
             self._told = now
 
     def close(self) -> None:
+        self._wait.close()
         if self._progress:
             self._progress.stop()
         if self._board:

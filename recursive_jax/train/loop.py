@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import jax
 from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import TrainConfig, difference, row_length
+from recursive_jax.config.loader import with_settings
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.given import as_dataset
 from recursive_jax.data.packing import Batches
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged, problems, say
 from recursive_jax.identity import describe, digest
@@ -41,23 +44,27 @@ class Trained:
 
 def train(
     model: Model,
-    data: Dataset | Batches,
+    data: Dataset | Batches | Sequence[Any],
     objective: Objective = causal,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     directory: str | Path | None = None,
     label: str = "train",
     quiet: bool = False,
+    **settings: Any,
 ) -> Trained:
-    """Trains a copy of `model` on `data` (packed by the objective if it is not yet) and returns it; `model` stays as it
+    """Trains a copy of `model` on `data` and returns it: `train(model, texts, steps=100, batch=8)`; `model` stays as it
     was.
+
+    data: texts, conversations, dicts or a Dataset (see `data.given`), packed by the objective; or Batches, which are.
+    config: a TrainConfig or a dict of its keys; settings: more of them, by name.
 
     A model without params starts from `init(seed)`. With a `directory` the training is resumable: the train state is
     kept in `directory/resume`, and a second call with equal arguments goes on from there, on any mesh; to bit-equal
     params in an equal environment. Raises InputError (bad shapes, empty data, a directory of another training),
     TrainingDiverged (loss not finite), Preempted (SIGTERM; saved)."""
-    config = config or TrainConfig()
+    config = with_settings(TrainConfig, config, settings)
     mesh = model.mesh or meshes.make_mesh()
     model = model.on(mesh)
     length = row_length(config.length, model.max_length)
@@ -65,11 +72,8 @@ def train(
     if length > model.max_length > 1:
         raise InputError(f"train.length={length} is longer than the model reads, {model.max_length} tokens")
     objective = resolved_objective(objective, config, model)
-    batches = objective.pack(data, model, length) if isinstance(data, Dataset) else data
-    if not all(hasattr(batches, name) for name in ("begin", "next", "summary", "fingerprint")):
-        raise InputError(
-            f"training data is a Dataset or Batches, not {type(data).__name__}; Dataset.from_rows makes one"
-        )
+    ready = all(hasattr(data, name) for name in ("begin", "next", "summary", "fingerprint"))
+    batches = data if ready else objective.pack(as_dataset(data, model.tokenizer), model, length)
     try:
         hash(objective.static())
     except TypeError:

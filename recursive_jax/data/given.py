@@ -1,0 +1,60 @@
+"""Rows to train on or to score, of what a person would write: texts, conversations, dicts, a Dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.template import Template, examples_dataset
+from recursive_jax.data.tokenizers import Tokenizer
+from recursive_jax.errors import InputError
+
+#: A prompt and its answer under the names that trainers give them.
+PAIR = Template("{prompt}", "{completion}")
+
+
+def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
+    """`given` as a Dataset of token ids.
+
+    A Dataset stays as it is; one whose rows have texts and no tokens is tokenized. A text or texts: each is learnt
+    whole, its end token included. Dicts: with `messages` (or a conversation itself)
+    what the assistant says is learnt, with `prompt` and `completion` the completion (under the tokenizer's chat
+    template, where it has one, for `messages` only), with `text` the text; other columns go along. Raises InputError
+    for anything else, naming the columns.
+    """
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Dataset):
+        without_tokens = len(given) and not given.token_count and any(given.column("text"))
+        return _tokenized(given, tokenizer) if without_tokens else given
+    rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, Mapping) else None
+    if rows and all(isinstance(row, Mapping) and "role" in row for row in rows):
+        rows = [rows]  # one conversation
+    if not rows:
+        what = f"a {type(given).__name__}" if rows is None else "no rows"
+        raise InputError(f"texts, dicts or a Dataset are wanted to learn from, this is {what}")
+    if any(isinstance(row, str) for row in rows):
+        return Dataset.from_texts(rows, tokenizer)
+    rows = [{"messages": row} if isinstance(row, list) else row for row in rows]
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"row {number} is a {type(row).__name__}; texts, conversations or dicts are wanted")
+    common = set(rows[0]).intersection(*rows)
+    if "tokens" in common:
+        return Dataset.from_rows(rows)
+    if "messages" in common or {"prompt", "completion"} <= common:
+        return examples_dataset(rows, PAIR, tokenizer)
+    if "text" in common:
+        return _tokenized(Dataset.from_rows(rows), tokenizer)
+    there = ", ".join(map(repr, dict.fromkeys(k for row in rows for k in row)))
+    raise InputError(
+        f"rows have {there}; to learn from them they need `text`, `messages`, or `prompt` and `completion`. Of other "
+        "columns a template makes these: "
+        'rj.examples_dataset(rows, rj.Template("{question}", "{answer}"), model.tokenizer)'
+    )
+
+
+def _tokenized(data: Dataset, tokenizer: Tokenizer) -> Dataset:
+    """The rows with the tokens of their texts."""
+    return data.with_column("tokens", Dataset.from_texts(data.column("text"), tokenizer).tokens())
