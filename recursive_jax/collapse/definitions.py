@@ -108,10 +108,13 @@ def _catastrophe(series: Series, risk: str | None) -> Finding:
     if risk is None:
         return Finding("risk is catastrophic", question, "not measured", f"needs one of: {', '.join(RISK)}")
     last = series[risk][-1]
-    before = (last.null_lo + last.null_hi) / 2
     nothing = series.get("ce_nothing", ())
-    limit = nothing[-1].value if nothing and nothing[-1].value is not None else 2 * max(before, np.log(2))
-    says = "ce_nothing, the entropy of the unigrams" if nothing else "twice its value before recursion"
+    if nothing and nothing[-1].value is not None:
+        limit, says = nothing[-1].value, "ce_nothing, the entropy of the unigrams"
+    elif last.null > np.log(2):
+        limit, says = 2 * last.null, f"twice its value before recursion, {last.null:.4g}"
+    else:
+        limit, says = 2 * np.log(2), f"2 ln 2, the least; twice its value before recursion is {2 * last.null:.3g}"
     answer = "yes" if last.value >= limit else "no"
     return Finding(
         "risk is catastrophic", question, answer, f"{risk} {last.value:.4g}; the limit is {limit:.4g}: {says}"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax import mesh as meshes
+from recursive_jax.collapse.intervals import proportion
 from recursive_jax.collapse.likelihood import rows_per_batch, rows_to_batch
 from recursive_jax.collapse.tails import deciles
 from recursive_jax.config import LanguageConfig
@@ -260,7 +261,6 @@ def validity(language: Language, rows: Sequence[np.ndarray], shape: tuple[int, i
         "valid_syn": share(syn, np.ones_like(syn)),
         "valid_sem_given_syn": share(sem, syn),
         "true_given_sem": share(true, sem),
-        "valid": share(true, np.ones_like(syn)),
-        "valid_stderr": float(np.sqrt(true.mean() * (1 - true.mean()) / len(true))) if len(true) else 0.0,
+        **(proportion("valid", int(true.sum()), len(true)) if len(true) else {"valid": 0.0}),
         "sentences": float(len(judged)),
     }

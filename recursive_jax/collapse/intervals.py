@@ -10,13 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
+from recursive_jax.collapse.metrics import metric
+
 RESAMPLES = 2000
+Z95 = 1.959963984540054  # the normal quantile of a 95% interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """value: mean over `n` groups; ci_lo, ci_hi: its 95% bootstrap interval; null_lo, null_hi: where it would lie, with
-    the chosen confidence, if the samples came from the reference (None: no null). verdict: `same`, `higher`, `lower`,
+    the chosen confidence, if the samples came from the reference (None: no null), within the range that the metric
+    has; null: the reference's own value. verdict: `same`, `higher`, `lower`,
     or `untested`. value None: it is not defined, and `why` says what for."""
 
     value: float | None
@@ -25,6 +29,7 @@ class Measurement:
     ci_hi: float | None = None
     null_lo: float | None = None
     null_hi: float | None = None
+    null: float | None = None
     verdict: str = "untested"
     why: str = ""
 
@@ -48,16 +53,36 @@ def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) 
     return float(values.mean() + low), float(values.mean() + high)
 
 
+def proportion(name: str, successes: int, count: int) -> dict[str, float]:
+    """A share of independent cases as metrics: its 95% Wilson interval (1927, doi:10.1080/01621459.1927.10502953), and
+    a standard error that is not 0 where all or none succeed (Agresti and Coull 1998, doi:10.2307/2685469): 20 of 20 is
+    not certain."""
+    if count < 1:
+        return {name: math.nan, f"{name}_stderr": math.nan}
+    share, z = successes / count, Z95
+    middle = (successes + z * z / 2) / (count + z * z)
+    half = z / (count + z * z) * math.sqrt(successes * (count - successes) / count + z * z / 4)
+    error = math.sqrt(middle * (1 - middle) / (count + z * z))
+    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+    return {name: share, f"{name}_stderr": error, f"{name}_ci_lo": low, f"{name}_ci_hi": high}
+
+
+def within(name: str, *values: float) -> list[float]:
+    """Values cut to the range that the metric has."""
+    m = metric(name)
+    return [min(m.most, max(m.least, float(v))) for v in values]
+
+
 def measured(
-    values: Sequence[float], null: Sequence[float] = (), confidence: float = 0.99, seed: int = 0
+    values: Sequence[float], null: Sequence[float] = (), confidence: float = 0.99, seed: int = 0, name: str = ""
 ) -> Measurement:
     """A metric's values on the groups of a sample, beside those on the groups of the reference itself. The band of the
     null is Welch's: the reference's mean, plus and minus the t quantile times the error of a difference of the two
-    means."""
+    means. name: of the metric, whose range the bands keep to."""
     values, null = np.asarray(values, np.float64), np.asarray(null, np.float64)
     if not len(values) or not np.isfinite(values).all():
         return Measurement(None, len(values), why="not a finite number on every group")
-    low, high = bootstrap(values, seed=seed)
+    low, high = within(name, *bootstrap(values, seed=seed))
     found = (
         Measurement(float(values.mean()), len(values), low, high)
         if len(values) > 1
@@ -74,4 +99,5 @@ def measured(
     low, high = null.mean() - band, null.mean() + band
     slack = 1e-9 * max(1.0, abs(null.mean()))
     verdict = "lower" if values.mean() < low - slack else "higher" if values.mean() > high + slack else "same"
-    return dataclasses.replace(found, null_lo=float(low), null_hi=float(high), verdict=verdict)
+    low, high = within(name, low, high)
+    return dataclasses.replace(found, null_lo=low, null_hi=high, null=float(null.mean()), verdict=verdict)

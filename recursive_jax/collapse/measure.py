@@ -25,7 +25,7 @@ from recursive_jax.generate.score import token_entropies
 from recursive_jax.models.model import Model
 
 #: Goes up when what is measured changes: stored evaluations are made again.
-FORM = 2
+FORM = 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,7 +200,7 @@ class _Plan:
             found[name] = (
                 Measurement(None, why=values)
                 if isinstance(values, str)
-                else measured(values, own, confidence, self.seed)
+                else measured(values, own, confidence, self.seed, name)
             )
         return found
 
@@ -262,7 +262,7 @@ def _likelihoods(found, logprobs, reference_logprobs, confidence: float) -> None
             band = _quantile(confidence, len(sums)) * _ratio(sums - first[0], counts)[1]
             low, high = before - band, before + band
             verdict = "lower" if ce < low else "higher" if ce > high else "same"
-            here = dataclasses.replace(here, null_lo=low, null_hi=high, verdict=verdict)
+            here = dataclasses.replace(here, null_lo=max(0.0, low), null_hi=high, null=before, verdict=verdict)
         metrics["ce_real"] = here
 
 

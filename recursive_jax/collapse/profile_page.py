@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recursive_jax.collapse import figures
-from recursive_jax.collapse.profile_text import MARKS, number
+from recursive_jax.collapse.profile_text import MARKS, aligned, number
 from recursive_jax.collapse.suite import TEXT, VECTORS
 
 TITLES = {m.name: m.title for m in (*TEXT, *VECTORS)} | {"ce_real": "cross-entropy of the real rows, nats per token"}
@@ -59,19 +59,20 @@ def verdict_table(profile: Any) -> str:
     for metric in profile.metrics:
         values = profile[metric]
         first = values[0]
-        band = f"{number(first.null_lo)} to {number(first.null_hi)}" if first.null_lo is not None else "–"
-        cells = "".join(_cell(m) for m in values)
+        low, high, *shown = aligned([first.null_lo, first.null_hi, *(m.value for m in values)])
+        band = f"{low} to {high}" if first.null_lo is not None else "–"
+        cells = "".join(_cell(m, text) for m, text in zip(values, shown, strict=True))
         title = html.escape(TITLES.get(metric, metric))
         lines.append(f"<tr><td title='{title}'>{html.escape(metric)}</td><td class=soft>{band}</td>{cells}</tr>")
     return f"<div class=scroll><table><tr><th>metric</th><th>null band</th>{heads}</tr>{''.join(lines)}</table></div>"
 
 
-def _cell(m) -> str:
+def _cell(m: Any, text: str) -> str:
     if m.value is None:
         return f"<td class=soft title='{html.escape(m.why)}'>–</td>"
     tip = f"95% interval {number(m.ci_lo)} to {number(m.ci_hi)}, n = {m.n}"
     mark = f" {MARKS[m.verdict]}" if m.outside else ""
-    return f"<td class='{'out' if m.outside else ''}' title='{tip}'>{number(m.value)}{mark}</td>"
+    return f"<td class='{'out' if m.outside else ''}' title='{tip}'>{text}{mark}</td>"
 
 
 def findings_table(profile: Any) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
-
+from recursive_jax.collapse.intervals import proportion
 from recursive_jax.collapse.likelihood import cross_entropy, example_losses
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import ParseError, Template
@@ -25,24 +23,21 @@ def graded(template: Template, rows: list[dict], answers: Dataset) -> tuple[list
 
 
 def task_metrics(model: Model, template: Template, rows: list[dict], answers: Dataset) -> dict[str, Any]:
-    """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself.
-    ce_task: nats per token of the right completions. Standard errors are over rows."""
+    """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself;
+    both with Wilson intervals (`proportion`). ce_task: nats per token of the right completions. Standard errors are
+    over rows."""
     right, formed = graded(template, rows, answers)
     losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
-    n = len(rows)
-    spread = lambda x: float(np.std(np.asarray(x, float), ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     ce_task, ce_task_stderr = cross_entropy(losses)  # of the same ratio: all nats over all tokens
     shown = [
         {"prompt": template.asked(row)[-1]["content"], "answer": text, "right": bool(ok)}
         for row, text, ok in zip(rows[:8], answers.column("text"), right, strict=False)
     ]
     return {
-        "accuracy": float(np.mean(right)),
-        "accuracy_stderr": spread(right),
-        "format": float(np.mean(formed)),
-        "format_stderr": spread(formed),
+        **proportion("accuracy", sum(right), len(rows)),
+        **proportion("format", sum(formed), len(rows)),
         "ce_task": ce_task,
         "ce_task_stderr": ce_task_stderr,
-        "rows": n,
+        "rows": len(rows),
         "shown": shown,
     }

@@ -88,7 +88,7 @@ def assess(round: Round, model: Model, config: FinetuneConfig, template: Templat
     sampling = SamplingConfig(**{**sampling.model_dump(), "max_tokens": config.sampling.max_tokens or 64})
     answers = round.generate("answers", model, requests, sampling)
     inputs = {"answers": answers.fingerprint, "rows": fingerprint(rows)}
-    measured = named("task_metrics", 2)(lambda: task_metrics(model, template, rows, answers.value))
+    measured = named("task_metrics", 3)(lambda: task_metrics(model, template, rows, answers.value))
     return round.evaluate("evaluation", model, measured, inputs=inputs, config=template)
 
 

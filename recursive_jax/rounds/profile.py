@@ -10,13 +10,16 @@ import numpy as np
 from etils import epath
 
 from recursive_jax.collapse.definitions import definitions, warnings
-from recursive_jax.collapse.intervals import Measurement, measured
+from recursive_jax.collapse.intervals import Z95, Measurement, measured, within
 from recursive_jax.collapse.profile import Profile, collapse_profile
 from recursive_jax.errors import InputError
 from recursive_jax.rounds.lineage import evaluations, manifests, stored_rows
 
 #: Of the evaluations: measured on fixed held-out rows, so that only the model differs between rounds.
 EXACT = ("ce_real", "kl_total", "kl_syn", "kl_sem", "kl_fact", "kl_dist", "anchor_entropy", "knowledge", "valid")
+
+
+ENDS = (("ci_lo", -1.0), ("ci_hi", 1.0))
 
 
 def run_profiles(run: Any, confidence: float = 0.99) -> dict[str, Profile]:
@@ -63,19 +66,20 @@ def _exact(records, base, rounds: list[str], confidence: float) -> dict[str, dic
             if len(values) > 1:
                 x = measured(values)
                 spread = np.std(values, ddof=1) / np.sqrt(len(values))
-                found[name][metric] = _against(x, null[0], spread, len(values), confidence)
+                found[name][metric] = _against(metric, x, null[0], spread, len(values), confidence)
             elif error[0] is not None:
-                x = Measurement(values[0], 1, values[0] - 1.96 * error[0], values[0] + 1.96 * error[0])
+                around = [here[0].get(f"{metric}_{end}", values[0] + sign * Z95 * error[0]) for end, sign in ENDS]
+                x = Measurement(values[0], 1, *within(metric, *around))
                 # Of a difference: row by row where both were asked the same rows, else of two independent samples.
                 paired, before = here[0].get(f"{metric}_change_stderr"), base[0].get(f"{metric}_stderr", 0.0)
                 error_of_change = np.hypot(error[0], before) if paired is None else paired
-                found[name][metric] = _against(x, null[0], error_of_change, 0, confidence)
+                found[name][metric] = _against(metric, x, null[0], error_of_change, 0, confidence)
             else:
                 found[name][metric] = Measurement(values[0], 1)
     return found
 
 
-def _against(x: Measurement, null: float, error: float, n: int, confidence: float) -> Measurement:
+def _against(metric: str, x: Measurement, null: float, error: float, n: int, confidence: float) -> Measurement:
     """Beside round 0: a band of the t quantile (n values) or the normal one (n = 0) times the error."""
     from scipy.stats import norm, t
 
@@ -83,4 +87,5 @@ def _against(x: Measurement, null: float, error: float, n: int, confidence: floa
     band = float((t.ppf(tail, n - 1) if n else norm.ppf(tail)) * error)
     low, high = null - band, null + band
     verdict = "lower" if x.value < low else "higher" if x.value > high else "same"
-    return dataclasses.replace(x, null_lo=low, null_hi=high, verdict=verdict)
+    low, high = within(metric, low, high)
+    return dataclasses.replace(x, null_lo=low, null_hi=high, null=null, verdict=verdict)

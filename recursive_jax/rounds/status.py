@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from recursive_jax.collapse.metrics import headlines
+from recursive_jax.collapse.metrics import headlines, metric
 from recursive_jax.config import difference
 from recursive_jax.rounds.durable import read_copies
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve
@@ -21,7 +21,7 @@ def status_text(run: Any, short: bool = False) -> str:
     record = read_record(run)
     records = evaluations(run)
     lines = [] if short else [*_chain(run, stored, record), ""]
-    return "\n".join(lines + _table(records, list(record.get("config", {}).get("arms", {}))))
+    return "\n".join(lines + _table(records, record.get("config", {}).get("evaluate", {}).get("token_budget")))
 
 
 def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
@@ -52,7 +52,7 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     return lines
 
 
-def _table(records: list[dict], arms: list[str]) -> list[str]:
+def _table(records: list[dict], budget: int | None) -> list[str]:
     if not records:
         return ["no evaluation yet"]
     shown = headlines({k for r in records for k, v in r["metrics"].items() if isinstance(v, (int, float))})
@@ -65,6 +65,8 @@ def _table(records: list[dict], arms: list[str]) -> list[str]:
         arm = r["arm"] if r["round"] else "before"
         cells = "".join(f"{r['metrics'].get(m, float('nan')):>16.4f}" for m in shown)
         lines.append(f"{arm:<14}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
+    if (counted := [m for m in shown if metric(m).counted]) and budget:
+        lines.append(f"{', '.join(counted)}: at {budget:,} tokens; the report's are means over smaller groups")
     return lines
 
 

@@ -95,13 +95,23 @@ def lines(
     *,
     xlabel: str = "round",
     reference: tuple[str, float] | None = None,
+    null: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
     zero: bool = False,
+    dots: bool = True,
 ) -> str:
-    """Curves with bands or error bars, each labelled at its end; a dashed line for a reference value."""
+    """Curves with bands or error bars, each labelled at its end; a dashed line for a reference value, a grey band (x,
+    low, high) for what chance does."""
     ys = [v for s in series for column in (s.y, s.low or (), s.high or ()) for v in column if math.isfinite(v)]
     ys += [reference[1]] if reference else []
+    ys += [*null[1], *null[2]] if null else []
     axes = Axes([x for s in series for x in s.x], ys or [0, 1], zero=zero)
     body = axes.frame(xlabel, sorted({x for s in series for x in s.x}))
+    if null:
+        upper = [(axes.px(x), axes.py(v)) for x, v in zip(null[0], null[2], strict=True)]
+        lower = [(axes.px(x), axes.py(v)) for x, v in zip(null[0], null[1], strict=True)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower[::-1])
+        tip = f"by chance: {number(null[1][-1])} to {number(null[2][-1])}"
+        body.append(f'<polygon points="{path}" class="null"><title>{html.escape(tip)}</title></polygon>')
     if reference:
         y = axes.py(reference[1])
         body.append(
@@ -120,7 +130,7 @@ def lines(
         body.append(
             f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" stroke="{colour}" class="line"/>'
         )
-        for i, (x, y) in enumerate(points):
+        for i, (x, y) in enumerate(points if dots else []):
             tip = s.tips[i] if s.tips else f"{s.name}, {xlabel} {number(s.x[i])}: {number(s.y[i])}"
             body.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{html.escape(tip)}</title></circle>'

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from recursive_jax.collapse import figures
-from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.collapse.metrics import panels as panel_metrics
 from recursive_jax.csv_text import csv_text
 from recursive_jax.errors import InputError
-from recursive_jax.rounds.lineage import evaluations, manifests, read_record
-from recursive_jax.rounds.profile import run_profiles
-from recursive_jax.rounds.report.regimes import PARTS
-from recursive_jax.rounds.report.series import Arm, arms_of
+from recursive_jax.rounds.lineage import manifests
+from recursive_jax.rounds.report.page import Panel, View, panels_of, training_losses
+from recursive_jax.rounds.report.regimes import PARTS, perplexity_histograms, tail_deciles
+from recursive_jax.rounds.report.series import Arm
 
 
 def export_report(run: Any, folder: str | Path) -> list[Path]:
     """Writes into `folder`: records.jsonl (one line for each evaluation), metrics.csv (mean and standard error by
-    regime and round), profile-ARM.jsonl and .csv (verdicts with nulls), and, as SVG and PNG: curves, kl-split,
-    tail-deciles, histograms. Returns the paths. Raises InputError for a run without evaluations, or without
-    matplotlib."""
-    run, folder = epath.Path(run), Path(folder)
-    record, records = read_record(run), evaluations(run)
-    if not records:
+    regime and round), profile-ARM.jsonl and .csv (verdicts with nulls), and, as SVG and PNG, what the run has of:
+    curves, training, kl-split, tail-deciles, histograms. Returns the paths. Raises InputError for a run without
+    evaluations, or without matplotlib."""
+    view, folder = View.of(run), Path(folder)
+    if not view.records:
         raise InputError(f"{run} has no evaluation yet: there is nothing to draw")
-    arms = arms_of(records, list(record["config"].get("arms", {})))
     folder.mkdir(parents=True, exist_ok=True)
-    written = [_records(run, record, records, folder), _means(arms, folder)]
-    for arm, profile in run_profiles(run).items():
+    written = [_records(view.run, view.record, view.records, folder), _means(view.arms, folder)]
+    for arm, profile in view.profiles.items():
         for suffix, text in ((".jsonl", profile.jsonl()), (".csv", profile.csv())):
             path = folder / f"profile-{arm}{suffix}"
             path.write_text(text, encoding="utf-8")
             written.append(path)
-    for name, figure in _figures(arms).items():
+    for name, figure in _figures(view).items():
         written += figures.save(figure, folder, name)
     return written
 
@@ -81,18 +76,14 @@ def _means(arms: list[Arm], folder: Path) -> Path:
     return path
 
 
-def _figures(arms: list[Arm]) -> dict[str, Any]:
-    panels = []
-    known = {k for a in arms for r in a.rounds.values() for m in r for k, v in m.items() if isinstance(v, (int, float))}
-    for m in panel_metrics(known):
-        title, note, lines = m.title, m.note or m.unit, {}
-        for arm in arms:
-            s = arm.series(m.name)
-            if s.x:
-                lines[arm.name] = {"x": s.x, "y": s.y, "low": s.low, "high": s.high}
-        if lines:
-            panels.append((f"{title}\n{re.split('[;,] ', note)[0] if len(note) > 50 else note}", lines))
-    found = {"curves": figures.curves(panels)}
+def _figures(view: View) -> dict[str, Any]:
+    arms, found = view.arms, {}
+    panels = [(f"{p.metric.title}\n{p.note}", _lines(p)) for p in panels_of(view, panel_metrics(view.metrics))]
+    if panels:
+        found["curves"] = figures.curves(panels)
+    if logs := training_losses(view):
+        lines = {n: {"x": [x for x, _ in p], "y": [y for _, y in p]} for n, p in logs}
+        found["training"] = figures.curves([("Training loss", lines)], across="step")
     if any(a.numbers("kl_total") for a in arms):
         split = {
             a.name: (ks, {name: [a.mean(key, k) for k in ks] for key, name in PARTS})
@@ -100,20 +91,22 @@ def _figures(arms: list[Arm]) -> dict[str, Any]:
             if (ks := a.numbers("kl_total"))
         }
         found["kl-split"] = figures.stacked(split, "KL, nats per token")
-    tails = {a.name: _lists(a, "tail_lost_deciles") for a in arms}
-    if any(values for _, values in tails.values()):
+    if tails := tail_deciles(arms):
         found["tail-deciles"] = figures.heatmap(tails, "share of types lost")
-    drift = {a.name: _lists(a, "ppl_hist_under_gen0") for a in arms}
-    if all_rows := [row for _, rows in drift.values() for row in rows]:
-        edges = next(m["ppl_hist_edges"] for r in arms[0].rounds.values() for m in r if "ppl_hist_edges" in m)
-        shown, edges = merged_bins(all_rows, edges)
-        parts = np.split(shown, np.cumsum([len(rows) for _, rows in drift.values()])[:-1])
-        drift = {name: (ks, part) for (name, (ks, _)), part in zip(drift.items(), parts, strict=True)}
-        found["histograms"] = figures.histograms(drift, edges)
+    if histograms := perplexity_histograms(arms, view.base):
+        rows, edges = histograms
+        colours = [a.colour for a in arms if a.name in rows]
+        found["histograms"] = figures.ridges(rows, edges, colours)
     return found
 
 
-def _lists(arm: Arm, metric: str) -> tuple[list[int], list[list[float]]]:
-    """(rounds, the metric's list of the first replicate) where there is one."""
-    found = [(k, arm.rounds[k][0][metric]) for k in sorted(arm.rounds) if metric in arm.rounds[k][0]]
-    return [k for k, _ in found], [values for _, values in found]
+def _lines(panel: Panel) -> dict[str, dict[str, Any]]:
+    lines: dict[str, dict[str, Any]] = {
+        s.name: {"x": s.x, "y": s.y, "low": s.low, "high": s.high, "colour": s.colour} for s in panel.series
+    }
+    first = next(iter(lines.values()))
+    if panel.null is not None:
+        first |= dict(zip(("null_x", "null_lo", "null_hi"), panel.null, strict=True))
+    if panel.reference is not None:
+        first["reference"] = panel.reference
+    return lines

@@ -6,6 +6,7 @@ which comes with the recipe."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import importlib.resources
 import json
@@ -16,9 +17,12 @@ from etils import epath
 
 from recursive_jax import storage
 from recursive_jax.collapse.metrics import Metric, panels
+from recursive_jax.collapse.profile import Profile
+from recursive_jax.errors import InputError
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
+from recursive_jax.rounds.profile import run_profiles
 from recursive_jax.rounds.report import charts
-from recursive_jax.rounds.report.series import Arm, arms_of
+from recursive_jax.rounds.report.series import Arm, arms_of, null_band
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,13 @@ class View:
     records: list[dict]
     stored: list[dict]
     arms: list[Arm]
+
+    @classmethod
+    def of(cls, run: Any) -> View:
+        run = epath.Path(run)
+        record, records = read_record(run), evaluations(run)
+        arms = arms_of(records, list(record["config"].get("arms", {})))
+        return cls(run, record, records, manifests(run), arms)
 
     @property
     def config(self) -> dict:
@@ -44,6 +55,24 @@ class View:
     def metrics(self) -> set[str]:
         """Names of the numbers that any evaluation has."""
         return {k for r in self.records for k, v in r["metrics"].items() if isinstance(v, (int, float))}
+
+    @functools.cached_property
+    def profiles(self) -> dict[str, Profile]:
+        """The collapse profile of each arm; none while there is no round to compare, or samples are too few."""
+        try:
+            return run_profiles(self.run)
+        except InputError:
+            return {}
+
+    @property
+    def references(self) -> dict[str, tuple[str, float]]:
+        """metric -> (name, value) of a line across its chart."""
+        found = {}
+        if {"kl_total", "ce_real"} <= self.base.keys():
+            found["ce_real"] = ("best possible", self.base["ce_real"] - self.base["kl_total"])
+        if "tail_mass_lost_null" in self.base:
+            found["tail_mass_lost"] = ("by chance", self.base["tail_mass_lost_null"])
+        return found
 
     def samples(self, show: int) -> dict[tuple[str, int], list[str]]:
         """The first texts of each round's samples, by (arm, round), from replicate 0."""
@@ -78,11 +107,9 @@ plain_layout = Layout(plain_header, plain_sections)
 
 def write_report(run: Any, layout: Layout = plain_layout) -> epath.Path:
     """Writes RUN/report.html from what is committed in the run folder (also while it is still running)."""
-    run = epath.Path(run)
-    record, records = read_record(run), evaluations(run)
-    view = View(run, record, records, manifests(run), arms_of(records, list(record["config"].get("arms", {}))))
-    storage.write_atomic(run / "report.html", render(view, layout).encode())
-    return run / "report.html"
+    view = View.of(run)
+    storage.write_atomic(view.run / "report.html", render(view, layout).encode())
+    return view.run / "report.html"
 
 
 def render(view: View, layout: Layout = plain_layout) -> str:
@@ -90,7 +117,7 @@ def render(view: View, layout: Layout = plain_layout) -> str:
     seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
-    body += [_ledger(view.stored), _lineage(view.stored), _settings(view.record)]
+    body += [_training(view), _ledger(view.stored), _lineage(view.stored), _settings(view.record)]
     css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -107,20 +134,93 @@ def figure(title: str, note: str, svg: str) -> str:
     return f"<figure><figcaption><strong>{html.escape(title)}</strong>{html.escape(note)}</figcaption>{svg}</figure>"
 
 
-def curves(view: View, shown: list[Metric], references: dict[str, tuple[str, float]] | None = None) -> str:
-    """A chart for each metric that more than one round has. references: metric -> (name, value) of a line across it."""
-    figures = []
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One chart of a metric over the rounds: the page and the figures for a paper draw the same. reference: (name,
+    value) of a line across it; null: (rounds, low, high) of what chance does."""
+
+    metric: Metric
+    note: str
+    series: list[charts.Series]
+    reference: tuple[str, float] | None
+    null: tuple[list[float], list[float], list[float]] | None
+
+
+def panels_of(view: View, shown: list[Metric]) -> list[Panel]:
+    """The metrics that more than one round has. Counts are those of the profile, at its number of tokens, so that a
+    name has one number on the page; without a profile those of the evaluations."""
+    found = []
     for m in shown:
-        series = [a.series(m.name) for a in view.arms if len(a.numbers(m.name)) > 1]
+        measured = {a.name: p[m.name] for a in view.arms if (p := view.profiles.get(a.name)) and m.name in p.metrics}
+        grouped = m.counted and len(measured) == len(view.arms)
+        if grouped:
+            tokens = next(iter(view.profiles.values())).settings.get("tokens", 0)
+            note = f"{m.note}; mean over groups of {tokens:,} tokens"
+            series = [s for a in view.arms if (s := a.profiled(m.name, measured[a.name])) is not None]
+        else:
+            budget = view.config.get("evaluate", {}).get("token_budget")
+            note = f"{m.note}; at {budget:,} tokens" if m.counted and budget else m.note or m.unit
+            series = [a.series(m.name) for a in view.arms if len(a.numbers(m.name)) > 1]
         if series:
-            reference = (references or {}).get(m.name)
-            figures.append(figure(m.title, m.note or m.unit, charts.lines(series, m.title, reference=reference)))
+            reference = None if grouped else view.references.get(m.name)
+            found.append(Panel(m, note, series, reference, null_band(list(measured.values()))))
+    return found
+
+
+def curves(view: View, shown: list[Metric]) -> str:
+    """A chart for each metric that more than one round has."""
+    found = panels_of(view, shown)
+    figures = [
+        figure(p.metric.title, p.note, charts.lines(p.series, p.metric.title, reference=p.reference, null=p.null))
+        for p in found
+    ]
     if not figures:
         return ""
-    bands = "Bands are one standard error: over replicates where there are several, else of the evaluation itself."
+    bands = "Bands are one standard error: over replicates where there are several, else of the evaluation itself"
+    bands += "; of counts, the 95% interval over groups. " if any(p.metric.counted for p in found) else ". "
+    if any(p.null for p in found):
+        bands += "The grey band is where a number lies with 99% confidence if nothing but chance moves it."
     return (
         f"<h2>What changed from round to round</h2><p class=soft>{bands}</p><div class=grid2>{''.join(figures)}</div>"
     )
+
+
+CURVES = 8  # trainings whose loss is drawn
+
+
+def training_losses(view: View) -> list[tuple[str, list[tuple[int, float]]]]:
+    """(name, [(step, loss)]) of the trainings that have a log; of many the first and the last ones."""
+    logs = []
+    for m in (m for m in view.stored if m["verb"] == "train"):
+        points = losses(view.run / m["path"] / "train.jsonl")
+        if len(points) > 1:
+            arm = "" if m["round"] == 0 or m["arm"] == "main" else f"{m['arm']} "
+            logs.append((f"{arm}{m['name']} {m['round']}", points))
+    return logs if len(logs) <= CURVES else [logs[0], *logs[1 - CURVES :]]
+
+
+def _training(view: View) -> str:
+    shown = training_losses(view)
+    if not shown:
+        return ""
+    series = [charts.Series(n, i, [x for x, _ in p], [y for _, y in p]) for i, (n, p) in enumerate(shown)]
+    drawn = charts.lines(series, "Training loss", xlabel="step", dots=False)
+    all_of = sum(m["verb"] == "train" for m in view.stored)
+    left_out = f"; {len(shown)} of {all_of} trainings, the first and the last" if len(shown) < all_of else ""
+    note = f"by step, as train.jsonl has it; a name and its round{left_out}"
+    return f"<h2>Training</h2><div class=grid2>{figure('Loss', note, drawn)}</div>"
+
+
+def losses(log: epath.Path, most: int = 200) -> list[tuple[int, float]]:
+    """(step, loss) of a training's log, thinned to `most` points."""
+    found = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            record = json.loads(line)
+            found.append((int(record["step"]), float(record["loss"])))
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill
+    return found[:: max(1, -(-len(found) // most))]
 
 
 def _ledger(stored: list[dict]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from typing import Any
 
 import numpy as np
 
@@ -37,25 +38,16 @@ def sections(view: View) -> list[str]:
         return []
     body = [
         _cards(arms, "kl_total" if "kl_total" in base else "ce_real"),
-        curves(view, panels(view.metrics), _references(base)),
+        curves(view, panels(view.metrics)),
     ]
     if "kl_total" in base:
         body += [_split(arms), attribution_section(arms)]
-    body.append(verdict_section(view.run))
+    body.append(verdict_section(view.profiles))
     shown = view.config.get("evaluate", {}).get("show", 4)
     return [*body, _tails(arms), _histograms(arms, base), _samples_table(arms, view.samples(shown))]
 
 
 regimes_layout = Layout(header, sections)
-
-
-def _references(base: dict) -> dict[str, tuple[str, float]]:
-    found = {}
-    if "kl_total" in base and "ce_real" in base:
-        found["ce_real"] = ("best possible", base["ce_real"] - base["kl_total"])
-    if "tail_mass_lost_null" in base:
-        found["tail_mass_lost"] = ("by chance", base["tail_mass_lost_null"])
-    return found
 
 
 def _cards(arms: list[Arm], metric: str) -> str:
@@ -100,8 +92,9 @@ def _split(arms: list[Arm]) -> str:
     )
 
 
-def _tails(arms: list[Arm]) -> str:
-    figures = []
+def tail_deciles(arms: list[Arm]) -> dict[str, tuple[list[str], list[list[float]]]]:
+    """arm -> (names of the rows, shares of types lost by decile): what chance loses, then the rounds."""
+    found = {}
     for arm in arms:
         rows, names = [], []
         for k in sorted(arm.rounds):
@@ -110,12 +103,19 @@ def _tails(arms: list[Arm]) -> str:
                 rows.append([sum(c) / len(c) for c in zip(*columns, strict=True)])
                 names.append(f"round {k}")
         null = next((m["tail_lost_deciles_null"] for m in arm.rounds.get(0, []) if "tail_lost_deciles_null" in m), None)
-        if null:
+        if null and rows:
             rows, names = [null, *rows], ["by chance", *names]
         if rows:
-            tip = "{row}: {value} of the types in decile {column} did not occur"
-            columns = [str(i + 1) for i in range(len(rows[0]))]
-            figures.append(figure(arm.name, "", charts.heatmap(rows, names, columns, f"Tail, {arm.name}", tip)))
+            found[arm.name] = names, rows
+    return found
+
+
+def _tails(arms: list[Arm]) -> str:
+    tip = "{row}: {value} of the types in decile {column} did not occur"
+    figures = []
+    for name, (names, rows) in tail_deciles(arms).items():
+        columns = [str(i + 1) for i in range(len(rows[0]))]
+        figures.append(figure(name, "", charts.heatmap(rows, names, columns, f"Tail, {name}", tip)))
     note = (
         "Percent of token types that do not occur in the samples, by how frequent they are in the truth; by chance: "
         "what as many independent draws from the truth would miss."
@@ -123,21 +123,34 @@ def _tails(arms: list[Arm]) -> str:
     return f"<h2>The tail</h2><p class=soft>{note}</p><div class=grid3>{''.join(figures)}</div>" if figures else ""
 
 
-def _histograms(arms: list[Arm], base: dict) -> str:
-    edges = base.get("ppl_hist_edges")
-    if not edges:
-        return ""
-    means = {}  # of the replicates
-    for arm in arms:
+def perplexity_histograms(arms: list[Arm], base: dict) -> tuple[dict[str, tuple[list[int], list[Any]]], Any] | None:
+    """(arm -> (rounds, shares of rows: means over replicates), edges), of the bins that any of them uses."""
+    edges, means = base.get("ppl_hist_edges"), {}
+    for arm in arms if edges else []:
         for k in sorted(arm.rounds):
             if found := [m["ppl_hist_under_gen0"] for m in arm.rounds[k] if "ppl_hist_under_gen0" in m]:
                 means[arm.name, k] = np.mean(found, axis=0)
+    if not means:
+        return None
     shown, edges = merged_bins(list(means.values()), edges)
+    by_arm: dict[str, tuple[list[int], list[Any]]] = {}
+    for (name, k), shares in zip(means, shown, strict=True):
+        rounds, rows = by_arm.setdefault(name, ([], []))
+        rounds.append(k)
+        rows.append(shares)
+    return by_arm, edges
+
+
+def _histograms(arms: list[Arm], base: dict) -> str:
+    found = perplexity_histograms(arms, base)
+    if found is None:
+        return ""
+    by_arm, edges = found
     figures = []
-    for arm in arms:
-        own = [(k, h) for (name, k), h in zip(means, shown, strict=True) if name == arm.name]
-        names, label = [f"round {k}" for k, _ in own], f"Perplexity histogram, {arm.name}"
-        figures.append(figure(arm.name, "", charts.ridges([h for _, h in own], edges, names, arm.colour, label)))
+    for arm in (a for a in arms if a.name in by_arm):
+        rounds, rows = by_arm[arm.name]
+        names, label = [f"round {k}" for k in rounds], f"Perplexity histogram, {arm.name}"
+        figures.append(figure(arm.name, "", charts.ridges(rows, edges, names, arm.colour, label)))
     note = (
         "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; "
         "a tail growing on the "

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
+from recursive_jax.collapse.intervals import Measurement, within
 from recursive_jax.rounds.report.charts import Series
 
 NOISE = 4.0  # standard errors a change must exceed before it is called one
@@ -44,13 +47,41 @@ class Arm:
         errors = [self.stderr(metric, k) for k in ks]
         known = bool(errors) and all(math.isfinite(e) for e in errors[1:] or errors)
         spread = [0.0 if not math.isfinite(e) else e for e in errors]
-        low = [m - e for m, e in zip(means, spread, strict=True)] if known else None
-        high = [m + e for m, e in zip(means, spread, strict=True)] if known else None
+        low = within(metric, *(m - e for m, e in zip(means, spread, strict=True))) if known else None
+        high = within(metric, *(m + e for m, e in zip(means, spread, strict=True))) if known else None
         tips = [
             f"{self.name}, round {k}: {m:.4g}" + (f" ± {e:.2g}" if math.isfinite(e) else "")
             for k, m, e in zip(ks, means, errors, strict=True)
         ]
         return Series(self.name, self.colour, ks, means, low, high, tips)
+
+    def profiled(self, metric: str, measured: Sequence[Measurement]) -> Series | None:
+        """The same from the groups of a profile, round 0 as their null: with the 95% intervals of the groups."""
+        points = [(k, m) for k, m in enumerate(measured, start=1) if m.value is not None]
+        if not points:
+            return None
+        ks, ys = [k for k, _ in points], [m.value for _, m in points]
+        low, high = ([getattr(m, end) for _, m in points] for end in ("ci_lo", "ci_hi"))
+        tips = [
+            f"{self.name}, round {k}: {m.value:.4g} [{a:.4g}, {b:.4g}]"
+            for (k, m), a, b in zip(points, low, high, strict=True)
+        ]
+        null = measured[0].null
+        if null is not None:
+            ks, ys, low, high = [0, *ks], [null, *ys], [null, *low], [null, *high]
+            tips = [f"round 0: {null:.4g}", *tips]
+        return Series(self.name, self.colour, ks, ys, low, high, tips)
+
+
+def null_band(measured: Sequence[Sequence[Measurement]]) -> tuple[list[float], list[float], list[float]] | None:
+    """(rounds, low, high) of the nulls of several arms, the widest at each round; None where there is none."""
+    rounds = list(zip_longest(*measured))
+    bands = [[m for m in here if m is not None and m.null_lo is not None] for here in rounds]
+    points = [(k, min(m.null_lo for m in b), max(m.null_hi for m in b)) for k, b in enumerate(bands, start=1) if b]
+    if not points:
+        return None
+    points = [(0, *points[0][1:]), *points]
+    return tuple(map(list, zip(*points, strict=True)))
 
 
 def arms_of(records: list[dict], order: list[str]) -> list[Arm]:

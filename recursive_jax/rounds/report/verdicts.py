@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+import math
+from collections.abc import Mapping
 
+from recursive_jax.collapse.profile import Profile
 from recursive_jax.collapse.profile_page import findings_table, verdict_table
-from recursive_jax.errors import InputError
-from recursive_jax.rounds.profile import run_profiles
-from recursive_jax.rounds.report import charts
+from recursive_jax.collapse.profile_text import aligned
 from recursive_jax.rounds.report.series import Arm
 
 
-def verdict_section(run: Any) -> str:
+def verdict_section(profiles: Mapping[str, Profile]) -> str:
     """For each regime the verdict table and the definitions of collapse; nothing while there is no round to judge."""
-    try:
-        profiles = run_profiles(run)
-    except InputError:
+    if not profiles:
         return ""
     parts = []
     for i, (arm, profile) in enumerate(profiles.items()):
@@ -50,16 +48,15 @@ def attribution_section(arms: list[Arm]) -> str:
     for arm in arms:
         if arm is ceiling:
             continue
-        lines = []
-        for k in arm.numbers("kl_oracle"):
-            if k == 0:
-                continue
-            net = arm.mean("kl_total", k)
-            cells = [charts.number(net), charts.number(arm.mean("kl_oracle", k))]
-            if ceiling and ceiling.values("kl_total", k):
-                limit = ceiling.mean("kl_total", k)
-                cells += [charts.number(limit), f"{net - limit:+.3g}"]
-            lines.append(f"<tr><td>{k}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
+        ks = [k for k in arm.numbers("kl_oracle") if k]
+        columns = [[arm.mean("kl_total", k) for k in ks], [arm.mean("kl_oracle", k) for k in ks]]
+        if ceiling:
+            limits = [ceiling.mean("kl_total", k) if ceiling.values("kl_total", k) else math.nan for k in ks]
+            columns += [limits, [net - limit for net, limit in zip(columns[0], limits, strict=True)]]
+        shown = [aligned(column, 3) for column in columns]
+        lines = [
+            f"<tr><td>{k}</td>{''.join(f'<td>{column[i]}</td>' for column in shown)}</tr>" for i, k in enumerate(ks)
+        ]
         tables.append(f"<div><h3>{html.escape(arm.name)}</h3><table><tr>{heads}</tr>{''.join(lines)}</table></div>")
     how = (
         ""
