@@ -61,7 +61,7 @@ EXCHANGED = {
 }
 # fmt: on
 QUIET = {"say", "print", "warn", "info", "explain"}  # what a user reads is tested where it matters, not word by word
-QUICK_S = 100  # seconds of tests that reach the line, and of those that reach the file
+QUICK_S = 50  # seconds of tests that reach the line, and of those that reach the file
 
 
 @dataclass(frozen=True)

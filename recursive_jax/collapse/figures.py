@@ -70,7 +70,8 @@ def curves(
     for axis, (title, lines) in zip(axes.flat, panels, strict=False):
         first, _, rest = title.partition("\n")
         small = textwrap.fill(rest, WIDE)
-        axis.set_title(first, fontsize=9, loc="left", pad=4 + 9 * (small.count("\n") + bool(small)))
+        pad = 4 + 9 * (small.count("\n") + bool(small))
+        axis.set_title(textwrap.fill(first, WIDE * 3 // 4), fontsize=9, loc="left", pad=pad)
         axis.text(0, 1.02, small, transform=axis.transAxes, fontsize=6.5, color="#555555", va="bottom")
         for i, (name, line) in enumerate(lines.items()):
             names.setdefault(name, _line(axis, name, line, COLOURS[line.get("colour", i) % len(COLOURS)]))
@@ -156,7 +157,8 @@ def ridges(
         axis.set_xlabel("perplexity of a row under the round-0 model", fontsize=7.5)
         axis.set_yticks(range(len(rows) - 1, -1, -1), labels=[str(k) for k in rounds])
         axis.grid(False, axis="y")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        decades = (edges[-1] - edges[0]) / np.log(10)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=8))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes.flat[0].set_ylabel("round")

@@ -18,6 +18,7 @@ from etils import epath
 from recursive_jax import storage
 from recursive_jax.collapse.metrics import Metric, panels
 from recursive_jax.collapse.profile import Profile
+from recursive_jax.collapse.suite import TEXT
 from recursive_jax.errors import InputError
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.profile import run_profiles
@@ -134,6 +135,9 @@ def figure(title: str, note: str, svg: str) -> str:
     return f"<figure><figcaption><strong>{html.escape(title)}</strong>{html.escape(note)}</figcaption>{svg}</figure>"
 
 
+OF_GROUPS = frozenset(m.name for m in TEXT)
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """One chart of a metric over the rounds: the page and the figures for a paper draw the same. reference: (name,
@@ -147,12 +151,12 @@ class Panel:
 
 
 def panels_of(view: View, shown: list[Metric]) -> list[Panel]:
-    """The metrics that more than one round has. Counts are those of the profile, at its number of tokens, so that a
-    name has one number on the page; without a profile those of the evaluations."""
+    """The metrics that more than one round has. Statistics of samples are those of the profile, at its number of
+    tokens, so that a name has one number on the page; without a profile those of the evaluations."""
     found = []
     for m in shown:
         measured = {a.name: p[m.name] for a in view.arms if (p := view.profiles.get(a.name)) and m.name in p.metrics}
-        grouped = m.counted and len(measured) == len(view.arms)
+        grouped = m.name in OF_GROUPS and len(measured) == len(view.arms)
         if grouped:
             tokens = next(iter(view.profiles.values())).settings.get("tokens", 0)
             note = f"{m.note}; mean over groups of {tokens:,} tokens"
@@ -177,7 +181,7 @@ def curves(view: View, shown: list[Metric]) -> str:
     if not figures:
         return ""
     bands = "Bands are one standard error: over replicates where there are several, else of the evaluation itself"
-    bands += "; of counts, the 95% interval over groups. " if any(p.metric.counted for p in found) else ". "
+    bands += "; of groups, the 95% interval over them. " if any("groups" in p.note for p in found) else ". "
     if any(p.null for p in found):
         bands += "The grey band is where a number lies with 99% confidence if nothing but chance moves it."
     return (
