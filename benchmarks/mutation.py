@@ -1,6 +1,7 @@
 """How many small faults the tests notice: single-line mutants of the code, each run against the default suite.
 
-    python benchmarks/mutation.py --work /tmp/mutation --count 120
+    python benchmarks/mutation.py --work /tmp/mutation --count 120      a sample of all mutants
+    python benchmarks/mutation.py --work /tmp/mutation --named          those of mutants.json, each with its tests
 
 The suite runs once under `coverage`, which says for each line what tests reach it. A mutant meets these first, the
 quickest first; then those that reach its file at all; then, with `--whole`, the whole default suite. What happened to
@@ -241,6 +242,22 @@ def quickest(tests: set[str], seconds: dict[str, float]) -> list[str]:
     return chosen
 
 
+def named(work: Path) -> None:
+    """Faults that the suite once did not notice, written down: each against the default tests of some files."""
+    survived = []
+    for one in json.loads((work / "benchmarks" / "mutants.json").read_text()):
+        target = work / one["path"]
+        original = target.read_text()
+        try:
+            target.write_text(original.replace(one["before"], one["after"], 1))
+            state, by = run_pytest(work, ["-n", "0", *one["tests"]], 900) if one["before"] in original else ("gone", "")
+        finally:
+            target.write_text(original)
+        survived += [one["why"]] if state in ("survived", "gone") else []
+        print(f"{state:9s} {one['path']}: {one['why']}  {by[:90]}", flush=True)
+    print(f"{len(survived)} not noticed: {'; '.join(survived) or 'none'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -248,6 +265,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--named", action="store_true", help="the mutants of mutants.json instead of a sample")
     parser.add_argument("--whole", action="store_true", help="show survivors to the whole suite too")
     parser.add_argument("--cores", default="2", help="processes of the whole suite")
     options = parser.parse_args()
@@ -259,6 +277,8 @@ def main() -> None:
             shutil.copy2(ROOT / name, work / name)
         if (ROOT.parent / "shared").exists():
             (options.work / "shared").symlink_to(ROOT.parent / "shared")
+    if options.named:
+        return named(work)
     lines, seconds, failed = reach(work, options.cores)
     known = {json.loads(line)["key"] for line in results.read_text().splitlines()} if results.exists() else set()
     for mutant, text in sample(options.count, options.seed, work):
