@@ -217,7 +217,7 @@ def reach(work: Path, cores: str) -> tuple[dict[tuple[str, int], set[str]], dict
         for name in read.measured_files():
             relative = str(Path(name).relative_to(work))
             for line, contexts in read.contexts_by_lineno(name).items():
-                lines[relative, line] |= {context.split("|")[0] for context in contexts if context}
+                lines[relative, line] |= {context.rpartition("|")[0] for context in contexts if context}
     except sqlite3.DatabaseError as error:
         raise SystemExit(f"{data}: {error}") from None
     seconds, failed = defaultdict(float), set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,10 @@ from recursive_jax.data import chat  # noqa: E402
 from recursive_jax.errors import InputError  # noqa: E402
 from recursive_jax.generate.generate import stream  # noqa: E402
 from recursive_jax.generate.request import Request  # noqa: E402
+from recursive_jax.models.families import FAMILIES, read_config, resolved  # noqa: E402
 from recursive_jax.models.transformer import Transformer  # noqa: E402
 from tests.test_adapters import moved  # noqa: E402
+from tests.test_families import FOLDER  # noqa: E402
 from tests.test_foreign import CHATML, TALK, UNMARKED, speaking  # noqa: E402
 from tests.tiny_models import CAUSAL, MASKED, NAMES, tiny  # noqa: E402
 
@@ -51,6 +55,38 @@ def test_both_directions(name, mesh, tmp_path):
     assert np.abs(np.asarray(model.logits(tokens, mask)) - wanted)[mask > 0].max() < 1e-4
     back = theirs(reopened(name, save_huggingface(model, tmp_path / "ours")), tokens, mask)
     assert np.abs(back - wanted)[mask > 0].max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_absent_or_null_key_of_a_config_means_what_it_means_to_transformers(kind):
+    """Every key of every family's config, left out, and null: ours reads what transformers fills in, or refuses where a
+    size is missing or the class's default does not fit."""
+    (values,) = [
+        v
+        for d in FOLDER.iterdir()
+        if d.name != "llama3" and (v := json.loads((d / "config.json").read_text()))["model_type"] == kind
+    ]
+    about = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype")
+    compared = 0
+    for key in [key for key in values if key not in about]:
+        for given in ({k: v for k, v in values.items() if k != key}, {**values, key: None}):
+            try:
+                full = json.loads(transformers.CONFIG_MAPPING[kind].from_dict(dict(given)).to_json_string(False))
+            except Exception:
+                continue  # transformers refuses it
+            try:
+                ours = resolved(read_config(given, "ours"))
+            except InputError as error:
+                if f"the key {key} is missing" in str(error):
+                    continue
+                ours = None
+            try:
+                wanted = resolved(read_config(full, "theirs"))
+            except InputError:
+                wanted = None
+            assert ours == wanted, (key, given.get(key, "absent"))
+            compared += 1
+    assert compared > 10
 
 
 @pytest.mark.parametrize("name", ["llama3", "llama-yarn", "gemma3_text", "qwen2"])

@@ -21,6 +21,16 @@ from recursive_jax.models.families.shared import (
 )
 
 
+#: Where a config.json has no `num_key_value_heads`: the defaults of the config classes of transformers (4.57 and 5). A
+#: null, and every other family, has as many as heads.
+KV_HEADS = {
+    **dict.fromkeys(("mistral", "mixtral"), 8),
+    **dict.fromkeys(("qwen2", "qwen3"), 32),
+    **dict.fromkeys(("qwen3_moe", "gemma2", "gemma3_text", "smollm3"), 4),
+    "gemma": 16,
+}
+
+
 def _llama(
     k: Keys, theta: float = 10_000.0, eps: float = 1e-6, tied: bool = False, act: str = "silu"
 ) -> dict[str, Any]:
@@ -32,7 +42,7 @@ def _llama(
         layers=k("num_hidden_layers"),
         d_model=k("hidden_size"),
         heads=heads,
-        kv_heads=k("num_key_value_heads", heads),
+        kv_heads=k.absent("num_key_value_heads", KV_HEADS.get(k.values.get("model_type"))) or heads,
         head_dim=k("head_dim", k("hidden_size") // heads),
         d_ff=k("intermediate_size"),
         max_length=k("max_position_embeddings"),
@@ -113,8 +123,7 @@ def _write_llama_full(c: ModelConfig) -> dict[str, Any]:
 
 def _read_mistral(k: Keys) -> dict[str, Any]:
     found = _llama(k)
-    window = k("sliding_window", None) if "sliding_window" in k.values else 4096  # the class's default
-    return found | windows(k, found["layers"], window, lambda i: True)
+    return found | windows(k, found["layers"], k.absent("sliding_window", 4096), lambda i: True)
 
 
 def _write_mistral(c: ModelConfig) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _write_mistral(c: ModelConfig) -> dict[str, Any]:
 
 def _read_qwen(k: Keys) -> dict[str, Any]:
     found = _llama(k)
-    window = k("sliding_window", None) if k("use_sliding_window", False) else None
+    window = k.absent("sliding_window", 4096) if k("use_sliding_window", False) else None
     return found | windows(k, found["layers"], window, lambda i: i >= k("max_window_layers", 28))
 
 
@@ -189,13 +198,13 @@ def _write_gemma(c: ModelConfig) -> dict[str, Any]:
     return _write_llama(c) | dict(hidden_activation=ACTIVATION_NAMES[c.activation])
 
 
-def _read_gemma2(k: Keys) -> dict[str, Any]:
+def _read_gemma2(k: Keys, score_cap: float | None = 50.0, logit_cap: float | None = 30.0) -> dict[str, Any]:
     found = _read_gemma(k)
     return found | dict(
         block="sandwich",
         attention_scale=float(k("query_pre_attn_scalar", 256)) ** -0.5,
-        score_cap=k("attn_logit_softcapping", None),
-        logit_cap=k("final_logit_softcapping", None),
+        score_cap=k.absent("attn_logit_softcapping", score_cap),
+        logit_cap=k.absent("final_logit_softcapping", logit_cap),
         **windows(k, found["layers"], k("sliding_window", 4096), lambda i: i % 2 == 0),
     )
 
@@ -215,7 +224,7 @@ def _write_gemma2(c: ModelConfig) -> dict[str, Any]:
 
 def _read_gemma3(k: Keys) -> dict[str, Any]:
     pattern = k("sliding_window_pattern", k("_sliding_window_pattern", 6))
-    found = _read_gemma2(k) | dict(qk_norm="head", **rope(k, 1e6, ("rope_theta", "rope_local_base_freq")))
+    found = _read_gemma2(k, None, None) | dict(qk_norm="head", **rope(k, 1e6, ("rope_theta", "rope_local_base_freq")))
     found |= windows(k, found["layers"], k("sliding_window", 4096), lambda i: bool((i + 1) % pattern))
     return found
 

@@ -38,6 +38,10 @@ class Keys:
             return default
         return value
 
+    def absent(self, name: str, default: Any) -> Any:
+        """The value of a key that may be null: `default`, that of the class, only where the key is not there."""
+        return self.values[name] if name in self.values else default
+
     def must(self, **allowed: Any) -> None:
         """Refuses values that the Transformer has no switch for."""
         lines = [
