@@ -3,9 +3,9 @@
     python benchmarks/mutation.py --work /tmp/mutation --count 120      a sample of all mutants
     python benchmarks/mutation.py --work /tmp/mutation --named          those of mutants.json, each with its tests
 
-The suite runs once under `coverage`, which says for each line what tests reach it. A mutant meets these first, the
-quickest first; then those that reach its file at all; then, with `--whole`, the whole default suite. What happened to
-each is a line of `mutants.jsonl` in the work folder, as it is known, so that a round that was stopped goes on.
+The suite runs once under `coverage`, which says for each line what tests reach it. A mutant meets these, the quickest
+first; where none does, those that reach its file; with `--whole` then the whole default suite. What happened to each is
+a line of `mutants.jsonl` in the work folder, as it is known, so that a round that was stopped goes on.
 
 The operators are those of mutation testing (DeMillo, Lipton and Sayward 1978, doi:10.1109/C-M.1978.218136): relations,
 arithmetic, logic and constants, statements and keyword arguments left out, reductions exchanged. Needs `[dev]`.
@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("objectives", "train", "data", "generate", "curate", "rounds", "collapse", "recipes")
+ROOMS = ("objectives", "train", "data", "generate", "curate", "rounds", "collapse")
 RELATIONS = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -291,7 +291,7 @@ def main() -> None:
         try:
             target.write_text(text)
             state, by = "survived", ""
-            for tests in (near, far):
+            for tests in (near, far) if options.whole or not near else (near,):
                 chosen = quickest(tests - failed, seconds)
                 if chosen and state == "survived":
                     state, by = run_pytest(work, ["-n", "0", *chosen], 3 * QUICK_S + 60)

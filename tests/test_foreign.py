@@ -337,6 +337,51 @@ def test_a_sentencepiece_conversation_has_its_special_tokens(tmp_path):
     assert answer.tokens[answer.loss].tolist()[-1] == 2
 
 
+def test_a_sentencepiece_model_has_the_tokens_of_its_companion_files(tmp_path):
+    """Vicuna and its kind: a chat's tokens stand in added_tokens.json, beyond the pieces of tokenizer.model. They were
+    letters, and the end token that the config names was not found."""
+    processor, proto = sentencepiece_model()
+    size = processor.get_piece_size()
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 1}))
+    added = {"<|im_end|>": size, "<pad>": size + 1, "<note>": size + 2, "</s>": 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    decoder = {
+        str(size): {"content": "<|im_end|>", "special": True},
+        str(size + 1): {"content": "<pad>", "special": True},
+    }
+    settings = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+        "added_tokens_decoder": decoder,
+        "chat_template": CHATML,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    read = read_tokenizer(tmp_path, size + 10)  # an embedding with rows that no token has
+    for tokenizer in (read, tokenizer_from_json(json.loads(json.dumps(read.to_json())))):
+        assert (tokenizer.eos, tokenizer.pad, tokenizer.vocab) == (size, size + 1, size + 3)
+        ids = tokenizer.encode("the cat<note>sat<|im_end|>")
+        assert ids.count(size) == ids.count(size + 2) == 1 and ids[-1] == size
+        assert tokenizer.decode([*ids, size + 7]) == "the cat<note>sat"
+        rest = [i for i in ids if i < size]
+        assert processor.decode(rest) == "the catsat", "no blank comes in behind an added token"
+        assert tokenizer.token(size) == "<|im_end|>" and tokenizer.token(size + 7) == ""
+        assert size in tokenizer.special_ids and size + 2 not in tokenizer.special_ids
+        pieces, special = tokenizer.pieces()
+        assert pieces[size + 2] == b"<note>" and len(pieces) == size + 3 and size in special
+        prompt = chat.encode_prompt(tokenizer, [{"role": "user", "content": "the cat"}])
+        assert (prompt == size).sum() == 1
+    wrong = {"<|im_end|>": 5}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+    settings.pop("added_tokens_decoder")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"has the id 5 in its companion files, which is another piece of its {size}"):
+        read_tokenizer(tmp_path, size)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"</s>": 9}))
+    with pytest.raises(InputError, match="has the id 9 in its companion files, 2 in the tokenizer"):
+        read_tokenizer(tmp_path, size)
+
+
 def test_a_weights_index_opens_nothing_outside_its_folder(mesh, tmp_path):
     for name in ("../model.safetensors", "/etc/passwd"):
         shutil.rmtree(tmp_path / "m", ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
 
 import numpy as np
@@ -12,10 +13,13 @@ from scipy.optimize import minimize_scalar
 
 from recursive_jax.collapse import divergence, embeddings
 from recursive_jax.collapse.calibration import calibration
+from recursive_jax.collapse.intervals import measured
 from recursive_jax.collapse.likelihood import HISTOGRAM_EDGES, histogram, merged_bins
 from recursive_jax.collapse.mauve import frontier_area, kmeans, mauve
+from recursive_jax.collapse.profile import collapse_profile
 from recursive_jax.collapse.selfbleu import dense_ngrams, self_bleu
 from recursive_jax.errors import InputError
+from recursive_jax.rounds.profile import _against
 
 
 def rows_of(rng, count, vocab=12, low=0, high=14):
@@ -23,26 +27,22 @@ def rows_of(rng, count, vocab=12, low=0, high=14):
 
 
 def slow_self_bleu(rows, longest):
-    """BLEU as Papineni et al. define it, pair by pair."""
+    """BLEU as Papineni et al. define it, pair by pair; of a row shorter than n tokens up to its own length."""
     grams = lambda r, n: collections.Counter(tuple(r[i : i + n].tolist()) for i in range(len(r) - n + 1))
     scores = []
     for i, row in enumerate(rows):
         others = [r for j, r in enumerate(rows) if j != i]
-        logs = []
-        for n in range(1, longest + 1):
+        logs, shared = [], False
+        for n in range(1, min(longest, len(row)) + 1):
             mine, most = grams(row, n), collections.Counter()
             for other in others:
                 most |= grams(other, n)
             hit = sum(min(c, most[g]) for g, c in mine.items())
-            if n == 1 and hit == 0:
-                break
-            logs.append(math.log((hit or 0.1) / max(1, sum(mine.values()))) / longest)
-        else:
-            closest = min((len(r) for r in others), key=lambda n: (abs(n - len(row)), n))
-            brevity = 1.0 if len(row) > closest else math.exp(1 - closest / len(row))
-            scores.append(brevity * math.exp(sum(logs)))
-            continue
-        scores.append(0.0)
+            shared |= n == 1 and hit > 0
+            logs.append(math.log((hit or 0.1) / sum(mine.values())))
+        closest = min((len(r) for r in others), key=lambda n: (abs(n - len(row)), n))
+        brevity = 1.0 if len(row) > closest else math.exp(1 - closest / max(len(row), 1e-9))
+        scores.append(brevity * math.exp(sum(logs) / len(logs)) if shared else 0.0)
     return np.array(scores)
 
 
@@ -51,8 +51,8 @@ def test_self_bleu_is_bleu_against_all_others(longest):
     rng = np.random.default_rng(longest)
     rows = rows_of(rng, 40)
     np.testing.assert_allclose(self_bleu(rows, longest), slow_self_bleu(rows, longest), rtol=0, atol=1e-14)
-    same = [np.arange(6)] * 5
-    np.testing.assert_allclose(self_bleu(same), 1.0, rtol=1e-14)
+    for same in (np.arange(6), np.array([3])):  # NLTK's smoothing gave 0.18 for equal rows of one token
+        np.testing.assert_allclose(self_bleu([same] * 5), 1.0, rtol=1e-14)
     with pytest.raises(InputError, match="at least 2"):
         self_bleu(same[:1])
 
@@ -112,7 +112,9 @@ def test_zipf_exponent_is_the_likelihoods_maximum():
     loss = lambda s: s * ordered @ logs + ordered.sum() * np.log(np.exp(-s * logs).sum())
     assert found == pytest.approx(minimize_scalar(loss, bounds=(0, 5), method="bounded").x, abs=1e-4)
     assert found == pytest.approx(1.3, abs=0.01)
-    assert math.isnan(divergence.zipf_exponent([5]))
+    assert divergence.zipf_exponent([5]) == math.inf and math.isnan(divergence.zipf_exponent([0]))
+    assert divergence.zipf_exponent([10**12, 1]) == pytest.approx(math.log(10**12) / math.log(2), rel=1e-6)
+    assert divergence.zipf_exponent([10**30, 1]) == math.inf and divergence.zipf_exponent([7, 7]) == pytest.approx(0)
     assert divergence.good_turing([1, 1, 3, 5]) == pytest.approx(0.2)
 
 
@@ -286,3 +288,32 @@ def test_calibration_of_the_calibrated_is_its_null():
 def test_degenerate_clouds_are_named(x, said):
     with pytest.raises(InputError, match=said):
         embeddings.frechet(x, np.random.default_rng(0).normal(size=(5, 3)))
+
+
+def test_a_collapsed_sample_gets_a_verdict_where_a_metric_is_infinite():
+    """Rows that repeat have no entropy between neighbours, one type has no Zipf exponent: that is collapse, and was
+    `untested`."""
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(200, 4))
+    same = np.repeat(cloud[:2], 100, axis=0)
+    profile = collapse_profile([same, cloud], cloud, metrics=["neighbour_entropy", "recall", "vendi_1"], groups=4)
+    first, second = profile["neighbour_entropy"]
+    assert (first.value, first.verdict, first.why) == (None, "lower", "minus infinity on 4 of 4 groups")
+    assert (
+        second.verdict == "same" and json.loads(profile.jsonl().splitlines()[0])["neighbour_entropy"]["value"] is None
+    )
+    assert "–" in str(profile) and "▼" in str(profile)
+    texts = collapse_profile([[np.full(9, 3)] * 40], [rng.integers(0, 20, 9) for _ in range(40)], groups=4)
+    (zipf,) = texts["zipf_mle"]
+    assert (zipf.value, zipf.verdict) == (None, "higher") and "infinity on 4 of 4" in zipf.why
+    assert texts["self_bleu_4"][0].value == pytest.approx(1) and texts["entropy_1gram_mm"][0].verdict == "lower"
+    mixed = measured([1.0, np.inf, -np.inf, 0.0], [1.0, 1.1])
+    assert mixed.value is None and mixed.verdict == "untested"
+    assert measured([1.0, np.inf], []).verdict == "untested", "without a null there is no verdict"
+
+
+def test_equal_replicates_are_the_same_however_they_are_added_up():
+    values = [0.1 + 0.2, 0.3, 0.3]
+    x = measured(values)
+    assert _against("ce_real", x, 0.3, 0.0, 3, 0.99).verdict == "same"
+    assert _against("ce_real", x, 0.31, 0.0, 3, 0.99).verdict == "lower"

@@ -52,7 +52,8 @@ def _any(name: str, question: str, series: Series, signs: Sequence[tuple[str, tu
     parts = []
     for k, metric in sorted(hits):
         m = series[metric][-1]
-        parts.append(f"{metric} {m.value:.4g} outside [{m.null_lo:.4g}, {m.null_hi:.4g}] (from round {k})")
+        band = f" outside [{m.null_lo:.4g}, {m.null_hi:.4g}]" if m.value is not None else ""
+        parts.append(f"{metric} {m.why if m.value is None else format(m.value, '.4g')}{band} (from round {k})")
     return Finding(name, question, "yes", "; ".join(parts), min(k for k, _ in hits))
 
 
@@ -169,7 +170,7 @@ def warnings(series: Series) -> tuple[Finding, ...]:
             ("lower",) if metric == "coverage" else tuple(d for d in directions if d != "lower" or len(directions) == 1)
         )
         first = _first(series, metric, direction)
-        values = [m.value for m in series[metric]]
+        values = [m.value for m in series[metric] if m.value is not None]
         slope = np.polynomial.polynomial.polyfit(np.arange(len(values)), values, 1)[1] if len(values) > 1 else 0.0
         lead = failure - first if first is not None and failure is not None else None
         says = f"{metric}: {slope:+.3g} a round"

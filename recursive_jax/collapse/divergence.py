@@ -61,10 +61,10 @@ def sliced_wasserstein(x_ND: np.ndarray, y_MD: np.ndarray, directions: int = 128
 
 def zipf_exponent(counts: np.ndarray) -> float:
     """Maximum likelihood of s in p(rank) ~ rank^-s over the ranks that occur: the s at which the mean log rank is what
-    the distribution expects. NaN for fewer than two types."""
+    the distribution expects. One type has all mass on the first rank: infinity; none: NaN."""
     counts = np.sort(np.asarray(counts, np.float64)[np.asarray(counts) > 0])[::-1]
     if len(counts) < 2:
-        return float("nan")
+        return float("inf") if len(counts) else float("nan")
     logs = np.log(np.arange(1, len(counts) + 1))
     seen = counts @ logs / counts.sum()
 
@@ -72,7 +72,9 @@ def zipf_exponent(counts: np.ndarray) -> float:
         weights = np.exp(-s * logs)
         return weights @ logs / weights.sum() - seen
 
-    return float(brentq(excess, -2.0, 60.0)) if excess(-2.0) > 0 > excess(60.0) else float("nan")
+    if excess(60.0) >= 0:
+        return float("inf")  # all but all of the mass
+    return float(brentq(excess, -2.0, 60.0))  # ordered counts do not rise, so it is not below 0
 
 
 def good_turing(counts: np.ndarray) -> float:

@@ -180,12 +180,12 @@ def neighbour_entropy(x: Any, k: int = 3) -> float:
 def coverage(generated: Any, real: Any, k: int = 5) -> dict[str, float]:
     """Precision, recall (arXiv:1904.06991), density, coverage (arXiv:2002.09797) with balls to the k-th neighbour.
 
-    For two clouds of one distribution density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1 - i). When the
-    generated cloud is a shrunk copy, recall falls long before coverage does.
+    For two clouds of one distribution, without ties, density is 1 and coverage 1 - prod_{i<k} (R - 1 - i) / (R + G - 1
+    - i). When the generated cloud is a shrunk copy, recall falls long before coverage does.
 
     A point on the sphere lies in the ball (`<=`, as arXiv:1904.06991 defines it; the package `prdc` takes `<`): rows
     that repeat more than k times have balls of radius zero, which hold what is equal to them. So for two equal clouds
-    precision, recall and coverage are 1, whatever repeats in them.
+    precision, recall and coverage are 1, whatever repeats in them; density, which counts balls, is larger than 1 there.
     """
     generated, real = _pair(generated, real, least=k + 1)
     middle = real.mean(0)  # distances do not change, and lose fewer digits

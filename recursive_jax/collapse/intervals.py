@@ -21,7 +21,7 @@ class Measurement:
     """value: mean over `n` groups; ci_lo, ci_hi: its 95% bootstrap interval; null_lo, null_hi: where it would lie, with
     the chosen confidence, if the samples came from the reference (None: no null), within the range that the metric
     has; null: the reference's own value. verdict: `same`, `higher`, `lower`,
-    or `untested`. value None: it is not defined, and `why` says what for."""
+    or `untested`. value None: it is not defined, or infinite, and `why` says which."""
 
     value: float | None
     n: int = 0
@@ -80,8 +80,14 @@ def measured(
     null is Welch's: the reference's mean, plus and minus the t quantile times the error of a difference of the two
     means. name: of the metric, whose range the bands keep to."""
     values, null = np.asarray(values, np.float64), np.asarray(null, np.float64)
-    if not len(values) or not np.isfinite(values).all():
-        return Measurement(None, len(values), why="not a finite number on every group")
+    if not len(values) or np.isnan(values).any() or len({*values[np.isinf(values)]}) > 1:
+        return Measurement(None, len(values), why="not a number on every group")
+    if np.isinf(values).any():  # rows that are all the same, one type: as far from the null as can be
+        end, count = values[np.isinf(values)][0], int(np.isinf(values).sum())
+        tested = len(null) and np.isfinite(null).all()
+        verdict = ("higher" if end > 0 else "lower") if tested else "untested"
+        why = f"{'' if end > 0 else 'minus '}infinity on {count} of {len(values)} groups"
+        return Measurement(None, len(values), verdict=verdict, why=why)
     low, high = within(name, *bootstrap(values, seed=seed))
     found = (
         Measurement(float(values.mean()), len(values), low, high)

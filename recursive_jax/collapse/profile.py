@@ -261,7 +261,8 @@ def _likelihoods(found, logprobs, reference_logprobs, confidence: float) -> None
             before = _ratio(*first)[0]
             band = _quantile(confidence, len(sums)) * _ratio(sums - first[0], counts)[1]
             low, high = before - band, before + band
-            verdict = "lower" if ce < low else "higher" if ce > high else "same"
+            slack = 1e-9 * max(1.0, abs(before))
+            verdict = "lower" if ce < low - slack else "higher" if ce > high + slack else "same"
             here = dataclasses.replace(here, null_lo=max(0.0, low), null_hi=high, null=before, verdict=verdict)
         metrics["ce_real"] = here
 

@@ -69,7 +69,8 @@ def verdict_table(profile: Any) -> str:
 
 def _cell(m: Any, text: str) -> str:
     if m.value is None:
-        return f"<td class=soft title='{html.escape(m.why)}'>–</td>"
+        mark = f" {MARKS[m.verdict]}" if m.outside else ""
+        return f"<td class='{'out' if m.outside else 'soft'}' title='{html.escape(m.why)}'>–{mark}</td>"
     tip = f"95% interval {number(m.ci_lo)} to {number(m.ci_hi)}, n = {m.n}"
     mark = f" {MARKS[m.verdict]}" if m.outside else ""
     return f"<td class='{'out' if m.outside else ''}' title='{tip}'>{text}{mark}</td>"

@@ -29,14 +29,16 @@ def dense_ngrams(rows: Sequence[np.ndarray], longest: int) -> Iterator[tuple[int
 
 def self_bleu(rows: Sequence[np.ndarray], longest: int = 4) -> np.ndarray:
     """BLEU of each row with all other rows as references (arXiv:1802.01886), float64 `[rows]`: uniform weights over n =
-    1 .. `longest`, 0.1 in place of a zero numerator (NLTK's `method1`), brevity against the closest length. Raises
-    InputError for fewer than two rows."""
+    1 .. `longest`, 0.1 in place of a zero numerator (NLTK's `method1`), brevity against the closest length. A row
+    shorter than n has no n-grams, and is judged by the shorter ones alone (sacrebleu's effective order; NLTK counts a
+    miss), so that equal rows have 1 whatever their length; an empty one has 0. Raises InputError for fewer than two
+    rows."""
     return bleu(*precisions(rows, longest), longest)
 
 
 def precisions(rows: Sequence[np.ndarray], longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """(log of the clipped n-gram precisions of each row against all others `[longest, rows]`, brevity penalty `[rows]`;
-    0 for a row that shares no token with another).
+    """(log of the clipped n-gram precisions of each row against all others `[longest, rows]`, NaN where a row is
+    shorter than n; brevity penalty `[rows]`, 0 for a row that shares no token with another).
 
     An n-gram counts at most as often as in the reference that has it most often. For all rows but the one that alone
     has the most, that is the largest count of any row; for that one, the second largest."""
@@ -52,13 +54,16 @@ def precisions(rows: Sequence[np.ndarray], longest: int) -> tuple[np.ndarray, np
             hits = np.bincount(owner, np.minimum(count, _most_elsewhere(gram, count)), minlength=R)
         if n == 1:
             brevity = np.where(hits == 0, 0.0, brevity)
-        logs[n - 1] = np.log(np.where(hits > 0, hits, 0.1) / np.maximum(lengths - n + 1, 1))
+        shares = np.where(hits > 0, hits, 0.1) / np.maximum(lengths - n + 1, 1)
+        logs[n - 1] = np.where(lengths >= n, np.log(shares), np.nan)
     return logs, brevity
 
 
 def bleu(logs: np.ndarray, brevity: np.ndarray, longest: int) -> np.ndarray:
     """BLEU of each row from what `precisions` found, n-grams up to `longest`."""
-    return np.exp(logs[:longest].mean(0)) * brevity
+    known = np.isfinite(logs[:longest])
+    mean = np.where(known, logs[:longest], 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.exp(mean) * np.where(known.any(0), brevity, 0.0)
 
 
 def _most_elsewhere(gram: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def read_tokenizer(folder: Path, vocab: int, writes: bool = True) -> Tokenizer:
     if inner is None and (folder / "tokenizer.model").exists():
         processor = (folder / "tokenizer.model").read_bytes()
         probe = SentencePieceTokenizer(processor, Special(0, 0, None, ()))._processor
-        find = lambda name: i if probe.id_to_piece(i := probe.piece_to_id(name)) == name else None
+        piece = lambda name: i if probe.id_to_piece(i := probe.piece_to_id(name)) == name else None
+        added = _beside(piece, probe.get_piece_size(), settings, folder)
+        find = lambda name: added[name][0] if name in added else piece(name)
     else:
         find = inner.token_to_id if inner is not None else lambda name: None
 
@@ -124,11 +126,11 @@ def read_tokenizer(folder: Path, vocab: int, writes: bool = True) -> Tokenizer:
     if inner is not None:
         found: Tokenizer = FileTokenizer(inner, special, template, settings)
     elif processor is not None:
-        found = SentencePieceTokenizer(processor, special, template, settings)
+        found = SentencePieceTokenizer(processor, special, template, settings, added)
     else:
         say(f"{folder} has no tokenizer: texts are token ids")
         return IdTokenizer(vocab, special)
-    own = max(inner.get_vocab(with_added_tokens=False).values()) + 1 if inner is not None else found.vocab
+    own = found._size if inner is None else max(inner.get_vocab(with_added_tokens=False).values()) + 1
     if own <= vocab < found.vocab:  # Gemma 3's text models: an image token beyond the embedding
         say(f"{found.vocab - vocab} added token(s) of the tokenizer have no row in the embedding; they cannot be used")
         found.vocab = vocab
@@ -157,9 +159,8 @@ def _template(settings: Mapping[str, Any], folder: Path) -> str | None:
     return found
 
 
-def _add_tokens(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
-    """Tokens that only the companion files have: added_tokens.json, and added_tokens_decoder of the settings. Raises
-    InputError where they name another id for one than the tokenizer has."""
+def _added_tokens(settings: Mapping[str, Any], folder: Path) -> dict[int, AddedToken]:
+    """Tokens of the companion files: added_tokens.json, and added_tokens_decoder of the settings."""
     wanted: dict[int, AddedToken] = {}
     for text, index in _json(folder / "added_tokens.json").items():
         wanted[_index(index, folder)] = AddedToken(text, normalized=False, special=False)
@@ -170,7 +171,13 @@ def _add_tokens(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folder
             raise InputError(f"{folder}: added_tokens_decoder[{index!r}] of tokenizer_config.json has no `content`")
         flags = {k: bool(token.get(k, False)) for k in ("special", "lstrip", "rstrip", "single_word", "normalized")}
         wanted[_index(index, folder)] = AddedToken(text, **flags)
-    for index, token in sorted(wanted.items()):
+    return wanted
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
+    """Those that only the companion files have. Raises InputError where they name another id for one than the tokenizer
+    has."""
+    for index, token in sorted(_added_tokens(settings, folder).items()):
         if inner.token_to_id(token.content) is None:
             (inner.add_special_tokens if token.special else inner.add_tokens)([token])
         if inner.token_to_id(token.content) != index:
@@ -178,6 +185,24 @@ def _add_tokens(inner: tokenizers.Tokenizer, settings: Mapping[str, Any], folder
                 f"{folder}: the added token {token.content!r} has the id {index} in its companion files and "
                 f"{inner.token_to_id(token.content)} in the tokenizer"
             )
+
+
+def _beside(
+    find: Callable[[str], int | None], size: int, settings: Mapping[str, Any], folder: Path
+) -> dict[str, tuple[int, bool]]:
+    """The tokens beside a tokenizer.model: text -> (id, special). Those that are pieces of it are not added. Raises
+    InputError where an id is another piece's."""
+    found = {}
+    for index, token in _added_tokens(settings, folder).items():
+        own = find(token.content)
+        if own not in (None, index) or (own is None and index < size):
+            has = f"{own} in the tokenizer" if own is not None else f"which is another piece of its {size}"
+            raise InputError(
+                f"{folder}: the added token {token.content!r} has the id {index} in its companion files, {has}"
+            )
+        if own is None:
+            found[token.content] = (index, token.special)
+    return found
 
 
 def _index(value: Any, folder: Path) -> int:

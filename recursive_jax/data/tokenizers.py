@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -243,10 +243,23 @@ class FileTokenizer(NamedByValue):
 _MARK = "\n"  # in no vocabulary part of a word
 
 
-class SentencePieceTokenizer(NamedByValue):
-    """A SentencePiece `tokenizer.model` (needs the package `sentencepiece`)."""
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """One of the names, the longest first."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(filter(None, names), key=len, reverse=True))) + ")")
 
-    def __init__(self, model: bytes, special: Special, chat_template: str | None = None, settings: dict | None = None):
+
+class SentencePieceTokenizer(NamedByValue):
+    """A SentencePiece `tokenizer.model` (needs the package `sentencepiece`). added: tokens that stand beside it in
+    companion files, text -> (id, whether it stands for no text); they are found in any text, before SentencePiece."""
+
+    def __init__(
+        self,
+        model: bytes,
+        special: Special,
+        chat_template: str | None = None,
+        settings: dict | None = None,
+        added: Mapping[str, tuple[int, bool]] | None = None,
+    ):
         try:
             import sentencepiece
         except ImportError:
@@ -260,27 +273,34 @@ class SentencePieceTokenizer(NamedByValue):
         self.model, self.special, self.chat_template, self.settings = model, special, chat_template, settings or {}
         self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
         self.has_bos, self.stops = special.has_bos, special.stops
-        self.vocab = self._processor.get_piece_size()
+        self.added = {text: (int(i), bool(special)) for text, (i, special) in sorted((added or {}).items())}
+        self._added = {i: text for text, (i, _) in self.added.items()}
+        self._size = self._processor.get_piece_size()
+        self.vocab = max([self._size, *(i + 1 for i in self._added)])
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        return self._split(self._added_names, text, True) if self.added else self._processor.encode(text)
 
     def encode_rendered(self, text: str, first: bool = True) -> list[int]:
         """A rendered conversation, or a part of it: the names of special tokens in it become those tokens
         (SentencePiece itself reads them as text), and only the beginning of the whole gets the library's dummy blank.
         first: whether `text` is that beginning."""
+        return self._split(self._specials, text, first)
+
+    def _split(self, names: re.Pattern[str], text: str, first: bool) -> list[int]:
         ids: list[int] = []
-        for i, part in enumerate(self._specials.split(text)):
+        for i, part in enumerate(names.split(text)):
             if i % 2:
-                ids.append(self._processor.piece_to_id(part))
+                ids.append(self.added[part][0] if part in self.added else self._processor.piece_to_id(part))
             elif part:
                 ids += self._processor.encode(part) if first and not ids else self._inside(part)
         return ids
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of the control pieces."""
-        return tuple(i for i in range(self.vocab) if self._processor.is_control(i))
+        """Ids of the control pieces, and of added tokens that stand for no text."""
+        added = [i for i, special in self.added.values() if special]
+        return tuple(sorted({i for i in range(self._size) if self._processor.is_control(i)} | {*added}))
 
     def _inside(self, text: str) -> list[int]:
         """Without a blank before it: encoded behind a letter that is taken off again."""
@@ -292,24 +312,43 @@ class SentencePieceTokenizer(NamedByValue):
     def _specials(self) -> re.Pattern[str]:
         """The names of the special tokens, longest first."""
         p = self._processor
-        named = {p.id_to_piece(i) for i in range(self.vocab) if p.is_control(i)}
-        named |= {p.id_to_piece(int(i)) for i in (self.bos, self.eos, *self.stops) if 0 <= int(i) < self.vocab}
-        return re.compile("(" + "|".join(map(re.escape, sorted(filter(None, named), key=len, reverse=True))) + ")")
+        named = {p.id_to_piece(i) for i in range(self._size) if p.is_control(i)} | {*self.added}
+        named |= {p.id_to_piece(int(i)) for i in (self.bos, self.eos, *self.stops) if 0 <= int(i) < self._size}
+        return _any_of(named)
+
+    @functools.cached_property
+    def _added_names(self) -> re.Pattern[str]:
+        return _any_of(self.added)
 
     def token(self, index: int) -> str:
-        return self._processor.id_to_piece(int(index))
+        """The token's own text; of a row of the embedding that no token has, none."""
+        known = int(index) < self._size
+        return self._added.get(int(index)) or (self._processor.id_to_piece(int(index)) if known else "")
 
     def pieces(self) -> tuple[list[bytes], list[int]]:
         """(the bytes each token stands for, the ids of special tokens). The byte of a blank stands for nothing: it is a
         blank that the decoder does not strip from the beginning, and that no text is encoded to."""
-        p, ids = self._processor, range(self.vocab)
-        special = [i for i in ids if p.is_control(i) or p.is_unknown(i)]
+        p, ids = self._processor, range(self._size)
+        special = [i for i in ids if p.is_control(i) or p.is_unknown(i)] + [i for i, hid in self.added.values() if hid]
         text = lambda i: p.id_to_piece(i).replace("\u2581", " ").encode()
         byte = lambda i: bytes([int(p.id_to_piece(i)[1:-1], 16)]).replace(b" ", b"")
-        return [byte(i) if p.is_byte(i) else text(i) for i in ids], special
+        found = [byte(i) if p.is_byte(i) else text(i) for i in ids] + [b""] * (self.vocab - self._size)
+        for i, name in self._added.items():
+            found[i] = name.encode()
+        return found, sorted(special)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._processor.decode([int(t) for t in tokens if not self._processor.is_control(int(t))])
+        """Text of the tokens that stand for some: special ones, and rows of the embedding that no token has, do not."""
+        parts: list[list[int] | str] = [[]]
+        for t in map(int, tokens):
+            if t in self._added:
+                parts += [] if self.added[self._added[t]][1] else [self._added[t], []]
+            elif t < self._size and not self._processor.is_control(t):
+                parts[-1].append(t)
+        lead = self._processor.encode(_MARK)
+        inside = lambda ids: self._processor.decode([*lead, *ids]).removeprefix(self._processor.decode(lead))
+        text = [x if isinstance(x, str) else inside(x) if n else self._processor.decode(x) for n, x in enumerate(parts)]
+        return "".join(text)
 
     def to_json(self) -> dict:
         return {
@@ -318,6 +357,7 @@ class SentencePieceTokenizer(NamedByValue):
             "special": dataclasses.asdict(self.special),
             "chat_template": self.chat_template,
             "settings": self.settings,
+            **({"added": {text: [i, special] for text, (i, special) in self.added.items()}} if self.added else {}),
         }
 
 
@@ -362,7 +402,8 @@ def tokenizer_from_json(stored: dict) -> Tokenizer:
         return IdTokenizer(stored["vocab"], special)
     if stored["kind"] == "sentencepiece":
         model = base64.b64decode(stored["model"])
-        return SentencePieceTokenizer(model, special, stored["chat_template"], stored["settings"])
+        more = stored["chat_template"], stored["settings"], stored.get("added")
+        return SentencePieceTokenizer(model, special, *more)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stored["tokenizer"]))
     return FileTokenizer(tokenizer, special, stored.get("chat_template"), stored.get("settings"))
 

@@ -86,6 +86,7 @@ def _against(metric: str, x: Measurement, null: float, error: float, n: int, con
     tail = (1 + confidence) / 2
     band = float((t.ppf(tail, n - 1) if n else norm.ppf(tail)) * error)
     low, high = null - band, null + band
-    verdict = "lower" if x.value < low else "higher" if x.value > high else "same"
+    slack = 1e-9 * max(1.0, abs(null))  # equal numbers, added up in another order
+    verdict = "lower" if x.value < low - slack else "higher" if x.value > high + slack else "same"
     low, high = within(metric, low, high)
     return dataclasses.replace(x, null_lo=low, null_hi=high, null=null, verdict=verdict)

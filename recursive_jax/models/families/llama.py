@@ -20,7 +20,6 @@ from recursive_jax.models.families.shared import (
     write_windows,
 )
 
-
 #: Where a config.json has no `num_key_value_heads`: the defaults of the config classes of transformers (4.57 and 5). A
 #: null, and every other family, has as many as heads.
 KV_HEADS = {
