@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, ModelConfig
-from recursive_jax.errors import InputError, machine_errors, problems
+from recursive_jax.errors import InputError, machine_errors, problems, say
 from recursive_jax.models.families import FAMILIES, Source, write_config
 from recursive_jax.models.huggingface import new_folder, read_json, whole_or_none
 from recursive_jax.models.lora import adaptable, adapted_network, quantized_base, with_adapter
@@ -36,11 +36,13 @@ _PREFIX = "base_model.model."
 _KINDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 
 
-def save_adapter(model: Model, path: Any) -> Path:
+def save_adapter(model: Model, path: Any, base: str | None = None) -> Path:
     """Writes the adapter so that `PeftModel.from_pretrained` puts it on the Hugging Face form of the base.
 
     Where the file fuses weights that are apart here (GPT-2's c_attn), adapters with a rank of their own become the
-    blocks of one of several times the rank: equal function, more numbers. Raises InputError without an adapter.
+    blocks of one of several times the rank: equal function, more numbers. base: what the adapter says its base is, a
+    folder or a name of the hub; by default where the base was loaded from, if `peft` can open that. Raises InputError
+    without an adapter.
     """
     if not model.network.frozen:
         raise InputError("this model has no adapter: export it whole")
@@ -75,7 +77,7 @@ def save_adapter(model: Model, path: Any) -> Path:
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if c.causal else None,
-        "base_model_name_or_path": model.source or None,
+        "base_model_name_or_path": base or _opened_by_peft(model),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
@@ -97,6 +99,18 @@ def save_adapter(model: Model, path: Any) -> Path:
     with machine_errors(None), whole_or_none(folder):
         meshes.on_main(write)
     return folder
+
+
+def _opened_by_peft(model: Model) -> str | None:
+    """Where the base lies, if that is a Hugging Face folder; else None, said with the remedy."""
+    source = model.base_source or model.source
+    if source and (Path(source) / "config.json").is_file():
+        return source
+    say(
+        f"the adapter's base, {source or 'which was made here'}, is no folder that peft opens: write it with "
+        "save_huggingface (`recursive-jax export`), and give its folder as base (--base)"
+    )
+    return None
 
 
 def _fused_update(c: ModelConfig, source: Source, parts: list[str], updates: Mapping[str, Any], layer: int):

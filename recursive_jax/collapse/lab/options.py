@@ -175,6 +175,20 @@ class Point:
         )
 
 
+def _whole(value: Any) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError("a whole number is wanted") from None
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number is wanted") from None
+
+
 def _value(key: str, value: Any, default: Any) -> Any:
     """The value in the type of the default, or ValueError with the remedy."""
     if key in _CHOICES:
@@ -185,16 +199,16 @@ def _value(key: str, value: Any, default: Any) -> Any:
         return str(value)
     if isinstance(default, tuple):
         items = value.split(",") if isinstance(value, str) else list(np.atleast_1d(value))
-        kind = {"schedule": int, "statistics": str}.get(key, float)
+        kind = {"schedule": _whole, "statistics": str}.get(key, _number)
         return tuple(kind(x) for x in items)
     if key == "samples":
         if str(value) == "inf":
             return math.inf
-        number = int(str(value))
+        number = _whole(value)
         if number < 2:
             raise ValueError("at least 2 rows are wanted")
         return number
-    number = int(str(value)) if isinstance(default, int) else float(value)
+    number = _whole(value) if isinstance(default, int) else _number(value)
     low, high = _RANGES.get(key, (-math.inf, math.inf))
     if not low <= number <= high:
         raise ValueError(
