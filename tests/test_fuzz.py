@@ -12,22 +12,26 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 
-from recursive_jax.config import SamplingConfig
+from recursive_jax.config import ModelConfig, SamplingConfig
 from recursive_jax.config.loader import parse_section
 from recursive_jax.data.chat_template import render_template
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.files import read_rows, read_text
 from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.tokenizer_files import read_tokenizer
+from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.files import Prompts
+from recursive_jax.generate.generate import generate
 from recursive_jax.models.families import FAMILIES, read_config
 from recursive_jax.models.gguf import read_gguf
 from recursive_jax.models.huggingface import params_from, read_huggingface
+from recursive_jax.models.model import transformer
 from recursive_jax.recipes import load_config
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.options import GenerateOptions
@@ -164,6 +168,43 @@ KEYS = [f"sampling.{name}" for name in SamplingConfig.model_fields] + ["mesh.dat
 def test_overrides(pairs):
     with only_one_message():
         parse_section(GenerateOptions, {}, [f"{key}={value}" for key, value in pairs], "generate")
+
+
+@pytest.fixture(scope="module")
+def writer(mesh):
+    config = ModelConfig(layers=1, d_model=16, heads=2, max_length=24)
+    return transformer(config, ByteTokenizer(), mesh).initialized(0)
+
+
+likely = {
+    "temperature": st.sampled_from([0.0, 0.3, 1.0, 5.0]), "top_k": st.integers(0, 300), "top_p": st.floats(0.01, 1.0),
+    "min_p": st.floats(0.0, 0.99), "typical_p": st.floats(0.01, 1.0), "repetition_penalty": st.floats(0.1, 9.0),
+    "presence_penalty": st.floats(-3.0, 3.0), "frequency_penalty": st.floats(-3.0, 3.0),
+    "bad_words": st.lists(texts, max_size=2), "min_tokens": st.integers(0, 9), "max_tokens": st.integers(0, 9),
+    "stop": st.lists(texts, max_size=2), "stop_tokens": st.lists(st.integers(-2, 400), max_size=2),
+    "guidance": st.sampled_from([0.0, 1.0, 2.0]), "beams": st.integers(1, 3), "best_of": st.integers(1, 3),
+    "n_best": st.integers(1, 3), "length_penalty": st.floats(-2.0, 2.0),
+    "regex": st.sampled_from(["[ab]+", "(", "a{3}", "", "\\d*"]),
+    "json_schema": st.sampled_from(['{"type": "null"}', "{", "5"]),
+    "grammar": st.sampled_from(['start: "a"+', "start:", "\x00"]),
+}  # fmt: skip
+
+
+@examples(60)
+@given(
+    chosen=st.lists(st.sampled_from(sorted(likely)), max_size=4, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({n: st.one_of(likely[n], likely[n], likely[n], values) for n in names})
+    ),
+    prompts=st.lists(st.sampled_from(["", "a", "ab cd", "é\x00", "x" * 40]), min_size=1, max_size=3),
+)
+def test_sampling_settings(writer, chosen, prompts):
+    """Rows with a status, or one message: whatever settings meet, and whatever values they have."""
+    given = {"max_tokens": 5, **chosen}
+    with only_one_message():
+        rows = generate(writer, prompts, {"batch": 2, "chunk": 4, **given})
+        assert len(rows) >= len(prompts)
+        assert set(rows.column("status")) <= {"ok", "length", "constraint", "prompt_too_long"}
+        assert all(np.isfinite(x).all() for x in rows.lists("logprobs"))
 
 
 FAMILY_CONFIGS = {p.name: json.loads((p / "config.json").read_text()) for p in sorted(FOLDER.iterdir()) if p.is_dir()}

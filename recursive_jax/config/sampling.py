@@ -59,7 +59,10 @@ class SamplingConfig(Section):
         if isinstance(value, str) and "\n" not in value and value.endswith((".json", ".lark")):
             if not Path(value).is_file():
                 raise ValueError(f"there is no file {value}")
-            return Path(value).read_text(encoding="utf-8")
+            try:
+                return Path(value).read_bytes().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{value} is not UTF-8 (byte {error.start}): convert it") from None
         return value
 
     @model_validator(mode="after")

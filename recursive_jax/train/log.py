@@ -61,11 +61,13 @@ class TrainLog:
             self._progress.start()
             self._task = self._progress.add_task(label, total=steps, completed=start, note="compiling")
         self._lines = not quiet and not console.is_terminal
-        self._wait = Wait(f"{label}: the first step", not self._lines).__enter__()
+        self._wait: Wait | None = Wait(f"{label}: the first step", not self._lines).__enter__()
 
     def step(self, step: int, metrics: dict[str, Any], tokens: int) -> None:
         """`metrics` are host floats of step number `step` (1-based); `tokens` positions it processed."""
-        self._wait.close()
+        if self._wait is not None:  # the first step, with what was compiled for it: no rate to go by
+            self._wait.close()
+            self._wait, self._told = None, time.perf_counter()
         self._tokens += tokens
         if step % self.every and step != self.steps:
             return
@@ -93,7 +95,8 @@ class TrainLog:
             self._told = now
 
     def close(self) -> None:
-        self._wait.close()
+        if self._wait is not None:
+            self._wait.close()
         if self._progress:
             self._progress.stop()
         if self._board:

@@ -96,7 +96,7 @@ class Layout:
 
 def plain_header(view: View) -> str:
     rounds = max((r["round"] for r in view.records), default=0)
-    return f"{html.escape(str(view.config.get('recipe', 'a run')))}, {_count(rounds, 'round')}"
+    return f"{html.escape(str(view.config.get('recipe', 'a run')))}, {_count(rounds, 'round')}."
 
 
 def plain_sections(view: View) -> list[str]:
@@ -114,7 +114,8 @@ def write_report(run: Any, layout: Layout = plain_layout) -> epath.Path:
 
 
 def render(view: View, layout: Layout = plain_layout) -> str:
-    title = html.escape(str(view.config.get("name", "run")))
+    name = view.config.get("name", "run")
+    title = html.escape(str(name if name != "run" else view.run.name))
     seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
@@ -212,7 +213,7 @@ def _training(view: View) -> str:
     all_of = sum(m["verb"] == "train" for m in view.stored)
     left_out = f"; {len(shown)} of {all_of} trainings, the first and the last" if len(shown) < all_of else ""
     note = f"by step, as train.jsonl has it; a name and its round{left_out}"
-    return f"<h2>Training</h2><div class=grid2>{figure('Loss', note, drawn)}</div>"
+    return f"<h2>Training</h2><div class=one>{figure('Loss', note, drawn)}</div>"
 
 
 def losses(log: epath.Path, most: int = 200) -> list[tuple[int, float]]:

@@ -31,6 +31,15 @@ def sections(view: View) -> list[str]:
 task_layout = Layout(header, sections)
 
 
+def _with_interval(arm: Arm, metric: str, number: int) -> str:
+    """A share with its Wilson interval, another number with its standard error over rows."""
+    low, high = (arm.values(f"{metric}_ci_{end}", number) for end in ("lo", "hi"))
+    around = f"± {charts.number(arm.stderr(metric, number))}"
+    if len(low) == len(high) == 1:
+        around = f"[{low[0]:.3f}, {high[0]:.3f}]"
+    return f"{arm.mean(metric, number):.3f} {around}"
+
+
 def _before_and_after(arm: Arm) -> str:
     last = max(arm.rounds)
     cards = []
@@ -38,12 +47,11 @@ def _before_and_after(arm: Arm) -> str:
         key, title, note = m.name, m.title, m.note
         if not arm.values(key, 0) or not arm.values(key, last):
             continue
-        before, after = (f"{arm.mean(key, k):.3f} ± {charts.number(arm.stderr(key, k))}" for k in (0, last))
+        before, after = (_with_interval(arm, key, k) for k in (0, last))
         cards.append(
             f'<div class=arm style="--accent:var(--c0)"><h3>{title}</h3><b>{arm.mean(key, 0):.3f} → '
             f"{arm.mean(key, last):.3f}</b>"
-            f"<div class=soft>{note}</div><div class=soft>before {before}, after {after}; one standard error over "
-            "rows</div></div>"
+            f"<div class=soft>{note}</div><div class=soft>before {before}, after {after}</div></div>"
         )
     rows = []
     both = zip(arm.rounds[0][0].get("shown", []), arm.rounds[last][0].get("shown", []), strict=False)
@@ -56,8 +64,7 @@ def _before_and_after(arm: Arm) -> str:
     count = arm.rounds[last][0].get("rows", 0)
     return (
         f"<div class=arms>{''.join(cards)}</div><h2>Answers, side by side</h2><p class=soft>The first of the {count} "
-        "held-out rows, "
-        "answered greedily.</p><table><tr><th class=left>asked</th><th class=left>before</th><th "
-        "class=left>after</th></tr>"
+        "held-out rows, answered greedily. In brackets 95% intervals (Wilson), behind ± one standard error over "
+        "rows.</p><table><tr><th class=left>asked</th><th class=left>before</th><th class=left>after</th></tr>"
         f"{''.join(rows)}</table>"
     )
