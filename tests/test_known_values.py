@@ -349,3 +349,54 @@ def test_words_agree_in_every_sentence_that_is_written():
             if rest and rest[0] in checked:
                 assert rest[1].endswith("s") == (rest[0] == "some"), words
     assert min(checked.values()) > 50
+
+
+# Small faults that a mutation round found unnoticed.
+
+
+def test_a_cache_has_the_documented_sizes():
+    """64, 128, 192, 256, 384, 512 ...; of deep models powers of two from 128 on; never more than the model reads."""
+    from recursive_jax.generate.prefill import Prefill
+
+    size = lambda need, layers=2, most=10**6: Prefill.size(SimpleNamespace(layers=layers, max_length=most), need)
+    assert [size(n) for n in (1, 64, 65, 129, 192, 193, 257, 384, 385)] == [64, 64, 128, 192, 192, 256, 384, 384, 512]
+    assert [size(n, layers=9) for n in (1, 129, 193, 300)] == [128, 256, 256, 512]
+    assert size(500, most=400) == 400
+
+
+def test_a_field_that_some_rows_lack_stratifies():
+    from recursive_jax.data.task import hold_out
+
+    rows = [{"text": str(i), **({"kind": "a"} if i % 2 else {})} for i in range(20)]
+    _, held, how = hold_out(rows, 0.2, 0, "kind")
+    assert len(held) == 4 and sum("kind" in row for row in held) == 2 and "2 values" in how
+    with pytest.raises(InputError, match="no row has this field"):
+        hold_out(rows, 0.2, 0, "colour")
+
+
+def test_a_rule_on_no_rows_decides_on_none():
+    empty = Dataset.from_rows([{"text": "a"}]).take([])
+    assert len(rj.select(empty, [rj.rules.unique(), rj.rules.with_status("ok")])[0]) == 0
+
+
+def test_a_band_needs_an_error():
+    from recursive_jax.rounds.report.series import Arm
+
+    alone = Arm("a", 0, {0: [{"x": 1.0}]}).series("x")
+    assert alone.low is None and alone.high is None
+    known = Arm("a", 0, {0: [{"x": 1.0, "x_stderr": 0.5}]}).series("x")
+    assert (known.low, known.high) == ([0.5], [1.5])
+
+
+def test_a_mask_token_is_the_tokenizer_s_where_none_is_given(tiny, mesh):
+    from recursive_jax.objectives.masked import Masked
+
+    class WithMask(rj.ByteTokenizer):
+        mask = 255
+
+    model = rj.transformer(tiny, WithMask(), mesh)
+    found = Masked().resolved(model)
+    assert found.mask_id == 255 and {255, BYTES.bos, BYTES.eos} <= set(found.special)
+    assert Masked(mask_id=7).resolved(model).mask_id == 7
+    with pytest.raises(InputError, match="no mask token"):
+        Masked().resolved(rj.transformer(tiny, BYTES, mesh))

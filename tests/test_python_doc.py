@@ -38,6 +38,7 @@ def page(one_device):
     return run(SMALL, {"__name__": "docs_python"})
 
 
+@pytest.mark.slow
 def test_the_page_trains_a_model_that_knows_its_texts(page, capsys):
     known = page["rj"].evaluate(page["model"], page["texts"][:3]).metrics["cross_entropy"]
     unknown = page["rj"].evaluate(page["blank"].initialized(0), page["texts"][:3]).metrics["cross_entropy"]
@@ -46,6 +47,7 @@ def test_the_page_trains_a_model_that_knows_its_texts(page, capsys):
     assert known < student < 2.5, "the student learnt from the teacher alone"
 
 
+@pytest.mark.slow
 def test_the_page_evaluates_and_selects(page):
     asked = page["asked"]
     assert asked.metrics["accuracy"] == 1.0 and len(asked.rows) == 12
