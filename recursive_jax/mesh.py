@@ -43,8 +43,6 @@ LAYOUT: dict[str | None, Any] = {
 }
 
 
-#: How often each jitted program was traced in this process, by name. Tests assert on it: a round that traces
-#: again compiles again.
 class _Traces(collections.Counter):
     """Counts by name; whoever waits is told what is being compiled."""
 
@@ -53,6 +51,8 @@ class _Traces(collections.Counter):
         super().__setitem__(name, count)
 
 
+#: How often each jitted program was traced in this process, by name. Tests assert on it: a round that traces
+#: again compiles again.
 TRACES: collections.Counter[str] = _Traces()
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: note("") if event == "/jax/core/compile/backend_compile_duration" else None

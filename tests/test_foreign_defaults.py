@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 import recursive_jax as rj
@@ -12,13 +13,14 @@ from recursive_jax import ByteTokenizer, SamplingConfig, transformer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import sampling_for
 from recursive_jax.models import own_sampling
-from recursive_jax.models.gguf_header import read_header
+from recursive_jax.models.gguf import _dequantized
+from recursive_jax.models.gguf_header import Tensor, read_header
 from recursive_jax.rounds.writing import save_imported
 from tests.helpers import write_llama_gguf
 
 
 def test_a_gguf_header_reads_as_the_package_reads_it(tmp_path):
-    """The oracle: gguf's own reader, which takes thirty times as long."""
+    """The oracle: gguf's own reader."""
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "model.gguf"
     write_llama_gguf(path, "Q8_0", rope__scaling__factor=4.0, rope__scaling__type="linear")
@@ -29,6 +31,14 @@ def test_a_gguf_header_reads_as_the_package_reads_it(tmp_path):
     for ours, theirs in zip(tensors, oracle.tensors, strict=True):
         assert (ours.shape, ours.kind) == (tuple(theirs.shape.tolist()), int(theirs.tensor_type))
         assert ours.data.tobytes() == theirs.data.tobytes()
+
+
+def test_a_type_that_cannot_be_dequantised_is_named():
+    """Of `rope_freqs.weight`, which is read before the others, it was a traceback."""
+    gguf = pytest.importorskip("gguf")
+    tensor = Tensor("rope_freqs.weight", (4,), int(gguf.GGMLQuantizationType.I8), np.zeros(4, np.uint8))
+    with pytest.raises(InputError, match=r"model\.gguf: rope_freqs\.weight is I8"):
+        _dequantized(tensor, "model.gguf")
 
 
 @pytest.mark.parametrize(

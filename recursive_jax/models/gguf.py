@@ -58,9 +58,9 @@ def _full_name(name: str) -> str | None:
     return None if name == "rope_freqs.weight" else name
 
 
-def _dequantized(tensor: Tensor) -> np.ndarray:
+def _dequantized(tensor: Tensor, where: str) -> np.ndarray:
     """Float32, `[rows, values]`, some rows at a time: the package's own temporaries are several times the size of what
-    they make. Raises NotImplementedError for a type that the package does not dequantise."""
+    they make. Raises InputError for a type that the package does not dequantise."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -68,8 +68,11 @@ def _dequantized(tensor: Tensor) -> np.ndarray:
     rows = tensor.data.reshape(int(np.prod(tensor.shape[1:], dtype=np.int64)), -1)
     step = max(1, _CHUNK // max(1, rows.shape[-1]))
     out = np.empty((len(rows), tensor.shape[0]), np.float32)
-    for start in range(0, len(rows), step):
-        out[start : start + step] = dequantize(rows[start : start + step], kind)
+    try:
+        for start in range(0, len(rows), step):
+            out[start : start + step] = dequantize(rows[start : start + step], kind)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(f"{where}: {tensor.name} is {kind.name}: {error}") from None
     return out
 
 
@@ -127,7 +130,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         )
     tensors = {_full_name(t.name): t for t in parts}
     stretch = tensors.pop(None, None)
-    stretch = None if stretch is None else _dequantized(stretch).reshape(-1)
+    stretch = None if stretch is None else _dequantized(stretch, str(path)).reshape(-1)
     if "model.embed_tokens.weight" not in tensors:
         raise InputError(f"{path}: the tensor token_embd.weight is missing")
     heads, width = get("attention.head_count"), get("embedding_length")
@@ -171,11 +174,7 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
     shapes = {n: tuple(int(x) for x in reversed(t.shape)) for n, t in tensors.items()}
 
     def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        try:
-            array = _dequantized(tensor).reshape(shapes[name])
-        except (NotImplementedError, ValueError) as error:
-            raise InputError(f"{path}: {tensor.name} is of type {tensor.kind}: {error}") from None
+        array = _dequantized(tensors[name], str(path)).reshape(shapes[name])
         if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
             array = _unpermuted(array, config.heads if ".q_proj." in name else config.G)
         return array

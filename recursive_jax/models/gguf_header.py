@@ -1,6 +1,6 @@
 """A GGUF's header, held against the size of its file before anything is read or allocated by it: counts, lengths,
-dimensions and offsets come from a stranger. Ten times as fast as the package's reader, which makes an array of every
-token's bytes."""
+dimensions and offsets come from a stranger. The package's reader makes an array of every token's bytes, which takes
+seconds where this takes 0.3 (SmolLM2)."""
 
 from __future__ import annotations
 

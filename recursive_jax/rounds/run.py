@@ -28,8 +28,8 @@ class Run:
 
     config: a config section, a frozen dataclass or a dict of plain values; a second start with another one is refused
     with the difference. Keys that only say how (devices, logging) may change, and those that say how many rounds there
-    are may grow. fork: another run folder whose results
-    are reused where their fingerprints agree. Raises InputError; use as a context manager, or `close`."""
+    are may grow. fork: another run folder whose results are reused where their fingerprints agree. Raises InputError;
+    use as a context manager, or `close`."""
 
     def __init__(self, path: Any, config: Any = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
         self.path, self.seed = epath.Path(path), seed
