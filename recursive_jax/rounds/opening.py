@@ -47,7 +47,7 @@ def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> M
 
     Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or
     belongs to user functions."""
-    with machine_errors(None), Wait(f"loading {path}"):
+    with machine_errors(None), Wait(f"loading {path}", quiet=not meshes.is_main()):
         return _load(path, mesh, dtype)
 
 
