@@ -158,7 +158,7 @@ def test_splash_attention_is_the_reference(window):
     mask = Mask(window=window, segments_BT=segments)
     weigh = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
     results = [
-        jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weigh), argnums=(0, 1, 2))(q, k, v)
+        jax.jit(jax.value_and_grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v) * weigh), argnums=(0, 1, 2)))(q, k, v)
         for f in (
             lambda q, k, v: attention(q, k, v, mask, "reference"),
             lambda q, k, v: splash.attention(q, k, v, mask, interpret=True),

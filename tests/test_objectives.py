@@ -81,7 +81,7 @@ def rows(language, tokenizer):
 
 @pytest.fixture(scope="module")
 def small():
-    return ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=32)
+    return ModelConfig(layers=1, d_model=32, heads=4, kv_heads=2, d_ff=64, max_length=32)
 
 
 def gradient(objective, model, batch, accumulate=1, extra=None, state=None, others=None, dropout=False):
@@ -110,7 +110,7 @@ def close_sums(a, b):
     """For the gradients of GradCache: entries are sums whose parts are as large as the largest entry beside them (the
     embedding's is 11) and are rounded as those are; in another order they differ by 5e-7 of it (jax 0.12)."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        close(x, y, atol=1e-6 * max(2.0, float(jnp.abs(y).max())))
+        close(x, y, atol=1e-6 * max(2.0, float(np.abs(y).max())))
 
 
 # The seam.
@@ -141,9 +141,9 @@ def test_terms_keep_their_own_denominators_in_any_micro_batches(small, tokenizer
         return sum(t.weight * t.sum / t.count for t in terms.values())
 
     with jax.set_mesh(mesh):
-        reached, wanted = jax.value_and_grad(value)(model.params)
+        reached, wanted = jax.jit(jax.value_and_grad(value))(model.params)
     reached = float(reached)
-    for accumulate in (1, 2, 4):
+    for accumulate in (1, 4):
         loss, found = gradient(TwoTerms(), model, batch, accumulate)
         close(found.model, wanted)
         assert float(sum(t.weight * t.sum / t.count for t in loss.terms.values())) == pytest.approx(reached, rel=1e-5)
@@ -329,22 +329,20 @@ def test_gradcache_is_the_gradient_of_the_whole_batch(small, mesh, pairs):
     objective = InfoNCE(temperature=0.2)
     batch = objective.pack(pairs, model, 16).columns
     whole = gradient(objective, model, batch, 1)
-    assert float(optax_norm(whole[1])) > 1e-2
-    for accumulate in (2, 4, 8):
+    assert norm(whole[1]) > 1e-2
+    for accumulate in (2, 8):
         loss, grads = gradient(objective, model, batch, accumulate)
         close_sums(grads, whole[1])
         assert float(loss.terms["info_nce"].sum) == pytest.approx(float(whole[0].terms["info_nce"].sum), rel=1e-5)
     # A micro-batch alone has fewer passages to tell apart: what accumulating means would give is another gradient.
     halves = [gradient(objective, model, {k: v[i::2] for k, v in batch.items()})[1] for i in (0, 1)]
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
-    difference = jax.tree.map(lambda a, b: a - b, mean, whole[1])
-    assert float(optax_norm(difference)) > 0.05 * float(optax_norm(whole[1]))
+    mean = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, *halves)
+    difference = jax.tree.map(lambda a, b: a - np.asarray(b), mean, whole[1])
+    assert norm(difference) > 0.05 * norm(whole[1])
 
 
-def optax_norm(tree):
-    import optax
-
-    return optax.tree.norm(tree)
+def norm(tree):
+    return np.sqrt(sum(float(np.square(x).sum()) for x in jax.tree.leaves(jax.tree.map(np.asarray, tree))))
 
 
 def test_gradcache_replays_dropout(small, mesh, pairs):
@@ -355,28 +353,28 @@ def test_gradcache_replays_dropout(small, mesh, pairs):
     model = model.with_params({**model.params, "lora": jax.tree.map(lambda x: x + 0.05, model.params["lora"])})
     objective = InfoNCE(temperature=0.2)
     batch = objective.pack(pairs, model, 16).columns
-    _, cached = gradient(objective, model, batch, 4, dropout=True)
+    _, cached = gradient(objective, model, batch, 2, dropout=True)
 
     bound, key = model.network.bind(), jax.random.key(7)
 
     def value(lora):
         parts = []
-        for micro in range(4):
+        for micro in range(2):
             at = jax.random.fold_in(key, micro)
             apply = lambda p, *x, at=at, **kw: bound(
                 {"base": model.params["base"], "lora": p.model["lora"]}, *x, key=at, **kw
             )
             ctx = Context(apply, {}, at, jnp.int32(0), None)
-            rows = {k: jnp.asarray(v[micro::4]) for k, v in batch.items()}  # rows are dealt out round-robin
+            rows = {k: jnp.asarray(v[micro::2]) for k, v in batch.items()}  # rows are dealt out round-robin
             parts.append(objective.represent(ctx, Params({"lora": lora}, {}), rows))
         whole = jnp.stack(parts, 1).reshape(8, *parts[0].shape[1:])
         term = objective.loss_of(ctx, None, whole, batch).terms["info_nce"]
         return term.sum / term.count
 
     with jax.set_mesh(mesh):
-        reached, wanted = jax.value_and_grad(value)(model.params["lora"])
+        reached, wanted = jax.jit(jax.value_and_grad(value))(model.params["lora"])
     close(cached.model["lora"], wanted)
-    with_others, _ = gradient(objective, model, batch, 4, dropout=False)
+    with_others, _ = gradient(objective, model, batch, 2, dropout=False)
     assert float(with_others.terms["info_nce"].sum) != pytest.approx(8 * float(reached), rel=1e-3)
 
 

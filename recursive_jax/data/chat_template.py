@@ -74,27 +74,40 @@ def _check_size(size: int) -> None:
 
 
 def _size(value: Any) -> int:
-    """Characters and parts that a value has when it is written out: what a list holds twice counts twice. Raises
-    TooMuch where they are too many, long before they are counted to the end."""
+    """Characters and parts that a value has when it is written out: what a list holds twice counts twice, but is looked
+    at once. Raises TooMuch where they are too many."""
     if isinstance(value, (str, bytes)):
         total = len(value)
     elif isinstance(value, (list, tuple, dict)):
-        total, parts, waiting = 0, 0, [value]
-        while waiting:
-            inner = waiting.pop()
-            total, parts = total + len(inner) + 1, parts + 1
-            if parts > PARTS:
-                raise TooMuch(f"a value of more than {PARTS:,} parts")
-            if isinstance(inner, dict):
-                waiting += [x for pair in inner.items() for x in pair if isinstance(x, (str, bytes, list, tuple, dict))]
-            elif not isinstance(inner, (str, bytes)):
-                waiting += [x for x in inner if isinstance(x, (str, bytes, list, tuple, dict))]
-            if total > SIZE:
-                break
+        total, parts = _written_out(value)
+        if parts > PARTS:
+            raise TooMuch(f"a value of more than {PARTS:,} parts")
     else:
         return 8
     _check_size(total)
     return total
+
+
+def _written_out(value: list | tuple | dict) -> tuple[int, int]:
+    """Characters, and parts, of a value in lists and dicts: sixty lists that each hold the one before twice are sixty
+    looks, though written out they have 2 ** 60 parts."""
+    known: dict[int, tuple[int, int]] = {}  # by id: all of them are held by `value`
+    waiting: list[Any] = [value]
+    while waiting:
+        held = waiting[-1]
+        inside = [x for pair in held.items() for x in pair] if isinstance(held, dict) else held
+        holders = [x for x in inside if isinstance(x, (list, tuple, dict))]
+        unknown = [x for x in holders if id(x) not in known]
+        if len(waiting) + len(unknown) + len(known) > PARTS:
+            raise TooMuch(f"a value of more than {PARTS:,} parts")
+        if unknown:
+            waiting += unknown
+            continue
+        waiting.pop()
+        texts = [x for x in inside if isinstance(x, (str, bytes))]
+        sizes = [known[id(x)] for x in holders] + [(len(x) + 1, 1) for x in texts]
+        known[id(held)] = len(held) + 1 + sum(size for size, _ in sizes), 1 + sum(parts for _, parts in sizes)
+    return known[id(value)]
 
 
 def _held(value: Any) -> Any:
