@@ -2,7 +2,7 @@
 
     rj.load_model  rj.Dataset  rj.Run                                the nouns
     rj.train  rj.generate  rj.score  rj.select  rj.evaluate          the verbs
-    rj.objectives  rj.rewards  rj.rules  rj.recipes  rj.collapse     what there is to choose from
+    rj.objectives  rj.parsers  rj.rewards  rj.rules  rj.recipes  rj.collapse   what there is to choose from
 
 Names are imported when they are first used, so that `import recursive_jax` costs nothing.
 """
@@ -39,7 +39,9 @@ _HOMES = {
     "data.dataset": ("Dataset",),
     "data.language": ("Language",),
     "data.sources": ("World", "open_world"),
-    "data.template": ("ParseError", "Template", "examples_dataset"),
+    "data.parsers": ("ParseError",),
+    "data.template": ("Examples", "Template", "examples_dataset"),
+    "data.template_file": ("load_template",),
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "generate.generate": ("stream",),
     "generate.files": ("Prompts", "generate_file"),
@@ -77,7 +79,13 @@ _VERBS = {
     "generate": "generate.generate:generate",
     "collapse": "recipes.collapse:collapse",
 }
-_NAMESPACES = {"objectives": "objectives", "rewards": "curate.rewards", "rules": "curate.select", "recipes": "recipes"}
+_NAMESPACES = {
+    "objectives": "objectives",
+    "parsers": "data.parsers",
+    "rewards": "curate.rewards",
+    "rules": "curate.select",
+    "recipes": "recipes",
+}
 __all__ = sorted([*_HOME_OF, *_VERBS, *_NAMESPACES])
 
 
@@ -151,10 +159,13 @@ if TYPE_CHECKING:
     from recursive_jax.curate import select as rules
     from recursive_jax.curate.rewards import score
     from recursive_jax.curate.select import Rule, select
+    from recursive_jax.data import parsers
     from recursive_jax.data.dataset import Dataset
     from recursive_jax.data.language import Language
+    from recursive_jax.data.parsers import ParseError
     from recursive_jax.data.sources import World, open_world
-    from recursive_jax.data.template import ParseError, Template, examples_dataset
+    from recursive_jax.data.template import Examples, Template, examples_dataset
+    from recursive_jax.data.template_file import load_template
     from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
     from recursive_jax.errors import InputError, Preempted, TrainingDiverged
     from recursive_jax.generate.files import Prompts, generate_file

@@ -15,8 +15,8 @@ OLDER = FUSIONS.get(".".join(version("jaxlib").split(".")[:2]), "")
 os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0{OLDER}")
 os.environ["RECURSIVE_JAX_CACHE"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

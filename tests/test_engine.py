@@ -15,7 +15,7 @@ import pytest
 from recursive_jax.config import MeshConfig, ModelConfig, SamplingConfig
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
-from recursive_jax.generate.engine import Engine
+from recursive_jax.generate.engine import Engine, slots_for
 from recursive_jax.generate.generate import generate, stream
 from recursive_jax.generate.programs import contrastive
 from recursive_jax.generate.request import Draft, Guide, Request, shared_prefix, unconditional
@@ -452,3 +452,13 @@ def test_what_is_one_for_all_rows_is_refused_of_one(model):
         request = Request(0, np.array([65]), sampling=SamplingConfig(max_tokens=3, **own))
         with pytest.raises(InputError, match="one for all rows"):
             generate(model, [request], SamplingConfig(max_tokens=3, batch=1))
+
+
+def test_few_rows_take_few_slots(small, monkeypatch):
+    """Each slot costs its share of every step: 256 of them for three rows took six times the time."""
+    assert [slots_for(SamplingConfig(), n).batch for n in (1, 2, 4, 5, 17, 65, 300)] == [1, 4, 4, 16, 64, 256, 256]
+    assert slots_for(SamplingConfig(best_of=3), 2).batch == 16 and slots_for(SamplingConfig(batch=6), 5).batch == 6
+    used = []
+    start = Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *a, **k: (start(self, *a, **k), used.append(self.B))[0])
+    assert len(generate(small, unconditional(3), max_tokens=2)) == 3 and used == [4]

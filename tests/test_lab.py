@@ -379,12 +379,13 @@ def test_limits_of_the_laws():
 
 
 def test_a_swept_chain_is_the_chain_alone():
-    """One program for all points, the same random numbers: equal to the bits that reordering leaves."""
+    """One program for all points, the same random numbers: equal but for what float32 sums in another order leave, a
+    few of its 1.2e-7 over five rounds (other random numbers differ by tenths)."""
     options = dict(samples=30, rounds=5, replicates=50, seed=4)
     both = lab("kde", sweep={"bandwidth": [0.1, 0.4]}, **options)
     for result in both:
         alone = lab("kde", bandwidth=result.config["bandwidth"], **options)
-        np.testing.assert_allclose(result.values["variance"], alone.values["variance"], rtol=1e-9)
+        np.testing.assert_allclose(result.values["variance"], alone.values["variance"], rtol=2e-6)
     grid = lab("gaussian", sweep={"samples": [10, 20], "shrink": [0.9, 1.0]}, rounds=3, replicates=20)
     assert [(r.config["samples"], r.config["shrink"]) for r in grid] == [(10, 0.9), (10, 1.0), (20, 0.9), (20, 1.0)]
 

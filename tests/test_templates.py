@@ -22,7 +22,7 @@ def test_a_format_is_read_back_as_it_was_written():
     row = {"q": "?", "x": 3.14159, "name": "pi"}
     written = template.messages(row)[-1]["content"]
     assert written == "about 3.1 of 'pi'"
-    assert template.read(row, written) == template.wanted(row) == {"x": "3.1", "name": "'pi'"}
+    assert template.read(row, written) == [template.wanted(row)] == [{"x": "3.1", "name": "'pi'"}]
 
 
 def test_fields_are_fields_and_nothing_else():

@@ -62,7 +62,9 @@ def test_loss_of_packed_rows_is_the_loss_of_the_documents(tiny, tokenizer, langu
         )
     expected = 0.0
     for d in documents:
-        inputs = np.concatenate([[tokenizer.bos], d[:-1], np.full(32 - len(d), tokenizer.pad)])  # what follows is not seen
+        inputs = np.concatenate(
+            [[tokenizer.bos], d[:-1], np.full(32 - len(d), tokenizer.pad)]
+        )  # what follows is not seen
         logits = np.asarray(model.logits(inputs[None]), np.float64)[0, : len(d)]
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected -= logp[np.arange(len(d)), d].sum()

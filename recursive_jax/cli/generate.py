@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from typing import Any
 
@@ -33,6 +34,16 @@ def arguments(p: argparse.ArgumentParser) -> None:
         "standard input",
     )
     p.add_argument("--field", metavar="NAME", help="with --in: the column that holds the prompt")
+    p.add_argument(
+        "--template",
+        metavar="FILE",
+        help="with --in: a YAML file that says what each row is asked and how the reply is read",
+    )
+    p.add_argument("--preview", type=int, metavar="N", help="with --template: ask N rows, show all, write nothing")
+    p.add_argument("--attempts", type=int, default=1, help="with --template: times that what failed is asked, at most")
+    p.add_argument(
+        "--constrained", action="store_true", help="with --template: hold the replies to what its parser reads"
+    )
     p.add_argument("--chat", action="store_true", help="prompts are what a user says; alone: a conversation")
     p.add_argument("--system", default="", help="with --chat: the system message")
     p.add_argument("--count", type=int, default=None, help="rows of each prompt; default 3, with --chat or --in 1")
@@ -79,13 +90,20 @@ def run(args: argparse.Namespace) -> int:
     if sampling.max_tokens is None and model.max_length > LONG:
         notes += f"\nat most {NEW} new tokens a row; sampling.max_tokens=N changes it"
         sampling = sampling.model_copy(update={"max_tokens": NEW})
+    template = None
+    if args.template:
+        from recursive_jax.data.template_file import load_template
+        from recursive_jax.generate.reading import constrained_by
+
+        template = load_template(args.template, model.tokenizer)
+        sampling = constrained_by(template, sampling) if args.constrained else sampling
     if args.chat and not args.prompt and not args.source:
         return _conversation(model, args, sampling.model_copy(update={"batch": 1, "chunk": 1}), draft, notes)
-    prompts = Prompts(args.source, args.prompt, count, args.chat, args.system, args.field)
+    prompts = Prompts(args.source, args.prompt, count, args.chat, args.system, args.field, template)
+    if args.preview is not None:
+        print(notes, file=sys.stderr)
+        return _preview(model, prompts, sampling, args)
     if not args.source:
-        sampling = sampling.model_copy(
-            update={"batch": min(sampling.batch, count * max(sampling.best_of, sampling.beams))}
-        )
         first = next(prompts.requests(model.tokenizer, sampling, bytearray()))
         if len(first.prompt) >= model.max_length:
             raise InputError(
@@ -106,6 +124,18 @@ def _check(args: argparse.Namespace, count: int) -> None:
         raise InputError("--system is for --chat")
     if args.field and not args.source:
         raise InputError("--field is for --in: the column of the file that holds the prompt")
+    if args.template and not args.source:
+        raise InputError("--template asks the rows of --in FILE")
+    if args.template and (args.chat or args.system or args.field):
+        raise InputError("--template says what is asked: --chat, --system and --field have no use with it")
+    if not args.template and (args.preview is not None or args.attempts != 1 or args.constrained):
+        raise InputError("--preview, --attempts and --constrained are for --template")
+    if args.attempts < 1 or args.attempts > 255:
+        raise InputError(f"--attempts={args.attempts}: 1 to 255 are wanted")
+    if args.attempts > 1 and (args.out in (None, "-") or args.source == "-"):
+        raise InputError("--attempts needs a file to read and one to write: --in FILE --out FILE")
+    if args.preview is not None and (args.preview < 1 or args.source == "-"):
+        raise InputError("--preview takes at least one row of a file")
     if args.source and args.prompt:
         raise InputError("--prompt and --in: one of the two")
 
@@ -125,6 +155,7 @@ def _write(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dr
             sampling,
             seed=args.seed,
             draft=draft,
+            attempts=args.attempts,
             progress=True,
             stopped=signals.stop_requested,
         )
@@ -144,9 +175,45 @@ def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dra
     requests = list(prompts.requests(model.tokenizer, sampling, bytearray()))
     with Wait("generating"):
         rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
+    if prompts.template is not None:
+        from recursive_jax.generate.reading import read_replies
+
+        return _print_rows(read_replies(rows, prompts.template), prompts.template)
     same = sampling.temperature == 0 or sampling.beams > 1  # then the rows of a prompt are equal
     for text in dict.fromkeys(rows.column("text")) if same and not args.source else rows.column("text"):
         print(f"{'' if args.chat else args.prompt}{text}\n")
+    return 0
+
+
+def _print_rows(rows: Any, template: Any) -> int:
+    """What was read, a JSON object on each line; of what could not be read, the status and the reply."""
+    import json
+
+    from recursive_jax.generate.reading import column_name, failed
+
+    names = [column_name(name) for name in template.columns] or ["text"]
+    for row in rows:
+        shown = {"text": row["text"]} if failed(row["status"]) else {name: row[name] for name in names}
+        print(json.dumps({"id": row["id"], "status": row["status"], **shown}, ensure_ascii=False, default=str))
+    return 0
+
+
+def _preview(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace) -> int:
+    """The first rows as they are asked, answered and read."""
+    from recursive_jax.data.template import with_specials
+    from recursive_jax.generate.generate import generate
+    from recursive_jax.generate.reading import read_replies
+    from recursive_jax.waiting import Wait
+
+    requests = list(itertools.islice(prompts.requests(model.tokenizer, sampling, bytearray()), args.preview))
+    with Wait("generating"):
+        replies = generate(model, requests, sampling, seed=args.seed)
+    for n, request in enumerate(requests):
+        one = replies[n : n + 1]
+        print(f"--- row {n}: what is asked\n{with_specials(request.prompt, model.tokenizer)}")
+        print(f"--- the reply\n{one[0]['text']}\n--- what is read")
+        _print_rows(read_replies(one, prompts.template), prompts.template)
+        print()
     return 0
 
 

@@ -15,10 +15,10 @@ def graded(template: Template, rows: list[dict], answers: Dataset) -> tuple[list
     """(which answers are right, which have the completion's form and ended by themselves)."""
     right, formed = [], []
     for row, text, status in zip(rows, answers.column("text"), answers.column("status"), strict=True):
-        found, wanted = template.read(row, text), template.wanted(row)
+        found, wanted = template.read(row, text, status == "length"), template.wanted(row)
         well = not isinstance(found, ParseError) and status == "ok"
         formed.append(well)
-        right.append(well and bool(wanted) and found == wanted)
+        right.append(well and bool(wanted) and found == [wanted])
     return right, formed
 
 
@@ -30,7 +30,7 @@ def task_metrics(model: Model, template: Template, rows: list[dict], answers: Da
     losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
     ce_task, ce_task_stderr = cross_entropy(losses)  # of the same ratio: all nats over all tokens
     shown = [
-        {"prompt": template.asked(row)[-1]["content"], "answer": text, "right": bool(ok)}
+        {"prompt": template.asks(row), "answer": text, "right": bool(ok)}
         for row, text, ok in zip(rows[:8], answers.column("text"), right, strict=False)
     ]
     return {

@@ -6,7 +6,9 @@ Training, rollout and evaluation use the same one, so that a model is asked exac
 from __future__ import annotations
 
 import dataclasses
-import string
+import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,32 +16,81 @@ import numpy as np
 import pyarrow as pa
 
 from recursive_jax.config import TaskConfig
-from recursive_jax.data import chat
-from recursive_jax.data.dataset import Dataset, python_rows, real_rows
+from recursive_jax.data import chat, fields
+from recursive_jax.data.dataset import SCHEMA, Dataset, python_rows, real_rows
+from recursive_jax.data.fields import Row
 from recursive_jax.data.packing import Example, pack_tokens
+from recursive_jax.data.parsers import Completion, ParseError, Parser
 from recursive_jax.data.task import class_field, hold_out, read_rows
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
 
-Row = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
-class ParseError:
-    """An answer that is not of the completion's form. text: the answer."""
+class Examples(Value):
+    """Rows shown before the question (few-shot), drawn anew for every row that is asked.
 
-    text: str
+    pools: (rows, how many of them) each, a Dataset or a list of dicts. The draw depends on the seed and on the row; a
+    row is no example of itself. prompt, completion: how one is written, `{number}` counting from 1; none: as the
+    template asks and answers. between: in a prompt that is a text, what stands behind each. shuffle: in any order, not
+    pool after pool."""
+
+    pools: tuple[tuple[Any, int], ...]
+    seed: int = 0
+    prompt: str = ""
+    completion: str = ""
+    between: str = "\n\n"
+    shuffle: bool = True
+
+    def __post_init__(self):
+        pools = tuple((rows, int(count)) for rows, count in self.pools)
+        object.__setattr__(self, "pools", pools)
+        for rows, count in pools:
+            if not 0 <= count <= len(rows):
+                raise InputError(f"{count} examples are wanted of a pool of {len(rows)} rows")
+
+    @functools.cached_property
+    def _rows(self) -> list[list[Row]]:
+        return [python_rows(rows.table) if isinstance(rows, Dataset) else list(rows) for rows, _ in self.pools]
+
+    def of(self, row: Row) -> list[Row]:
+        """The examples of a row, in the order in which they are shown. Raises InputError where a pool has too few
+        others."""
+        key = json.dumps({k: v for k, v in row.items() if k not in SCHEMA.names}, sort_keys=True, default=str)
+        draw = np.random.default_rng([self.seed, *hashlib.sha256(key.encode()).digest()])
+        found: list[Row] = []
+        for (_, count), rows in zip(self.pools, self._rows, strict=True):
+            chosen = [rows[i] for i in draw.permutation(len(rows))[: count + 1].tolist()]
+            chosen = [other for other in chosen if not _same(other, row)][:count]
+            if len(chosen) < count:
+                raise InputError(
+                    f"{count} examples are wanted, the pool has {len(chosen)} beside the row that is asked"
+                )
+            found += chosen
+        return [found[i] for i in draw.permutation(len(found)).tolist()] if self.shuffle else found
+
+
+def _same(one: Row, other: Row) -> bool:
+    """Whether two rows are one: their own columns are equal."""
+    own = [name for name in one if name not in SCHEMA.names]
+    return bool(own) and all(name in other and one[name] == other[name] for name in own)
 
 
 @dataclasses.dataclass(frozen=True)
 class Template(Value):
-    """prompt, completion: texts with {field}s of a row. chat: rendered by the tokenizer's chat template."""
+    """prompt, completion: texts with {field}s of a row. chat: rendered by the tokenizer's chat template.
+
+    parser: reads a reply; none: the completion's form. examples: shown before the question, as turns of the
+    conversation in a chat. after: a mark up to which a reply is thought, and not read (`</think>`)."""
 
     prompt: str
-    completion: str
+    completion: str = ""
     system: str = ""
     chat: bool = False
+    parser: Parser | None = None
+    examples: Examples | None = None
+    after: str = ""
 
     @classmethod
     def of(cls, task: TaskConfig, tokenizer: Tokenizer) -> Template:
@@ -50,18 +101,43 @@ class Template(Value):
 
     def __post_init__(self):
         for text in (self.prompt, self.completion):
-            _parts(text)  # a template that cannot be filled is refused at once
+            fields.parts(text)  # a template that cannot be filled is refused at once
+
+    @property
+    def columns(self) -> dict[str, pa.DataType | None]:
+        """The columns that a reply gives, and their types where they are known."""
+        return (Completion(self.completion) if self.parser is None else self.parser).columns
 
     def fields(self) -> list[str]:
         """The fields that the completion answers with."""
-        return list(dict.fromkeys(field for _, field, _ in _parts(self.completion) if field))
+        return fields.names(self.completion)
 
     def messages(self, row: Row, answered: bool = True) -> list[chat.Message]:
+        """The conversation of a row, its examples as turns before it (in a template that is no chat they stand in the
+        prompt, `request`)."""
         if "messages" in row:
             return _conversation(row)
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        asked = [*system, {"role": "user", "content": _filled(self.prompt, row)}]
-        return [*asked, {"role": "assistant", "content": _filled(self.completion, row)}] if answered else asked
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self._examples(row) if self.chat else ():
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        asked = [*turns, {"role": "user", "content": fields.filled(self.prompt, row)}]
+        answer = {"role": "assistant", "content": fields.filled(self.completion, row)} if answered else None
+        return [*asked, answer] if answered else asked
+
+    def _examples(self, row: Row) -> list[tuple[str, str]]:
+        """(question, answer) of each example."""
+        if self.examples is None:
+            return []
+        prompt, completion = self.examples.prompt or self.prompt, self.examples.completion or self.completion
+        numbered = [{**example, "number": n} for n, example in enumerate(self.examples.of(row), 1)]
+        return [(fields.filled(prompt, e), fields.filled(completion, e)) for e in numbered]
+
+    def asks(self, row: Row) -> str:
+        """What is asked, as one text, the examples before it (of a conversation: what was said last)."""
+        if self.chat or "messages" in row:
+            return str(self.asked(row)[-1].get("content", ""))
+        shown = [f"{q}{a}{self.examples.between}" for q, a in self._examples(row)]
+        return "".join(shown) + fields.filled(self.prompt, row)
 
     def example(self, row: Row, tokenizer: Tokenizer) -> Example:
         """Tokens of the prompt and the completion; the loss is on the completion and the end token (in a conversation:
@@ -71,7 +147,7 @@ class Template(Value):
             self._check_prompt(row, tokenizer, found.tokens)
             return found
         prompt = self.request(row, tokenizer)
-        answer = np.asarray([*tokenizer.encode(_filled(self.completion, row)), tokenizer.eos], np.int32)
+        answer = np.asarray([*tokenizer.encode(fields.filled(self.completion, row)), tokenizer.eos], np.int32)
         return Example(np.concatenate([prompt, answer]), np.arange(len(prompt) + len(answer)) >= len(prompt))
 
     def _check_prompt(self, row: Row, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
@@ -95,7 +171,7 @@ class Template(Value):
         if self.chat or "messages" in row:
             return chat.encode_prompt(tokenizer, self.asked(row))
         opened = [tokenizer.bos] if getattr(tokenizer, "has_bos", True) else []
-        return np.asarray([*opened, *tokenizer.encode(_filled(self.prompt, row))], np.int32)
+        return np.asarray([*opened, *tokenizer.encode(self.asks(row))], np.int32)
 
     def asked(self, row: Row) -> list[chat.Message]:
         """The messages before the (last) answer."""
@@ -111,47 +187,45 @@ class Template(Value):
         if "messages" in row:
             rest = self.messages(row)[len(self.asked(row)) :]
             return {"answer": str(rest[0].get("content", "")).strip()} if rest else {}
-        written = {field: f"{{{field}{form}}}" for _, field, form in _parts(self.completion) if field}
-        return {field: _filled(text, row).strip() for field, text in written.items() if row.get(field) is not None}
+        written = {field: f"{{{field}{form}}}" for _, field, form in fields.parts(self.completion) if field}
+        return {
+            field: fields.filled(text, row).strip() for field, text in written.items() if row.get(field) is not None
+        }
 
-    def read(self, row: Row, text: str) -> dict[str, str] | ParseError:
-        """What `text` answers to `row`, in the fields of `wanted`."""
-        return {"answer": text.strip()} if "messages" in row else self.parse(text)
+    def read(self, row: Row, text: str, cut: bool = False) -> list[dict[str, Any]] | ParseError:
+        """The rows that a reply to `row` gives, with the fields of the parser; or why there are none. cut: the reply
+        ended at the limit of its length."""
+        reply = text
+        if self.after:
+            _, mark, reply = text.rpartition(self.after)
+            if not mark and cut:
+                return ParseError(text, "cut")
+        if self.parser is not None:
+            found = self.parser.read(reply, cut)
+        elif "messages" in row or not self.completion:
+            found = [{"answer": reply.strip()}]
+        else:
+            found = Completion(self.completion).read(reply, cut)
+        return dataclasses.replace(found, text=text) if isinstance(found, ParseError) else found
 
     def parse(self, text: str) -> dict[str, str] | ParseError:
-        """The fields of an answer of the completion's form, blanks around it left out. Each field is as short as what
-        follows it allows; one that stands twice must be equal. One pass over the text, whatever a model wrote."""
-        rest, found, waiting = text.strip(), {}, None
-        parts = _parts(self.completion.strip())
-        for n, (literal, field, _) in enumerate(parts):
-            at = _find(rest, literal, waiting is None, n == len(parts) - 1 and not field)
-            if at < 0:
-                return ParseError(text)
-            if waiting is not None and not _take(found, waiting, rest[:at]):
-                return ParseError(text)
-            rest, waiting = rest[at + len(literal) :], field or None
-        if waiting is not None:
-            return found if _take(found, waiting, rest) else ParseError(text)
-        return ParseError(text) if rest else found
+        """The fields of an answer of the completion's form."""
+        found = Completion(self.completion).read(text)
+        return found if isinstance(found, ParseError) else found[0]
 
+    @property
+    def asking(self) -> Template:
+        """The template without what reads replies: it asks the same."""
+        return dataclasses.replace(self, parser=None, after="")
 
-def _find(text: str, literal: str, here: bool, last: bool) -> int:
-    """Where a literal stands: at the beginning, after a field of at least one character, or at the end; -1: nowhere."""
-    if here:
-        return 0 if text.startswith(literal) else -1
-    if last:
-        at = len(text) - len(literal)
-        return at if at > 0 and text.endswith(literal) else -1
-    return text.find(literal, 1) if literal else min(1, len(text))
-
-
-def _take(found: dict[str, str], field: str, value: str) -> bool:
-    """Notes a field's value; False for an empty one, and for another than it had."""
-    value = value.strip() if value else ""
-    if not value or found.get(field, value) != value:
-        return False
-    found[field] = value
-    return True
+    def constraint(self) -> dict[str, str]:
+        """Sampling settings under which every reply that ends can be read, where the parser has some."""
+        if self.parser is None:
+            raise InputError("the template has no parser that a constraint could be derived from")
+        found = self.parser.constraint()
+        if not found:
+            raise InputError(f"no constraint can be derived from a parser of the kind {type(self.parser).__name__}")
+        return found
 
 
 def _conversation(row: Row) -> list[chat.Message]:
@@ -161,44 +235,6 @@ def _conversation(row: Row) -> list[chat.Message]:
     ):
         raise InputError(f"messages must be a list of {{role, content}} with texts, got {str(messages)[:80]}")
     return [dict(m) for m in messages]
-
-
-def _parts(text: str) -> list[tuple[str, str, str]]:
-    """(literal, field, conversion and format as written) of a template, in order. Fields are plain names: `{a.b}` and
-    `{a[0]}` would reach into objects. Raises InputError."""
-    if not isinstance(text, str):
-        raise InputError(f"a template is a text with {{field}}s, not {type(text).__name__}")
-    try:
-        parsed = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise InputError(
-            f"the template {text!r} is not valid: {error}; write {{{{ and }}}} for braces that are text"
-        ) from None
-    parts = []
-    for literal, field, form, conversion in parsed:
-        if field is not None and not field.isidentifier():
-            raise InputError(
-                f"the template {text!r} has the field {{{field}}}: a plain name of a row's field is wanted; write {{{{ "
-                f"and }}}} "
-                "for braces that are text"
-            )
-        if form and "{" in form:
-            raise InputError(f"the template {text!r}: a format may not hold fields of its own")
-        written = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-        parts.append((literal, field or "", written))
-    return parts
-
-
-def _filled(text: str, row: Row) -> str:
-    """The template with the row's fields in it. Only the fields themselves are read, never their attributes."""
-    missing = [field for _, field, _ in _parts(text) if field and field in row and row[field] is None]
-    if missing:
-        raise InputError(f"the template {text!r} wants {missing[0]!r}, and this row has none (null)")
-    try:
-        return string.Formatter().vformat(text, (), row)
-    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
-        there = ", ".join(map(str, row))
-        raise InputError(f"the template {text!r} wants {error}; the row's fields are: {there}") from None
 
 
 def examples_dataset(
@@ -244,21 +280,21 @@ def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:
     tokens, segments, loss = row["tokens"], row["segments"], row.get("loss")
     loss = segments > 0 if loss is None else loss
     text = []
-    name = getattr(tokenizer, "token", None)
     runs = np.flatnonzero(np.diff(np.r_[-1, (loss > 0).astype(int) + 2 * segments]))
     for start, stop in zip(runs, [*runs[1:], len(tokens)], strict=True):
         if segments[start] == 0:
             text.append(f"  ({len(tokens) - start} positions of padding)")
             break
-        written = _with_specials(tokens[start:stop], tokenizer, name)
+        written = with_specials(tokens[start:stop], tokenizer)
         text.append(f"«{written}»" if loss[start] > 0 else written)
     counted = int((loss > 0).sum())
     return f"{''.join(text)}\n[{counted} of {int((segments > 0).sum())} tokens count in the loss, between « and »]"
 
 
-def _with_specials(tokens: np.ndarray, tokenizer: Tokenizer, name: Any) -> str:
+def with_specials(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """Text with its special tokens shown by name."""
     out, plain = [], []
+    name = getattr(tokenizer, "token", None)
     special = {tokenizer.bos, tokenizer.pad, *stop_tokens(tokenizer)}
     for t in tokens.tolist():
         if t in special:

@@ -48,6 +48,16 @@ class Counts:
         return self.tokens / max(time.perf_counter() - self.started, 1e-9)
 
 
+def slots_for(sampling: SamplingConfig, rows: int) -> SamplingConfig:
+    """The settings with no more slots than `rows` requests want: each costs its share of every step. Four times as many
+    at each step up, so that few programs are compiled. rows: of the whole generation, never what is left of it: the
+    last bits of a log-probability depend on how many rows are multiplied together."""
+    wanted, slots = rows * max(sampling.best_of, sampling.beams), 1
+    while slots < wanted:
+        slots *= 4
+    return sampling if slots >= sampling.batch else sampling.model_copy(update={"batch": slots})
+
+
 class Engine:
     """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows
     stay the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too. partial:

@@ -25,11 +25,14 @@ from recursive_jax import environment
 from recursive_jax.config import SamplingConfig
 from recursive_jax.data import chat, files
 from recursive_jax.data.dataset import SCHEMA, Dataset
+from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError, say
-from recursive_jax.generate.generate import FIRST, own_name, stream, writer_name
+from recursive_jax.generate.engine import slots_for
+from recursive_jax.generate.generate import FIRST, stream, writer_name
 from recursive_jax.generate.prefill import Row
-from recursive_jax.generate.request import Draft, Request
+from recursive_jax.generate.reading import failed, read_record, read_reply
+from recursive_jax.generate.request import Draft, Request, own_name
 from recursive_jax.identity import describe
 from recursive_jax.mesh import resolve_dtype
 from recursive_jax.models.model import Model
@@ -44,7 +47,8 @@ class Prompts:
     """Where prompts come from. path: JSONL, CSV or Parquet with `prompt` (or `text`) or `messages`, a text file with a
     prompt on each line, or `-` for JSONL or lines on standard input; None: the one `prompt`. A row may also
     bring `negative` and, in a file, `sampling`; all its columns stand in the rows written to it, beside theirs. count:
-    rows of each. chat: prompts are what a user says; system: before it. field: the column that holds the prompt."""
+    rows of each. chat: prompts are what a user says; system: before it. field: the column that holds the prompt.
+    template: asks each row instead, and reads the replies."""
 
     path: str | None = None
     prompt: str = ""
@@ -52,6 +56,7 @@ class Prompts:
     chat: bool = False
     system: str = ""
     field: str | None = None
+    template: Template | None = None
 
     @property
     def name(self) -> str:
@@ -77,8 +82,11 @@ class Prompts:
         found = {json.dumps(row["sampling"], sort_keys=True) for row in self.rows() if row.get("sampling")}
         return [_merged(base, json.loads(text), self.name) for text in sorted(found)]
 
-    def requests(self, tokenizer: Tokenizer, base: SamplingConfig, done: bytearray) -> Iterator[Request]:
-        """Request `row * count + sample` for each row and sample that is not done."""
+    def requests(
+        self, tokenizer: Tokenizer, base: SamplingConfig, done: bytearray, tries: bytearray = b""
+    ) -> Iterator[Request]:
+        """Request `row * count + sample` for each row and sample that is not done. tries: how often each was answered;
+        another try has other random numbers."""
         for number, row in enumerate(self.rows()):
             first = number * self.count
             if done[first : first + self.count].count(1) == self.count:
@@ -94,9 +102,15 @@ class Prompts:
             columns = {} if self.path is None else {k: v for k, v in row.items() if k != "sampling"}
             for i in range(first, first + self.count):
                 if i >= len(done) or not done[i]:
-                    yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative, columns=columns)
+                    tried = tries[i] if i < len(tries) else 0
+                    yield Request(i, prompt, (f"{self.name}/{number}",), opened, own, negative, tried, columns)
 
     def _encode(self, row: dict[str, Any], tokenizer: Tokenizer, number: int) -> tuple[np.ndarray, bool]:
+        if self.template is not None:
+            try:
+                return self.template.request(row, tokenizer), True
+            except InputError as error:
+                raise InputError(f"{self.name}, row {number}: {error}") from None
         if self.field:
             value = row.get(self.field)
             prompt, messages = (None, value) if isinstance(value, list) else (value, None)
@@ -161,44 +175,57 @@ def generate_file(
     *,
     seed: int = 0,
     draft: Draft | None = None,
+    attempts: int = 1,
     progress: bool = False,
     stopped: Any = lambda: False,
 ) -> bool:
     """Writes a row for every prompt to `out` (.jsonl, .parquet, or `-` for JSONL on standard output, rows as they
-    finish).
+    finish). With a template, what the replies say (`read_replies`); attempts: how often a reply that failed is asked
+    anew, at most.
 
     Returns whether all are there; False: `stopped()` said so, and the same call goes on from what is kept. Raises
     InputError for input that cannot be read, an `out` that exists, or an OUT.partial of another command."""
     sampling = sampling or SamplingConfig()
     if out == "-":
         for row in _rows(model, prompts, sampling, seed, draft, progress, bytearray()):
-            print(json.dumps(_record(row, model, seed), default=str), flush=True)
+            for record in _read(_record(row, model, seed), prompts.template):
+                print(json.dumps(record, default=str), flush=True)
         return True
     if Path(out).suffix not in SUFFIXES:
         raise InputError(f"--out={out}: a name ending in {' or '.join(SUFFIXES)}, or -, is wanted")
     if os.path.exists(out):
         raise InputError(f"--out={out} is there already: remove it, or give another name")
     now = environment.environment(model.mesh)
-    partial = _Partial(out, _mark(model, prompts, sampling, seed), now)
+    if attempts > 1 and (sampling.beams > 1 or sampling.best_of > 1):
+        raise InputError(f"attempts={attempts} is for one row of a request: beams and best_of keep the best of several")
+    partial = _Partial(out, _mark(model, prompts, sampling, seed), now, prompts.template)
     try:
-        for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done):
-            partial.append(_record(row, model, seed), row)
-            if stopped():
-                return False
+        while True:
+            for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done, partial.tries):
+                partial.append(_record(row, model, seed), row)
+                if stopped():
+                    return False
+            if not partial.ask_again(attempts):
+                break
     finally:
         partial.close()
     partial.become(out)
     return True
 
 
-def _rows(model, prompts, sampling, seed, draft, progress, done) -> Iterator[Row]:
+def _rows(model, prompts, sampling, seed, draft, progress, done, tries=b"") -> Iterator[Row]:
     if prompts.path == "-":
         requests, like = prompts.requests(model.tokenizer, sampling, done), []
     else:
         like = [r for r, _ in zip(prompts.requests(model.tokenizer, sampling, bytearray()), range(FIRST), strict=False)]
         like += [Request(-1, like[0].prompt, sampling=s) for s in prompts.settings(sampling)] if like else []
-        requests = prompts.requests(model.tokenizer, sampling, done)
+        requests = prompts.requests(model.tokenizer, sampling, done, tries)
+        sampling = slots_for(sampling, len(like)) if len(like) < FIRST else sampling
     return stream(model, requests, sampling, seed=seed, draft=draft, like=like, progress=progress)
+
+
+def _read(record: dict[str, Any], template: Template | None) -> list[dict[str, Any]]:
+    return [record] if template is None else read_record(record, template)
 
 
 def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
@@ -224,7 +251,7 @@ def _record(row: Row, model: Model, seed: int) -> dict[str, Any]:
 def _mark(model: Model, prompts: Prompts, sampling: SamplingConfig, seed: int) -> str:
     """What the rows depend on."""
     decided = sampling.model_copy(update={"dtype": resolve_dtype(sampling.dtype, model.mesh)})
-    what = [describe(decided), seed, dataclasses.asdict(prompts), writer_name(model) or model.source]
+    what = [describe(decided), seed, describe(prompts), writer_name(model) or model.source]
     digest = hashlib.sha256(json.dumps(what).encode())
     if prompts.path not in (None, "-") and os.path.isfile(prompts.path):
         with open(prompts.path, "rb") as file:
@@ -237,10 +264,12 @@ class _Partial:
     """Rows as JSON lines in the order they finished, behind a line that names the command; each line ends with a tab
     and its checksum."""
 
-    def __init__(self, out: str, mark: str, now: dict[str, Any]):
+    def __init__(self, out: str, mark: str, now: dict[str, Any], template: Template | None = None):
         self.path = f"{out}.partial"
-        self._now = now
+        self._now, self._template = now, template
         self.done = bytearray()
+        self.tries = bytearray()  # replies to each request so far, and whether the last one failed
+        self._failed = bytearray()
         self._changed = False
         self._place = array.array("q")  # request, rank, where its line begins
         self._end = self._kept = 0
@@ -287,16 +316,29 @@ class _Partial:
                 if record is None:
                     say(f"{self.path} is damaged at byte {self._end:,}: the rows from there on are made again")
                     break
-                self._note(record["id"], record.pop("_last"))
+                self._note(record, record.pop("_last"))
                 self._end += len(line)
         self._changed = environment.changed(environments, self._now, self.path)
 
-    def _note(self, name: str, last: bool) -> None:
-        number, _, rank = name.rsplit("/", 1)[1].partition(".")
-        self._place.extend((int(number), int(rank or 0), self._end))
-        if last:
-            self.done.extend(bytes(max(0, int(number) + 1 - len(self.done))))
-            self.done[int(number)] = 1
+    def _note(self, record: dict[str, Any], last: bool) -> None:
+        number, _, rank = record["id"].rsplit("/", 1)[1].partition(".")
+        number = int(number)
+        self._place.extend((number, int(rank or 0), self._end))
+        if not last:
+            return
+        for marks in (self.done, self.tries, self._failed):
+            marks.extend(bytes(max(0, number + 1 - len(marks))))
+        self.done[number] = 1
+        self.tries[number] = min(255, self.tries[number] + 1)
+        status = record["status"] if self._template is None else read_reply(record, self._template)[0]
+        self._failed[number] = failed(status)
+
+    def ask_again(self, attempts: int) -> int:
+        """Takes what failed, and was tried less than `attempts` times, as not done; how many these are."""
+        again = [n for n, was in enumerate(self._failed) if was and self.tries[n] < attempts]
+        for number in again:
+            self.done[number] = self._failed[number] = 0
+        return len(again)
 
     def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, default=str).encode()
@@ -306,7 +348,7 @@ class _Partial:
         self._end += len(line)
 
     def append(self, record: dict[str, Any], row: Row) -> None:
-        self._note(record["id"], row.last)
+        self._note(record, row.last)
         self._write({**record, "_last": row.last})
 
     def close(self) -> None:
@@ -319,7 +361,8 @@ class _Partial:
         latest = np.r_[np.any(place[1:, :2] != place[:-1, :2], axis=1), True] if len(place) else np.empty(0, bool)
         temporary = f"{out}.tmp"
         with open(self.path, "rb") as file:
-            _write_rows(temporary, out, lambda: (_line_at(file, at) for at in place[latest, 2].tolist()))
+            lines = lambda: (_line_at(file, at) for at in place[latest, 2].tolist())
+            _write_rows(temporary, out, lambda: (row for line in lines() for row in _read(line, self._template)))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, out)

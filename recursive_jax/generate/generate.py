@@ -13,12 +13,14 @@ import pyarrow as pa
 
 from recursive_jax.config import SamplingConfig
 from recursive_jax.config.loader import with_settings
-from recursive_jax.data.dataset import DECLARED, SCHEMA, Dataset
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
-from recursive_jax.generate.engine import Engine
+from recursive_jax.generate.engine import Engine, slots_for
 from recursive_jax.generate.prefill import Prefill, Row
-from recursive_jax.generate.request import Draft, Guide, Request, as_requests, shared_prefix
+from recursive_jax.generate.reading import ask, constrained_by
+from recursive_jax.generate.request import Draft, FromTemplate, Guide, Request, as_requests, own_name, shared_prefix
 from recursive_jax.models.model import Model
 from recursive_jax.waiting import Wait, note, rate
 
@@ -27,9 +29,13 @@ FIRST = 64  # requests looked at for a prefix they share
 
 def generate(
     model: Model,
-    requests: Sequence[Request] | Sequence[str] | str | Sequence[Any],
+    requests: Sequence[Request] | Sequence[str] | str | Sequence[Any] | Dataset,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     *,
+    template: Template | None = None,
+    each: int = 1,
+    attempts: int = 1,
+    constrained: bool = False,
     seed: int = 0,
     round: int = 0,
     name: str = "rows",
@@ -45,15 +51,29 @@ def generate(
     sampling: a SamplingConfig, or a dict of its keys over the model's own (`model.sampling`); settings: more of them,
     by name.
 
-    One row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens` the new
-    ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at the
-    limit), `prompt_too_long` (no tokens), `constraint` (its grammar cannot be followed; what was written till then).
+    template: asks it of every row (dicts, or a Dataset), `each` times, and reads the replies (`read_replies`): their
+    fields are columns, and what cannot be read has a status that says why. attempts: how often what failed is asked
+    anew, at most. constrained: replies are held to what the template's parser reads.
+
+    Without one, a row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens`
+    the new ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at
+    the limit), `prompt_too_long` (no tokens), `constraint` (its grammar cannot be followed; what was written till
+    then).
     progress: rows and tokens per second on stderr.
 
     Raises InputError for a model without params, or one that cannot write, and for settings that are none; ValueError
     for two requests with one id.
     """
     sampling = sampling_for(model, sampling, settings)
+    more = {"seed": seed, "round": round, "operation": operation, "guide": guide, "draft": draft, "progress": progress}
+    if template is not None:
+        sampling = constrained_by(template, sampling) if constrained else sampling
+        data = requests if isinstance(requests, Dataset) else Dataset.from_rows(requests)
+        asked = FromTemplate(data, template, model.tokenizer, each)
+        run = lambda attempt, which: generate(model, asked.again(attempt, which), sampling, name=name, **more)
+        return ask(run, len(asked), template, attempts)
+    if isinstance(requests, Dataset) or (each, attempts, constrained) != (1, 1, False):
+        raise InputError("rows are asked through a template: generate(model, rows, template=...)")
     requests = as_requests(requests, model.tokenizer)
     order = {request.id: i for i, request in enumerate(requests)}
     if len(order) < len(requests):
@@ -94,6 +114,8 @@ def stream(
     is no sequence, some that are like those to come: the prefix they share is read once, and requests may bring the
     settings that these do. partial: called with each row that goes on, after every dispatch (not of beams)."""
     sampling = sampling or SamplingConfig()
+    if isinstance(requests, Sequence):
+        sampling = slots_for(sampling, len(requests))
     known = requests if isinstance(requests, Sequence) else like
     settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))
     shared = shared_prefix(known[:FIRST], model.tokenizer.bos)
@@ -191,7 +213,3 @@ def carried(columns: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> d
     names = dict.fromkeys([*types, *(name for row in columns for name in row)])
     typed = lambda name, values: pa.array(values, types[name]) if name in types else values
     return {own_name(name): typed(name, [row.get(name) for row in columns]) for name in names}
-
-
-def own_name(name: str) -> str:
-    return f"source_{name}" if name in SCHEMA.names or name in DECLARED else name

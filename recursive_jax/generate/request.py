@@ -167,15 +167,42 @@ class FromTemplate:
         return own_types(self.data)
 
     def __call__(self, first: int, count: int) -> list[Request]:
-        ids, rows = self._rows
+        ids, _ = self._rows
         if first + count > len(self):
             raise InputError(f"{first + count} requests are asked for, {len(ids)} rows give {len(self)}")
-        found = []
-        for r in range(first, first + count):
-            row = rows[r // self.each]
-            prompt = self.template.request(row, self.tokenizer)
-            found.append(Request(r, prompt, (ids[r // self.each],), opened=True, columns=row))
-        return found
+        return [self._request(r, r) for r in range(first, first + count)]
+
+    def again(self, attempt: int, which: Sequence[int]) -> list[Request]:
+        """Requests `which` under ids of the attempt's own, so that they are answered with other random numbers."""
+        return [self._request(r, attempt * len(self) + r) for r in which]
+
+    def _request(self, number: int, name: int) -> Request:
+        ids, rows = self._rows
+        row = rows[number // self.each]
+        prompt = self.template.request(row, self.tokenizer)
+        return Request(name, prompt, (ids[number // self.each],), opened=True, columns=row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """Some of a template's requests, asked anew: ids 0, 1, ... stand for `which`."""
+
+    asked: FromTemplate
+    which: tuple[int, ...]
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Arrow types of the columns that rows written to these requests carry on."""
+        return self.asked.types
+
+    def __call__(self, first: int, count: int) -> list[Request]:
+        found = self.asked.again(0, self.which[first : first + count])
+        return [dataclasses.replace(r, id=first + n) for n, r in enumerate(found)]
+
+
+def own_name(name: str) -> str:
+    """The name of a column that rows carry on: one that is called as a core column is kept as `source_<name>`."""
+    return f"source_{name}" if name in SCHEMA.names or name in DECLARED else name
 
 
 def own_types(data: Dataset) -> dict[str, Any]:

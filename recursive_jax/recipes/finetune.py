@@ -84,7 +84,7 @@ def assess(round: Round, model: Model, config: FinetuneConfig, template: Templat
     """Greedy answers to the held-out rows, read back and compared; and the loss of the right answers."""
     prompts = [template.request(row, model.tokenizer) for row in rows]
     requests = [Request(i, prompt, (f"held-out/{i}",), opened=True) for i, prompt in enumerate(prompts)]
-    sampling = config.sampling.model_copy(update={"temperature": 0.0, "batch": min(config.sampling.batch, len(rows))})
+    sampling = config.sampling.model_copy(update={"temperature": 0.0})
     sampling = SamplingConfig(**{**sampling.model_dump(), "max_tokens": config.sampling.max_tokens or 64})
     answers = round.generate("answers", model, requests, sampling)
     inputs = {"answers": answers.fingerprint, "rows": fingerprint(rows)}

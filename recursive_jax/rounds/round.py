@@ -25,9 +25,11 @@ from recursive_jax.data.packing import Batches
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
+from recursive_jax.generate.engine import slots_for
 from recursive_jax.generate.generate import FIRST, stream, to_dataset
 from recursive_jax.generate.prefill import Row
-from recursive_jax.generate.request import FromTemplate, Request, requests_fingerprint
+from recursive_jax.generate.reading import ask, constrained_by
+from recursive_jax.generate.request import Again, FromTemplate, Request, requests_fingerprint
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective
@@ -147,20 +149,36 @@ class Round(DurableFolder):
         *,
         template: Template | None = None,
         each: int = 1,
+        attempts: int = 1,
+        constrained: bool = False,
         count: int | None = None,
         tokens: int | None = None,
         inputs: dict[str, Any] | None = None,
     ) -> Stored:
-        """Rows from `model`, one to a request: of a list; of a Dataset whose rows a template asks, `each` times; or of
-        requests(first, n), which gives those with ids first .. first + n, and of which the first `count` are taken, or
-        as many as it takes to hold `tokens` tokens (then cut to the budget). Requests count by value, a function's too.
+        """Rows from `model`, one to a request: of a list; or of requests(first, n), which gives those with ids first ..
+        first + n, and of which the first `count` are taken, or as many as it takes to hold `tokens` tokens (then cut to
+        the budget). Requests count by value, a function's too.
+
+        Of a Dataset whose rows a template asks: what the replies say, as in `rj.generate`. The replies themselves are
+        kept beside it (`<name>-replies`, of a second attempt `<name>-replies-2`), so that a template that reads them
+        otherwise asks nothing anew.
 
         Rows are kept as they finish. A kill loses those in work and of the last quarter second; the rows that are made
         again have the same bits.
         """
         sampling = with_settings(SamplingConfig, sampling, {})
+        if template is not None:
+            if count is not None or tokens is not None:
+                raise InputError(
+                    "count and tokens are for requests that a function gives; `each` says how many replies"
+                )
+            data = requests if isinstance(requests, (Dataset, Stored)) else Dataset.from_rows(requests)
+            asked = FromTemplate(value_of(data), template.asking, model.tokenizer, each)
+            sampling = constrained_by(template, sampling) if constrained else sampling
+            return self._asked(name, model, asked, template, sampling, attempts, inputs)
         seed = self.seed(name)
-        asked, count = _requests(requests, template, model, each, count, tokens)
+        asked, count = _requests(requests, count, tokens)
+        sampling = sampling if count is None else slots_for(sampling, count)
         identity, by_value = _identity(asked, count)
 
         def produce(folder: epath.Path) -> dict[str, Any]:
@@ -208,6 +226,33 @@ class Round(DurableFolder):
         decided = sampling.model_copy(update={"dtype": meshes.resolve_dtype(sampling.dtype, model.mesh)})
         settings = {"requests": identity, "sampling": describe(decided), "count": count, "tokens": tokens}
         return self.durable("generate", name, ins, settings, seed, produce, read, check)
+
+    def _asked(
+        self,
+        name: str,
+        model: Model,
+        asked: FromTemplate,
+        template: Template,
+        sampling: SamplingConfig,
+        attempts: int,
+        inputs: dict[str, Any] | None,
+    ) -> Stored:
+        stored: list[Stored] = []
+
+        def replies(attempt: int, which: Sequence[int]) -> Dataset:
+            part = f"{name}-replies" + (f"-{attempt + 1}" if attempt else "")
+            again = Again(asked, tuple(which)) if attempt else asked
+            stored.append(self.generate(part, model, again, sampling, count=len(which), inputs=inputs))
+            return stored[-1].value
+
+        read = ask(replies, len(asked), template, attempts)
+
+        def produce(folder: epath.Path) -> dict[str, Any]:
+            meshes.on_main(lambda: read.write(str(folder / "rows-00000.parquet")))
+            return _counts(read)
+
+        parts = {f"replies-{n}": part for n, part in enumerate(stored, 1)}
+        return self.durable("read", name, parts, {"template": describe(template)}, None, produce, _read_rows)
 
     def _as_rows(self, name: str, model: Model, seed: int, types: Any) -> Callable[[Sequence[Row]], Dataset]:
         """How finished rows are kept: their ids begin with the chain, the round and the result's name."""
@@ -304,15 +349,10 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if v not in (None, [])}
 
 
-def _requests(
-    requests: Any, template: Template | None, model: Model, each: int, count: int | None, tokens: int | None
-) -> tuple[Requests, int | None]:
+def _requests(requests: Any, count: int | None, tokens: int | None) -> tuple[Requests, int | None]:
     """(requests as a function, how many are wanted)."""
     if isinstance(requests, (Dataset, Stored)):
-        if template is None:
-            raise InputError("rows are asked through a template: generate(..., data, template=...)")
-        asked: Requests = FromTemplate(value_of(requests), template, model.tokenizer, each)
-        return asked, len(asked) if count is None else count
+        raise InputError("rows are asked through a template: generate(..., data, template=...)")
     if not callable(requests):
         listed = list(requests)
         if [r.id for r in listed] != list(range(len(listed))):
