@@ -436,7 +436,7 @@ METADATA = (
 )
 
 
-@examples(150)
+@examples(60)
 @given(name=st.sampled_from(METADATA), value=values, seed=seeds)
 def test_stored_metadata(finished, tmp_path_factory, mesh, name, value, seed):
     root, small = finished

@@ -115,12 +115,12 @@ def test_killed_three_times(tmp_path, reference, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_many_random_moments(tmp_path, reference, mesh, seed):
     folder = fresh(tmp_path)
     rng = random.Random(seed)
-    moments = [(rng.choice([0, 1, 1, 2, 3]), rng.uniform(0.0, 0.5)) for _ in range(10)]
-    assert kill_until_done(folder, moments) >= 6
+    moments = [(rng.choice([0, 1, 1, 2, 3]), rng.uniform(0.0, 0.5)) for _ in range(8)]
+    assert kill_until_done(folder, moments) >= 5
     assert_same_bits(reference, folder / "run", mesh)
 
 

@@ -23,10 +23,13 @@ def arithmetic(text: str, names: Mapping[str, float | str] | None = None) -> Fra
     tokens = _tokens(text, names or {})
     try:
         return _infix(tokens)
-    except NotArithmetic:
-        if len(tokens) > 2 and tokens[0] in ("+", "-", "*", "/", "^"):
+    except NotArithmetic as error:
+        if len(tokens) < 3 or isinstance(tokens[0], Fraction) or "(" in tokens:
+            raise
+        try:
             return _prefix(tokens)
-        raise
+        except NotArithmetic:
+            raise error from None
 
 
 def _tokens(text: str, names: Mapping[str, float | str]) -> list[Fraction | str]:
