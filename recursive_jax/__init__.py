@@ -57,7 +57,8 @@ _HOMES = {
         "unconditional",
     ),
     "curate.rewards": ("score",),
-    "curate.select": ("Rule", "select"),
+    "curate.decontaminate": ("contamination",),
+    "curate.select": ("Rule", "select", "select_files"),
     "collapse.evaluate": ("Evaluated", "evaluate"),
     "collapse.measure": ("Yardstick", "measure"),
     "collapse.lab.lab": ("lab",),
@@ -83,7 +84,7 @@ _NAMESPACES = {
     "objectives": "objectives",
     "parsers": "data.parsers",
     "rewards": "curate.rewards",
-    "rules": "curate.select",
+    "rules": "curate.rules",
     "recipes": "recipes",
 }
 __all__ = sorted([*_HOME_OF, *_VERBS, *_NAMESPACES])
@@ -155,10 +156,10 @@ if TYPE_CHECKING:
         TaskConfig,
         TrainConfig,
     )
-    from recursive_jax.curate import rewards
-    from recursive_jax.curate import select as rules
+    from recursive_jax.curate import rewards, rules
+    from recursive_jax.curate.decontaminate import contamination
     from recursive_jax.curate.rewards import score
-    from recursive_jax.curate.select import Rule, select
+    from recursive_jax.curate.select import Rule, select, select_files
     from recursive_jax.data import parsers
     from recursive_jax.data.dataset import Dataset
     from recursive_jax.data.language import Language

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from pydantic import Field
 
-from recursive_jax.config import ModelConfig, SamplingConfig, Section, TrainConfig
-from recursive_jax.curate.select import RULES, Rule, at_least
+from recursive_jax.config import LanguageConfig, ModelConfig, SamplingConfig, Section, TrainConfig
+from recursive_jax.curate import rules
+from recursive_jax.curate.select import Rule, at_least
 from recursive_jax.data.dataset import Dataset, real_rows
 from recursive_jax.errors import InputError
 from recursive_jax.identity import describe, fingerprint, named
@@ -120,14 +121,34 @@ def test_what_has_no_identity_is_refused_with_the_remedy():
 
 
 def test_rules_are_their_values():
+    language = LanguageConfig(nouns=4)
     made = {
         "with_status": (("ok",), ("ok", "length")),
         "tokens_between": ((1, 5), (1, 6)),
         "at_least": ((0.5,), (0.5, "reward")),
+        "unique": ((), ("other",)),
+        "correct": ((), ("other",)),
+        "wrong": ((), ("other",)),
+        "top": ((3,), (4,)),
+        "best_of": ((), ("score", "q")),
+        "pairs": ((), ("score", "q")),
+        "cap": ((2,), (3,)),
+        "distinct": (("a",), ("b",)),
+        "distinct_equations": ((), ("solution",)),
+        "words": ((1, 5), (1, 6)),
+        "characters": ((1, 5), (1, 6)),
+        "without_keywords": ((["a"],), (["b"],)),
+        "first_character": ((), ("[a-z]",)),
+        "script": (("Latin",), ("Greek",)),
+        "difficulty": ((0.1, 0.9), (0.2, 0.9)),
+        "valid": ((language,), (language, "syntax")),
+        "novel": ((0.7,), (0.8,)),
+        "decontaminate": ((["a b"],), (["a c"],)),
     }
     for name, (one, other) in made.items():
-        assert RULES[name](*one).fingerprint == RULES[name](*one).fingerprint != RULES[name](*other).fingerprint
-    assert set(made) | {"unique"} == set(RULES)
+        rule = getattr(rules, name)
+        assert rule(*one).fingerprint == rule(*one).fingerprint != rule(*other).fingerprint, name
+    assert set(made) == set(rules.RULES)
 
 
 def test_rows_are_named_by_what_they_are_and_how_they_were_derived():

@@ -270,7 +270,8 @@ class Round(DurableFolder):
             rows = value_of(data)
             chosen, dropped = select(rows, rules)
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
-            return {**_counts(chosen), "proposed": len(rows), "dropped": dropped}
+            counts = {**_counts(chosen), "proposed": len(rows), "dropped": dict(dropped)}
+            return {**counts, "dropped_examples": {rule: shown for rule, shown in dropped.examples.items() if shown}}
 
         settings = {"rules": [[r.name, r.fingerprint] for r in rules]}
         return self.durable("select", name, {"data": data}, settings, None, produce, _read_rows)
