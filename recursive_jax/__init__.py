@@ -57,7 +57,6 @@ _HOMES = {
         "unconditional",
     ),
     "curate.rewards": ("score",),
-    "curate.decontaminate": ("contamination",),
     "curate.select": ("Rule", "select", "select_files"),
     "collapse.evaluate": ("Evaluated", "evaluate"),
     "collapse.measure": ("Yardstick", "measure"),
@@ -86,6 +85,7 @@ _NAMESPACES = {
     "rewards": "curate.rewards",
     "rules": "curate.rules",
     "recipes": "recipes",
+    "tasks": "collapse.tasks",
 }
 __all__ = sorted([*_HOME_OF, *_VERBS, *_NAMESPACES])
 
@@ -139,6 +139,7 @@ sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
     from recursive_jax import collapse, generate, objectives, recipes, train
+    from recursive_jax.collapse import tasks
     from recursive_jax.collapse.evaluate import Evaluated, evaluate
     from recursive_jax.collapse.lab.lab import lab
     from recursive_jax.collapse.measure import Yardstick, measure
@@ -157,7 +158,6 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from recursive_jax.curate import rewards, rules
-    from recursive_jax.curate.decontaminate import contamination
     from recursive_jax.curate.rewards import score
     from recursive_jax.curate.select import Rule, select, select_files
     from recursive_jax.data import parsers

@@ -192,14 +192,14 @@ def test_planted_items_are_found_and_boilerplate_is_none():
     planted = [f"{a} {i} {b}" for a, i, b in zip(clean[:80], items, clean[80:160], strict=True)]
     half = [f"{a} {' '.join(i.split()[:-6])} {b}" for a, i, b in zip(clean[:80], items, clean[80:160], strict=True)]
     framed = [f"{frame}: {t}" for t in clean[:50]]
-    found = rj.contamination(texts(*clean, *planted, *half, *framed), items)
+    found = select(texts(*clean, *planted, *half, *framed), r.decontaminate(items))[0]
     by = found.column("contaminated_by")
     assert by[:200] == [None] * 200 and by[200:280] == list(range(80)) and by[280:360] == list(range(80))
     assert by[360:] == [None] * 50
     span = found.column("contaminated_span")[200]
     assert set(items[0].split(": ")[1].split()) <= set(span.split()) and span in planted[0]
-    assert kept(r.decontaminate(items), texts(*planted[:3], clean[0])) == [clean[0]]
-    short = rj.contamination(texts("The answer is forty two, he said", "two forty"), ["forty two", "seven"], n=8)
+    assert kept(r.decontaminate(items, drop=True), texts(*planted[:3], clean[0])) == [clean[0]]
+    short, _ = select(texts("The answer is forty two, he said", "two forty"), r.decontaminate(["forty two", "seven"]))
     assert short.column("contaminated_by") == [0, None] and short.column("contaminated_span") == ["forty two", None]
     with pytest.raises(InputError, match="at least one"):
         r.decontaminate([])

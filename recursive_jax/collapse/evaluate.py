@@ -11,6 +11,7 @@ import numpy as np
 
 from recursive_jax.collapse.likelihood import cross_entropy, example_losses
 from recursive_jax.collapse.task import graded, task_metrics
+from recursive_jax.collapse.tasks import Choices, Task, answered, choices_numbers, task_numbers
 from recursive_jax.config import SamplingConfig
 from recursive_jax.config.loader import with_settings
 from recursive_jax.data.dataset import Dataset, python_rows
@@ -40,6 +41,9 @@ def evaluate(
     data: Any,
     template: Template | None = None,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    *,
+    n: int = 1,
+    seed: int = 0,
     **settings: Any,
 ) -> Evaluated:
     """How well `model` knows `data`, without training on it.
@@ -52,7 +56,21 @@ def evaluate(
     answers with a `score`, 1 where right, so that `rows.where(score=0.0)` are those to learn again. sampling, settings:
     how answers are drawn; greedy, at most 64 tokens, if nothing else is said.
 
+    A task (`rj.tasks`, `tasks.Task`): its rows asked, read and graded; n: answers of each row, for `pass_at_k` and
+    `majority`.
+
     Raises InputError for no rows, and as `train`, `generate` and the template do."""
+    if isinstance(data, Choices):
+        metrics, rows = choices_numbers(model, data)
+        return Evaluated(metrics, Dataset.from_rows(rows))
+    if isinstance(data, Task):
+        asked = {
+            **(sampling.model_dump(exclude_unset=True) if isinstance(sampling, SamplingConfig) else sampling or {})
+        }
+        answers = answered(model, data, asked | settings, n, seed)
+        return Evaluated(task_numbers(data, answers, n), answers)
+    if n != 1:
+        raise InputError("n is for tasks: evaluate(model, rj.tasks.Task(...), n=8)")
     if template is None:
         return _likelihood(model, as_dataset(data, model.tokenizer))
     rows = python_rows(data.table) if isinstance(data, Dataset) else list(data)
@@ -65,7 +83,7 @@ def evaluate(
         Request(i, template.request(row, model.tokenizer), (name,), opened=True, columns=columns)
         for i, (row, name, columns) in enumerate(zip(rows, names, own, strict=True))
     ]
-    answers = generate(model, requests, sampling)
+    answers = generate(model, requests, sampling, seed=seed)
     right, _ = graded(template, rows, answers)
     answers = answers.with_column("score", np.asarray(right, float))
     return Evaluated(task_metrics(model, template, rows, answers), answers)

@@ -120,24 +120,36 @@ class _Index:
         return item, start, length
 
 
+@dataclasses.dataclass(frozen=True)
+class Flagged(Value):
+    """Adds `contaminated_by` (the item's place, null for a clean row) and `contaminated_span` (the words of the row
+    that hold it)."""
+
+    check: Contaminated
+
+    def __call__(self, data: Dataset) -> Dataset:
+        item, start, length = self.check.hits(data)
+        clean = item < 0
+        data = data.with_column("contaminated_by", pa.array(item, pa.int64(), mask=clean))
+        texts = data.column(self.check.column)
+        spans = [None if c else span_of(texts[i], int(start[i]), int(length[i])) for i, c in enumerate(clean)]
+        return data.with_column("contaminated_span", pa.array(spans, pa.large_string()))
+
+
 def decontaminate(
-    items: Sequence[str], n: int = 8, share: float = 0.5, common: float = 0.02, column: str = "text"
+    items: Sequence[str],
+    drop: bool = False,
+    n: int = 8,
+    share: float = 0.5,
+    common: float = 0.02,
+    column: str = "text",
 ) -> Rule:
-    """Drops rows that hold an item of the evaluation. `contamination(data, items)` flags them instead."""
-    return Rule(f"{column} holds none of {len(items):,} items", Contaminated(tuple(items), n, share, common, column))
-
-
-def contamination(
-    data: Dataset, items: Sequence[str], n: int = 8, share: float = 0.5, common: float = 0.02, column: str = "text"
-) -> Dataset:
-    """The rows with `contaminated_by` (the item's place, null for a clean row) and `contaminated_span` (the words of
-    the row that hold it)."""
-    item, start, length = Contaminated(tuple(items), n, share, common, column).hits(data)
-    clean = item < 0
-    data = data.with_column("contaminated_by", pa.array(item, pa.int64(), mask=clean))
-    texts = data.column(column)
-    spans = [None if c else span_of(texts[i], int(start[i]), int(length[i])) for i, c in enumerate(clean)]
-    return data.with_column("contaminated_span", pa.array(spans, pa.large_string()))
+    """Flags rows that hold an item of an evaluation, with the columns `contaminated_by` and `contaminated_span`. drop:
+    drops them instead."""
+    check = Contaminated(tuple(items), n, share, common, column)
+    if drop:
+        return Rule(f"{column} holds none of {len(check.items):,} items", check)
+    return Rule(f"{column} is looked through for {len(check.items):,} items", make=Flagged(check))
 
 
 def span_of(text: str, first: int, words: int) -> str:

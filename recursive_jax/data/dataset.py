@@ -457,6 +457,16 @@ def real_rows(
     )
 
 
+def loose_column(values: list[Any], type_: pa.DataType | None = None) -> pa.Array:
+    """Values as a column. Those that have no one type (JSON of any form) are kept as their JSON texts."""
+    try:
+        array = pa.array(values, type_)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        texts = [None if v is None else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+        return pa.array(texts, pa.large_string())
+    return array.cast(pa.large_string()) if pa.types.is_null(array.type) or pa.types.is_string(array.type) else array
+
+
 def python_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows as dicts, with values as `python_values` gives them."""
     columns = [python_values(column) for column in table.columns]

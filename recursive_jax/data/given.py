@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.dataset import DECLARED, Dataset, loose_column
+from recursive_jax.data.forms import as_conversations, as_pair, form_of
 from recursive_jax.data.template import Template, examples_dataset
 from recursive_jax.data.tokenizers import Tokenizer
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say_once
 
 #: A prompt and its answer under the names that trainers give them.
 PAIR = Template("{prompt}", "{completion}")
@@ -18,10 +19,11 @@ def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
     """`given` as a Dataset of token ids.
 
     A Dataset stays as it is; one whose rows have texts and no tokens is tokenized. A text or texts: each is learnt
-    whole, its end token included. Dicts: with `messages` (or a conversation itself)
-    what the assistant says is learnt, with `prompt` and `completion` the completion (under the tokenizer's chat
-    template, where it has one, for `messages` only), with `text` the text; other columns go along. Raises InputError
-    for anything else, naming the columns.
+    whole, its end token included. Dicts: with `messages` (or a conversation itself) what the assistant says is learnt,
+    with `prompt` and `completion` the completion (under the tokenizer's chat template, where it has one, for `messages`
+    only), with `text` the text; those of ShareGPT, Alpaca and the other forms of `forms.py` as conversations, or, where
+    the tokenizer has no chat template, in Alpaca's sections; which form it is, is said. Other columns go along. Raises
+    InputError for anything else, naming the columns.
     """
     if isinstance(given, str):
         given = [given]
@@ -44,15 +46,35 @@ def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
     if "tokens" in common:
         return Dataset.from_rows(rows)
     if "messages" in common or {"prompt", "completion"} <= common:
-        return examples_dataset(rows, PAIR, tokenizer)
+        return _with_own(examples_dataset(rows, PAIR, tokenizer), rows)
     if "text" in common:
         return _tokenized(Dataset.from_rows(rows), tokenizer)
+    form = form_of(rows)
+    if form is not None:
+        rows, name = as_conversations(rows)
+        chat = bool(getattr(tokenizer, "chat_template", None))
+        say_once(f"rows read as {name}" + ("" if chat else ", without a chat template"))
+        return _with_own(examples_dataset(rows if chat else [_paired(row) for row in rows], PAIR, tokenizer), rows)
     there = ", ".join(map(repr, dict.fromkeys(k for row in rows for k in row)))
     raise InputError(
         f"rows have {there}; to learn from them they need `text`, `messages`, or `prompt` and `completion`. Of other "
         "columns a template makes these: "
         'rj.examples_dataset(rows, rj.Template("{question}", "{answer}"), model.tokenizer)'
     )
+
+
+def _with_own(data: Dataset, rows: list[Mapping[str, Any]]) -> Dataset:
+    """The examples with the other columns of the rows that they were made of."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    for name in names:
+        if name != "messages" and not data.has(name) and name not in DECLARED:
+            data = data.with_column(name, loose_column([row.get(name) for row in rows]))
+    return data
+
+
+def _paired(row: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in row.items() if name != "messages"}
+    return {**own, **as_pair(row)}
 
 
 def _tokenized(data: Dataset, tokenizer: Tokenizer) -> Dataset:

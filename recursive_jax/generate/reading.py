@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from recursive_jax.config import SamplingConfig
 from recursive_jax.config.loader import with_settings
-from recursive_jax.data.dataset import SCHEMA, Dataset, python_rows
+from recursive_jax.data.dataset import SCHEMA, Dataset, loose_column, python_rows
 from recursive_jax.data.parsers import ParseError
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
@@ -86,20 +85,8 @@ def _with_columns(
         values = [row.get(name) for row in read]
         if name in own:
             data = data.with_column(f"source_{name}", data.table[name].combine_chunks())
-        data = data.with_column(column_name(name), _column(values, types.get(name)))
+        data = data.with_column(column_name(name), loose_column(values, types.get(name)))
     return data
-
-
-def _column(values: list[Any], type_: pa.DataType | None) -> pa.Array:
-    """Values as a column. Those that have no one type (JSON of any form) are kept as their JSON texts."""
-    try:
-        array = pa.array(values, type_)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        texts = [None if v is None else v if isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
-        return pa.array(texts, pa.large_string())
-    if pa.types.is_null(array.type) or pa.types.is_string(array.type):
-        return array.cast(pa.large_string())
-    return array
 
 
 def failed(status: str) -> bool:
