@@ -1,5 +1,5 @@
 """recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | lab | import | export |
-doctor.
+export-data | doctor.
 
 A command is a file here and a line in `COMMANDS`: it has HELP, EXAMPLE, `arguments(parser)` and `run(args) -> exit
 code`."""
@@ -45,6 +45,7 @@ COMMANDS = {
     "lab": "lab",
     "import": "import_model",
     "export": "export",
+    "export-data": "export_data",
     "doctor": "doctor",
 }
 COMPUTES = ("run", "train", "generate", "evaluate", "lab", "import", "export")  # these want huge pages
