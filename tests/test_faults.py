@@ -288,6 +288,7 @@ def test_another_environment_is_said_marked_or_refused(small, tmp_path, capsys, 
     assert made["model"] == [False] and made["rows"] == made["student"] == [True]
     text = status_text(tmp_path / "run")
     assert "[environment 2]" in text and "bits may differ from there on" in text
+    assert "[environment 1" in text and "environment 3" not in text
 
 
 def test_a_lost_record_does_not_hand_the_work_to_another_command(small, tmp_path, monkeypatch, capsys):

@@ -259,6 +259,15 @@ def test_every_round_has_the_same_budget(finished):
     assert min(fresh) >= 0.18 * 1500
 
 
+def test_the_stopped_share_is_that_of_the_samples(finished):
+    folder, records = finished
+    for record in records[1:3]:
+        where = folder / record["arm"] / f"replicate-{record['replicate']}" / f"rounds/{record['round']:04d}/samples"
+        status = Dataset.read([str(p) for p in sorted(where.glob("rows-*.parquet"))]).column("status")
+        assert record["metrics"]["stopped_share"] == pytest.approx(status.count("ok") / len(status))
+        assert status.count("ok") != len(status) / 2  # else the share of the others would do
+
+
 def test_metrics_are_finite_and_consistent(finished):
     for record in finished[1]:
         m = record["metrics"]
