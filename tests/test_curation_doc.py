@@ -18,7 +18,7 @@ def test_every_block_runs(mesh, capsys):
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
     said = capsys.readouterr().out
-    assert len(blocks) == 6 and "1. " in said and "draw a map" in said.lower() and "unique texts: 2" in said
+    assert len(blocks) == 7 and "1. " in said and "draw a map" in said.lower() and "unique texts: 2" in said
     assert names["dropped"] == {"unique texts": 1, "none of 2 keywords": 1}
 
 

@@ -31,6 +31,7 @@ from recursive_jax.data.template import Examples, Template
 from recursive_jax.data.template_file import load_template
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
+from recursive_jax.generate.dialogue import Dialogue, Step, hold
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.reading import read_record, read_replies
 from recursive_jax.rounds.run import Run
@@ -288,3 +289,64 @@ def test_templates_are_written_as_yaml(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
             load_template(str(path), ByteTokenizer())
+
+
+class Says:
+    """Stands for a model: what is read of each row, turn by turn."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = answers, []
+
+    def __call__(self, turn, rows, template):
+        self.asked.append([template.asks(row) for row in rows])
+        texts = [self.answers[turn](row) for row in rows]
+        made = [
+            {**row, "id": f"t{turn}/{n}", "text": text} for n, (row, text) in enumerate(zip(rows, texts, strict=True))
+        ]
+        return read_replies(Dataset.from_rows(made), template)
+
+
+def test_a_dialogue_goes_on_until_it_is_done():
+    """Answer, critique, refine: the row that is good ends, the one that cannot be read ends with its reason."""
+    answer = Step(Template("Q: {q} {feedback}", "{answer}"))
+    critique = Step(Template("{q} -> {answer}?", parser=Label(("good", "bad"), "verdict")), {"feedback": "({verdict})"})
+    talk = Dialogue((answer, critique), most=6, until=("verdict", "good"), start={"feedback": ""})
+    data = Dataset.from_rows([{"q": q} for q in "abc"])
+    model = Says(
+        lambda row: f"first {row['q']}",
+        lambda row: {"a": "good", "b": "bad", "c": "hm"}[row["q"]],
+        lambda row: f"second {row['q']}",
+        lambda row: "good",
+    )
+    found = hold(talk, data, model)
+    assert model.asked == [["Q: a ", "Q: b ", "Q: c "], ["a -> first a?", "b -> first b?", "c -> first c?"],
+                           ["Q: b (bad)"], ["b -> second b?"]]  # fmt: skip
+    assert found.column("answer") == ["first a", "second b", "first c"]
+    assert found.column("status") == ["ok", "ok", "parse_error:no label"] and found.column("turns") == [2, 4, 2]
+    assert found.column("replies")[1] == ["first b", "bad", "second b", "good"]
+    assert found.column("parents") == [["row/0"], ["row/1"], ["row/2"]] and found.column("verdict") == [
+        "good",
+        "good",
+        None,
+    ]
+    with pytest.raises(InputError, match="at least one step"):
+        Dialogue((), 3)
+
+
+def test_self_chat_makes_a_transcript_and_is_kept_turn_by_turn(writer, tmp_path):
+    line = lambda who: Step(Template("{talk}\n" + who, "{line}"), {"talk": "{talk}\n" + who + " {line}"})
+    talk = Dialogue((line("[Human]"), line("[AI]")), most=4, start={"talk": "About {topic}."})
+    rows = [{"topic": "cats", "talk": "About cats."}, {"topic": "dogs", "talk": "About dogs."}]
+    settings = {"max_tokens": 4, "regex": "[a-z]{4}"}
+    found = generate(writer, rows, template=talk, **settings)
+    for row, topic in zip(found, ("cats", "dogs"), strict=True):
+        first, *lines = row["talk"].split("\n")
+        assert first == f"About {topic}." and [x.split()[0] for x in lines] == ["[Human]", "[AI]"] * 2
+        assert [x.split()[1] for x in lines] == row["replies"] and row["turns"] == 4
+    assert len(generate(writer, rows, template=talk, each=2, **settings)) == 4
+    with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
+        stored = run.round(1).generate("talk", writer, rows, settings, template=talk)
+        assert stored.value.column("turns") == [4, 4]
+        assert {f"talk-{n}" for n in range(1, 5)} <= {p.name for p in run.round(1).path.iterdir()}
+        again = run.round(1).generate("talk", writer, rows, settings, template=talk)
+        assert again.value.table.equals(stored.value.table)

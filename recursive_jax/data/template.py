@@ -20,6 +20,7 @@ from recursive_jax.data import chat, fields
 from recursive_jax.data.dataset import SCHEMA, Dataset, python_rows, real_rows
 from recursive_jax.data.fields import Row
 from recursive_jax.data.packing import Example, pack_tokens
+from recursive_jax.data.parser import TEXT
 from recursive_jax.data.parsers import Completion, ParseError, Parser
 from recursive_jax.data.task import class_field, hold_out, read_rows
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
@@ -106,6 +107,8 @@ class Template(Value):
     @property
     def columns(self) -> dict[str, pa.DataType | None]:
         """The columns that a reply gives, and their types where they are known."""
+        if self.parser is None and not self.completion:
+            return {"answer": TEXT}
         return (Completion(self.completion) if self.parser is None else self.parser).columns
 
     def fields(self) -> list[str]:

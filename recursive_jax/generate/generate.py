@@ -17,6 +17,7 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
+from recursive_jax.generate.dialogue import Dialogue, hold, repeated
 from recursive_jax.generate.engine import Engine, slots_for
 from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.reading import ask, constrained_by
@@ -32,7 +33,7 @@ def generate(
     requests: Sequence[Request] | Sequence[str] | str | Sequence[Any] | Dataset,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     *,
-    template: Template | None = None,
+    template: Template | Dialogue | None = None,
     each: int = 1,
     attempts: int = 1,
     constrained: bool = False,
@@ -52,8 +53,9 @@ def generate(
     by name.
 
     template: asks it of every row (dicts, or a Dataset), `each` times, and reads the replies (`read_replies`): their
-    fields are columns, and what cannot be read has a status that says why. attempts: how often what failed is asked
-    anew, at most. constrained: replies are held to what the template's parser reads.
+    fields are columns, and what cannot be read has a status that says why; a Dialogue goes on asking (`hold`).
+    attempts: how often what failed is asked anew, at most. constrained: replies are held to what the template's parser
+    reads.
 
     Without one, a row per request (`n_best` of them), in their order: `prompt` holds the ids that were read, `tokens`
     the new ones; columns of the prompt's row go along. status: `ok` (ended by a stop token or text), `length` (cut at
@@ -67,8 +69,14 @@ def generate(
     sampling = sampling_for(model, sampling, settings)
     more = {"seed": seed, "round": round, "operation": operation, "guide": guide, "draft": draft, "progress": progress}
     if template is not None:
-        sampling = constrained_by(template, sampling) if constrained else sampling
         data = requests if isinstance(requests, Dataset) else Dataset.from_rows(requests)
+        if isinstance(template, Dialogue):
+            more |= {"attempts": attempts, "constrained": constrained}
+            turn = lambda n, rows, step: generate(
+                model, rows, sampling, template=step, name=f"{name}-{n}", **{**more, "seed": seed + n}
+            )
+            return hold(template, repeated(data, each), turn)
+        sampling = constrained_by(template, sampling) if constrained else sampling
         asked = FromTemplate(data, template, model.tokenizer, each)
         run = lambda attempt, which: generate(model, asked.again(attempt, which), sampling, name=name, **more)
         return ask(run, len(asked), template, attempts)

@@ -25,6 +25,7 @@ from recursive_jax.data.packing import Batches
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
+from recursive_jax.generate.dialogue import Dialogue, hold, repeated
 from recursive_jax.generate.engine import slots_for
 from recursive_jax.generate.generate import FIRST, stream, to_dataset
 from recursive_jax.generate.prefill import Row
@@ -147,7 +148,7 @@ class Round(DurableFolder):
         requests: Requests | Sequence[Request] | Dataset | Stored,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         *,
-        template: Template | None = None,
+        template: Template | Dialogue | None = None,
         each: int = 1,
         attempts: int = 1,
         constrained: bool = False,
@@ -173,6 +174,10 @@ class Round(DurableFolder):
                     "count and tokens are for requests that a function gives; `each` says how many replies"
                 )
             data = requests if isinstance(requests, (Dataset, Stored)) else Dataset.from_rows(requests)
+            if isinstance(template, Dialogue):
+                return self._held(
+                    name, model, repeated(value_of(data), each), template, sampling, attempts, constrained
+                )
             asked = FromTemplate(value_of(data), template.asking, model.tokenizer, each)
             sampling = constrained_by(template, sampling) if constrained else sampling
             return self._asked(name, model, asked, template, sampling, attempts, inputs)
@@ -226,6 +231,26 @@ class Round(DurableFolder):
         decided = sampling.model_copy(update={"dtype": meshes.resolve_dtype(sampling.dtype, model.mesh)})
         settings = {"requests": identity, "sampling": describe(decided), "count": count, "tokens": tokens}
         return self.durable("generate", name, ins, settings, seed, produce, read, check)
+
+    def _held(
+        self, name: str, model: Model, data: Dataset, talk: Dialogue, sampling: Any, attempts: int, constrained: bool
+    ) -> Stored:
+        """What a dialogue ends with; each of its turns is kept as `<name>-1`, `<name>-2`, ..."""
+        stored: list[Stored] = []
+
+        def turn(n: int, rows: Dataset, step: Template) -> Dataset:
+            more = {"template": step, "attempts": attempts, "constrained": constrained}
+            stored.append(self.generate(f"{name}-{n + 1}", model, rows, sampling, **more))
+            return stored[-1].value
+
+        held = hold(talk, data, turn)
+
+        def produce(folder: epath.Path) -> dict[str, Any]:
+            meshes.on_main(lambda: held.write(str(folder / "rows-00000.parquet")))
+            return _counts(held)
+
+        parts = {"rows": data, **{f"turn-{n}": part for n, part in enumerate(stored, 1)}}
+        return self.durable("read", name, parts, {"dialogue": describe(talk)}, None, produce, _read_rows)
 
     def _asked(
         self,
