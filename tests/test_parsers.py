@@ -34,7 +34,9 @@ from recursive_jax.errors import InputError
 from recursive_jax.generate.dialogue import Dialogue, Step, hold
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.reading import read_record, read_replies
+from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.status import status_text
 
 SCHEMA = {"properties": {"q": {"type": "string"}, "n": {"type": "integer"}}, "required": ["q"]}
 TRIPLE = {"instruction": "Instruction:", "input": "Input:", "output": "Output:"}
@@ -236,6 +238,10 @@ def test_what_failed_is_asked_again_and_nothing_else(writer, tmp_path):
     made = first.generate("asked", writer, rows, settings, template=template, attempts=3)
     assert [p.name for p in first.path.glob("asked-replies*")] and made.value.column("q") == rows.column("q")
     assert sum(made.manifest["counts"]["status"].values()) == 12 and made.manifest["verb"] == "read"
+    unread = made.value.column("status").count("parse_error:form")
+    assert f"{unread} parse_error:form" in status_text(tmp_path / "run") and unread
+    write_report(tmp_path / "run")
+    assert f"parse_error:form: {unread}" in (tmp_path / "run" / "report.html").read_text()
     stored = lambda: {p: Path(p).stat().st_mtime_ns for p in first.path.glob("asked-replies*/manifest.json")}
     before = stored()
     run.close()

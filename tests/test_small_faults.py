@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
+import pytest
 
+from recursive_jax.collapse.lab.kernels import Mixture
+from recursive_jax.collapse.lab.lab import lab
 from recursive_jax.collapse.lab.ngram import Ngram
 from recursive_jax.collapse.task import graded
 from recursive_jax.data.dataset import Dataset
@@ -13,6 +18,7 @@ from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.rounds.report.series import Arm
 from recursive_jax.rounds.report.task import _before_and_after
+from recursive_jax.train.log import TrainLog
 
 
 def test_answers_are_right_where_they_are_read_equal_and_whole():
@@ -56,3 +62,39 @@ def test_a_fine_tune_s_report_shows_the_answers_side_by_side():
     page = _before_and_after(Arm("main", 0, rounds))
     assert "<td class=text>what &lt;is&gt; it?</td><td class=text>✗ a &amp; b</td><td class=text>✓ it</td>" in page
     assert "0.000 → 1.000" in page and "The first of the 7" in page
+
+
+def test_the_mixture_s_density_is_the_sum_of_its_normals():
+    from scipy import stats
+
+    family = Mixture(components=3, separation=2.0)
+    weights, means, covariances = (np.asarray(x, np.float64) for x in family.truth())
+    covariances = covariances + np.array([[0.5, 0.3], [0.3, 0.1]])
+    points = np.random.default_rng(0).normal(0, 2, (7, 2))
+    each = [
+        w * stats.multivariate_normal(m, c).pdf(points) for w, m, c in zip(weights, means, covariances, strict=True)
+    ]
+    found = family.log_prob((weights, means, covariances), points)
+    np.testing.assert_allclose(found, np.log(np.sum(each, 0)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [
+    ({"dimensions": 3}, "statistics"), ({"dimensions": 1}, "rows"), ({"dimensions": 3, "samples": 11}, "rows"),
+    ({"dimensions": 3, "samples": 12}, "statistics"), ({"dimensions": 3, "regime": "weighted"}, "rows"),
+    ({"dimensions": 3, "regime": "fresh", "fraction": 0.04}, "rows"),
+])  # fmt: skip
+def test_many_rows_of_several_dimensions_are_drawn_by_their_statistics(given, wanted):
+    result = lab("gaussian", **{"samples": 200, "rounds": 1, "replicates": 2, **given})
+    assert result.config["draw"] == wanted
+
+
+def test_the_log_s_rate_is_of_the_tokens_between_its_lines(tmp_path, monkeypatch):
+    clock = iter(np.arange(0.0, 100.0, 0.5))
+    monkeypatch.setattr("recursive_jax.train.log.time.perf_counter", lambda: float(next(clock)))
+    log = TrainLog("x", 4, directory=tmp_path, every=2, quiet=True)
+    for step in range(1, 5):
+        log.step(step, {"loss": 1.0}, 100)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [2, 4]
+    assert lines[1]["tokens_per_second"] == pytest.approx(200 / 0.5)  # two steps, and one reading of the clock

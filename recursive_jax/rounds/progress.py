@@ -49,4 +49,11 @@ def summary(manifest: dict) -> str:
         words.append(f"{c['real_tokens'] / c['tokens']:.0%} real")
     if verb == "select":
         words.append(f"{c['proposed'] - c['rows']:,} dropped")
+    words += [f"{n:,} {reason}" for reason, n in list(failures(c).items())[:3]]
     return ", ".join(words)
+
+
+def failures(counts: dict) -> dict[str, int]:
+    """reason -> rows that failed for it, the most frequent first."""
+    found = {status: n for status, n in counts.get("status", {}).items() if status not in ("ok", "length")}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

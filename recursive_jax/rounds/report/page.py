@@ -22,6 +22,7 @@ from recursive_jax.collapse.suite import TEXT
 from recursive_jax.errors import InputError
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.profile import run_profiles
+from recursive_jax.rounds.progress import failures
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.series import Arm, arms_of, null_band
 
@@ -232,13 +233,10 @@ def _ledger(stored: list[dict]) -> str:
     lines = []
     for m in stored:
         c = m["counts"]
-        status = c.get("status", {})
-        failed = sum(n for s, n in status.items() if s not in ("ok", "length"))
         rows = c.get("rows")
         share = f"{c['real_tokens'] / c['tokens']:.0%}" if c.get("tokens") and "real_tokens" in c else ""
-        dropped = "; ".join(f"{r}: {n}" for r, n in c.get("dropped", {}).items()) or (
-            f"failed: {failed}" if failed else ""
-        )
+        gone = c.get("dropped", {}) | failures(c)
+        dropped = "; ".join(f"{r}: {n}" for r, n in gone.items())
         proposed = c.get("proposed", rows)
         cells = [
             m["arm"] if not m["path"].startswith("rounds/0000") else "shared",
