@@ -285,3 +285,10 @@ def test_rows_that_ask_nothing_are_refused(row, message, tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=message):
         list(Prompts(str(tmp_path / "x.jsonl")).requests(_Chat(), SamplingConfig(), bytearray()))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": {"b": 1}}\n{"a": {"b": 1, "b": 2}}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl, line 2: not JSON \(the key 'b' stands twice in one object"):
+        list(files.read_rows(str(path)))

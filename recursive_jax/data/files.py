@@ -186,11 +186,11 @@ def wrong_byte(where: str, error: UnicodeDecodeError) -> InputError:
 
 
 def parse_json(line: bytes | str, where: str) -> Any:
-    """One JSON value. InputError names `where` for bytes that are not UTF-8, no JSON, and half a surrogate pair, which
-    is no character and could not be written again."""
+    """One JSON value. InputError names `where` for bytes that are not UTF-8, no JSON, a key that stands twice in one
+    object, and half a surrogate pair, which is no character and could not be written again."""
     try:
         line = line.decode("utf-8") if isinstance(line, bytes) else line
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_each_once)
         if "\\u" in line:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -201,6 +201,15 @@ def parse_json(line: bytes | str, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error})") from None
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of a key that stands twice a reader would silently keep one value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+    return found
 
 
 def read_json_lines(file: str | Path) -> Iterator[tuple[str, Any]]:
