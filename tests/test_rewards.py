@@ -322,3 +322,31 @@ def test_rewards_that_give_nothing_usable_are_named():
     with pytest.raises(InputError, match="weights for 1 rewards"):
         rj.rewards.Combined("weighted", (r.length(),), (1.0, 2.0))
     assert Grade(1.0).status == "ok" and Function(behave).seconds == 10.0
+
+
+@pytest.mark.parity
+def test_math_equal_knows_equal_forms_and_survives_a_planted_hang():
+    pytest.importorskip("math_verify")
+    rows = [
+        {"text": r"so it is $\frac{1}{2}$", "answer": "0.5"},
+        {"text": r"\boxed{1 + x}", "answer": "x + 1"},
+        {"text": "$3$", "answer": "4"},
+        {"text": r"$\{2, 1\}$", "answer": r"$\{1, 2\}$"},
+        {"text": "$7$", "answer": None},
+        {"text": "$9^{9^{9^{9}}} + 1$", "answer": r"$9^{9^{9^{9}}}$"},
+    ]
+    begin = time.perf_counter()
+    found = r.math_equal(seconds=20.0).grade(rows)
+    assert [g.score for g in found[:5]] == [1.0, 1.0, 0.0, 1.0, None]
+    assert found[5].score in (None, 0.0) and time.perf_counter() - begin < 120
+
+
+@pytest.mark.parity
+def test_rouge_l_is_that_of_the_package():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
+    rng = np.random.default_rng(0)
+    vocabulary = ["the", "The", "cat", "it's", "3.5", "Über", "-", "sat", "a_b", "x9"]
+    for _ in range(200):
+        one, other = (" ".join(rng.choice(vocabulary, rng.integers(0, 12))) for _ in range(2))
+        wanted = scorer.score(one, other)["rougeL"].fmeasure
+        assert rouge_l(rouge_tokens(one), rouge_tokens(other)) == pytest.approx(wanted), (one, other)
