@@ -19,6 +19,7 @@ from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, Special,
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import Request
+from tests.conftest import ROOT
 from tests.helpers import write_llama_gguf
 from tests.test_families import FOLDER
 
@@ -222,6 +223,17 @@ mesh: {{data: 1}}
 """
     )
     return tmp_path
+
+
+def test_rows_are_shown_as_they_are_asked_before_anything_starts(task, capsys):
+    assert main(["run", str(task / "task.yaml"), "--workdir", str(task / "run"), "--preview", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("what is asked") == shown.count("the reply") == 2 and not (task / "run").exists()
+    assert '"id": "rows/1", "status": ' in shown
+    arguments = ["run", str(ROOT / "configs" / "quickstart.yaml"), "--workdir", str(task / "run"), "--preview"]
+    for rows, says in (("2", "recipe collapse asks nothing through a template"), ("0", "at least one row")):
+        assert main([*arguments, rows]) == 2
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.slow

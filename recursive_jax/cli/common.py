@@ -23,6 +23,7 @@ def config_arguments(p: argparse.ArgumentParser) -> None:
         help="refuse to go on under other versions, flags or devices, instead of saying and marking it",
     )
     p.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs; write nothing")
+    p.add_argument("--preview", type=int, metavar="N", help="ask N rows, show them, and what is read; write nothing")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 

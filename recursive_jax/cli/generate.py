@@ -101,8 +101,12 @@ def run(args: argparse.Namespace) -> int:
         return _conversation(model, args, sampling.model_copy(update={"batch": 1, "chunk": 1}), draft, notes)
     prompts = Prompts(args.source, args.prompt, count, args.chat, args.system, args.field, template)
     if args.preview is not None:
+        from recursive_jax.generate.preview import preview_text
+
         print(notes, file=sys.stderr)
-        return _preview(model, prompts, sampling, args)
+        requests = list(itertools.islice(prompts.requests(model.tokenizer, sampling, bytearray()), args.preview))
+        print(preview_text(model, requests, sampling, template, args.seed))
+        return 0
     if not args.source:
         first = next(prompts.requests(model.tokenizer, sampling, bytearray()))
         if len(first.prompt) >= model.max_length:
@@ -176,44 +180,14 @@ def _show(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace, dra
     with Wait("generating"):
         rows = generate(model, requests, sampling, seed=args.seed, draft=draft)
     if prompts.template is not None:
+        from recursive_jax.generate.preview import read_lines
         from recursive_jax.generate.reading import read_replies
 
-        return _print_rows(read_replies(rows, prompts.template), prompts.template)
+        print("\n".join(read_lines(read_replies(rows, prompts.template), prompts.template)))
+        return 0
     same = sampling.temperature == 0 or sampling.beams > 1  # then the rows of a prompt are equal
     for text in dict.fromkeys(rows.column("text")) if same and not args.source else rows.column("text"):
         print(f"{'' if args.chat else args.prompt}{text}\n")
-    return 0
-
-
-def _print_rows(rows: Any, template: Any) -> int:
-    """What was read, a JSON object on each line; of what could not be read, the status and the reply."""
-    import json
-
-    from recursive_jax.generate.reading import column_name, failed
-
-    names = [column_name(name) for name in template.columns] or ["text"]
-    for row in rows:
-        shown = {"text": row["text"]} if failed(row["status"]) else {name: row[name] for name in names}
-        print(json.dumps({"id": row["id"], "status": row["status"], **shown}, ensure_ascii=False, default=str))
-    return 0
-
-
-def _preview(model: Any, prompts: Any, sampling: Any, args: argparse.Namespace) -> int:
-    """The first rows as they are asked, answered and read."""
-    from recursive_jax.data.template import with_specials
-    from recursive_jax.generate.generate import generate
-    from recursive_jax.generate.reading import read_replies
-    from recursive_jax.waiting import Wait
-
-    requests = list(itertools.islice(prompts.requests(model.tokenizer, sampling, bytearray()), args.preview))
-    with Wait("generating"):
-        replies = generate(model, requests, sampling, seed=args.seed)
-    for n, request in enumerate(requests):
-        one = replies[n : n + 1]
-        print(f"--- row {n}: what is asked\n{with_specials(request.prompt, model.tokenizer)}")
-        print(f"--- the reply\n{one[0]['text']}\n--- what is read")
-        _print_rows(read_replies(one, prompts.template), prompts.template)
-        print()
     return 0
 
 

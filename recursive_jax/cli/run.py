@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recursive_jax.cli.common import config_arguments, set_up
+from recursive_jax.errors import InputError
 
 HELP = "run a whole experiment, whatever its recipe: data, models, evaluation, report"
 EXAMPLE = "recursive-jax run configs/quickstart.yaml rounds.count=3 --workdir runs/three"
@@ -33,11 +34,25 @@ def run_config(config: Any, args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dry_run(config, recipe))
         return 0
+    if args.preview is not None:
+        print(preview(config, recipe, args.preview))
+        return 0
     recipe.run(config, args.workdir, fork=args.fork, quiet=args.quiet)
     if is_main():
         print(status_text(args.workdir, short=True))
         print(f"report: {Path(args.workdir) / 'report.html'}")
     return 0
+
+
+def preview(config: Any, recipe: Any, rows: int) -> str:
+    """Some rows as the recipe asks them. Raises InputError for a recipe that asks none."""
+    if rows < 1:
+        raise InputError(f"--preview={rows}: at least one row is wanted")
+    if recipe.preview is None:
+        raise InputError(
+            f"--preview: recipe {recipe.name} asks nothing through a template; --dry-run says what it costs"
+        )
+    return recipe.preview(config, rows)
 
 
 def dry_run(config: Any, recipe: Any) -> str:

@@ -16,6 +16,7 @@ from recursive_jax.config import LoraConfig, SamplingConfig, TaskConfig, row_len
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template, examples_dataset, preview, task_rows
 from recursive_jax.errors import InputError
+from recursive_jax.generate.preview import preview_text
 from recursive_jax.generate.request import Request
 from recursive_jax.identity import fingerprint, named
 from recursive_jax.models.lora import adapted_model
@@ -82,14 +83,28 @@ def as_they_are(data: Dataset) -> Dataset:
 
 def assess(round: Round, model: Model, config: FinetuneConfig, template: Template, rows: list[dict]) -> dict[str, Any]:
     """Greedy answers to the held-out rows, read back and compared; and the loss of the right answers."""
-    prompts = [template.request(row, model.tokenizer) for row in rows]
-    requests = [Request(i, prompt, (f"held-out/{i}",), opened=True) for i, prompt in enumerate(prompts)]
-    sampling = config.sampling.model_copy(update={"temperature": 0.0})
-    sampling = SamplingConfig(**{**sampling.model_dump(), "max_tokens": config.sampling.max_tokens or 64})
+    requests, sampling = asked(config, template, rows, model.tokenizer)
     answers = round.generate("answers", model, requests, sampling)
     inputs = {"answers": answers.fingerprint, "rows": fingerprint(rows)}
     measured = named("task_metrics", 3)(lambda: task_metrics(model, template, rows, answers.value))
     return round.evaluate("evaluation", model, measured, inputs=inputs, config=template)
+
+
+def asked(config: FinetuneConfig, template: Template, rows: list[dict], tokenizer: Any) -> tuple[list[Request], Any]:
+    """(requests of the held-out rows, how they are answered: greedily)."""
+    prompts = [template.request(row, tokenizer) for row in rows]
+    sampling = config.sampling.model_copy(update={"temperature": 0.0})
+    settings = {**sampling.model_dump(), "max_tokens": config.sampling.max_tokens or 64}
+    requests = [Request(i, prompt, (f"held-out/{i}",), opened=True) for i, prompt in enumerate(prompts)]
+    return requests, SamplingConfig(**settings)
+
+
+def preview_rows(config: FinetuneConfig, rows: int) -> str:
+    """The first held-out rows as the model answers them before it is trained."""
+    base = load_model(config.base, meshes.make_mesh(config.mesh))
+    template = Template.of(config.task, base.tokenizer)
+    _, held_out, _ = task_rows(config.task, config.seed)
+    return preview_text(base, *asked(config, template, held_out[:rows], base.tokenizer), template)
 
 
 def check(config: FinetuneConfig) -> list[str]:
@@ -112,6 +127,7 @@ recipe = Recipe(
     check,
     lambda config: model_cost(load_model(config.base).network, config),
     task_layout,
+    preview_rows,
     paper="arXiv:2203.02155, sec. 3.5; arXiv:2106.09685; arXiv:2305.14314",
     example="recursive-jax run configs/snips.yaml --workdir runs/snips",
 )

@@ -40,8 +40,9 @@ class RecipeConfig(Section):
 class Recipe:
     """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records.
     check(config): what can be said before anything is loaded, as lines. cost(config): lines of what it will take, for
-    --dry-run. layout: of its report. paper: where it is from. example: a command that runs it. version: goes up when it
-    computes something else."""
+    --dry-run. layout: of its report. preview(config, rows): some rows asked, answered and read, for --preview; None:
+    the recipe asks nothing through a template. paper: where it is from. example: a command that runs it. version: goes
+    up when it computes something else."""
 
     name: str
     summary: str
@@ -50,6 +51,7 @@ class Recipe:
     check: Callable[[Any], list[str]] = lambda config: []
     cost: Callable[[Any], list[str]] = lambda config: []
     layout: Layout = plain_layout
+    preview: Callable[[Any, int], str] | None = None
     paper: str = ""
     example: str = ""
     version: int = 1
