@@ -18,6 +18,7 @@ from recursive_jax.identity import Value
 from recursive_jax.models.model import Model
 
 ROWS = 8192  # signed together
+PAIRS = 100_000  # of signatures, compared together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,39 @@ class NearDuplicates(Value):
         return self.begin()(data)
 
 
+class _Runs:
+    """Hashes of a band and where they were seen: sorted runs, merged as they grow, twelve bytes for each."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, hashes: np.ndarray, places: np.ndarray) -> None:
+        order = np.argsort(hashes, kind="stable")
+        self._runs.append((hashes[order], places[order]))
+        while len(self._runs) > 1 and 2 * len(self._runs[-1][0]) >= len(self._runs[-2][0]):
+            (a, b), (c, d) = self._runs.pop(-2), self._runs.pop()
+            both, where = np.concatenate([a, c]), np.concatenate([b, d])
+            order = np.argsort(both, kind="stable")
+            self._runs.append((both[order], where[order]))
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row, place) of every place that holds the hash of a row."""
+        rows, places = [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
+        for known, where in self._runs:
+            first = np.searchsorted(known, hashes, side="left")
+            many = np.searchsorted(known, hashes, side="right") - first
+            rows.append(np.repeat(np.arange(len(hashes)), many))
+            begin = np.repeat(first - np.concatenate([[0], np.cumsum(many)[:-1]]), many)
+            places.append(where[begin + np.arange(many.sum())])
+        return np.concatenate(rows), np.concatenate(places)
+
+
 class _Signatures:
-    """Signatures of what is kept, and where each of their bands was first seen."""
+    """Signatures of what is kept, and where each of their bands was seen."""
 
     def __init__(self, rule: NearDuplicates):
         self.rule, self.rows = rule, bands_for(rule.threshold, rule.hashes)
-        self._bands: list[dict[int, list[int]]] = [{} for _ in range(rule.hashes // self.rows)]
+        self._bands = [_Runs() for _ in range(rule.hashes // self.rows)]
         self._kept = np.empty((0, rule.hashes), np.uint32)
         self._count = 0
 
@@ -60,26 +88,43 @@ class _Signatures:
 
     def _part(self, texts: Any) -> np.ndarray:
         signatures, empty = self._sign(texts)
-        count, rows = len(signatures), self.rows
-        bands = [_mixed(signatures[:, k * rows : (k + 1) * rows]).tolist() for k in range(len(self._bands))]
-        kept = np.ones(count, bool)
-        for n in range(count):
-            if empty[n]:
-                continue
-            near = {place for k, band in enumerate(bands) for place in self._bands[k].get(band[n], ())}
-            if near and (self._kept[list(near)] == signatures[n]).mean(1).max() >= self.rule.threshold:
-                kept[n] = False
-                continue
-            self._keep(signatures[n], [band[n] for band in bands])
+        rows = self.rows
+        bands = [_mixed(signatures[:, k * rows : (k + 1) * rows]) for k in range(len(self._bands))]
+        kept = empty | ~self._like_earlier(signatures, bands)
+        self._drop_within(signatures, bands, kept, empty)
+        new = np.flatnonzero(kept & ~empty)
+        if self._count + len(new) > len(self._kept):
+            self._kept = np.resize(self._kept, (max(ROWS, 2 * self._count, self._count + len(new)), self.rule.hashes))
+        self._kept[self._count : self._count + len(new)] = signatures[new]
+        places = np.arange(self._count, self._count + len(new), dtype=np.uint32)
+        for runs, band in zip(self._bands, bands, strict=True):
+            runs.add(band[new], places)
+        self._count += len(new)
         return kept
 
-    def _keep(self, signature: np.ndarray, bands: list[int]) -> None:
-        if self._count == len(self._kept):
-            self._kept = np.resize(self._kept, (max(1024, 2 * self._count), self.rule.hashes))
-        self._kept[self._count] = signature
-        for known, band in zip(self._bands, bands, strict=True):
-            known.setdefault(band, []).append(self._count)
-        self._count += 1
+    def _like_earlier(self, signatures: np.ndarray, bands: list[np.ndarray]) -> np.ndarray:
+        """Which rows are like one of an earlier part."""
+        like = np.zeros(len(signatures), bool)
+        for runs, band in zip(self._bands, bands, strict=True):
+            open_rows = np.flatnonzero(~like)
+            rows, places = runs.find(band[open_rows])
+            for at in range(0, len(rows), PAIRS):
+                row, place = open_rows[rows[at : at + PAIRS]], places[at : at + PAIRS]
+                near = (self._kept[place] == signatures[row]).mean(1) >= self.rule.threshold
+                like[row[near]] = True
+        return like
+
+    def _drop_within(self, signatures: np.ndarray, bands: list, kept: np.ndarray, empty: np.ndarray) -> None:
+        """Takes from `kept` the rows that are like an earlier kept one of the same part."""
+        seen: list[dict[int, list[int]]] = [{} for _ in bands]
+        hashes = [band.tolist() for band in bands]
+        for n in np.flatnonzero(kept & ~empty).tolist():
+            near = {place for k, known in enumerate(seen) for place in known.get(hashes[k][n], ())}
+            if near and (signatures[list(near)] == signatures[n]).mean(1).max() >= self.rule.threshold:
+                kept[n] = False
+                continue
+            for k, known in enumerate(seen):
+                known.setdefault(hashes[k][n], []).append(n)
 
     def _sign(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
         """(signatures [N, hashes] uint32, which texts have no words)."""
