@@ -297,6 +297,16 @@ def test_dpo_is_its_formula_and_moves_away_from_its_frozen_reference(small, mesh
         train(transformer(small, ByteTokenizer(), mesh), data, DPO(), config, quiet=True)
 
 
+def test_beta_scales_the_margin_of_dpo(small, mesh):
+    """One row, eight times: from the loss at one beta follows the margin, and from it the loss at another."""
+    data = Dataset.from_rows([{"chosen": "yes", "rejected": "nope", "prompt": [256, 65]}] * 8)
+    policy, reference = (transformer(small, ByteTokenizer(), mesh).initialized(seed) for seed in (0, 1))
+    config = SETTINGS.model_copy(update={"steps": 1})
+    loss = lambda beta: train(policy, data, DPO(beta=beta, reference=reference), config, quiet=True).summary["loss"]
+    margin = -np.log(np.expm1(loss(0.5))) / 0.5  # of -log sigmoid(beta margin)
+    assert abs(margin) > 0.05 and loss(2.0) == pytest.approx(np.log1p(np.exp(-2.0 * margin)), rel=1e-4)
+
+
 def test_an_objective_is_named_by_the_model_it_holds(small, mesh):
     from recursive_jax.identity import fingerprint
 

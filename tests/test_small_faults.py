@@ -16,6 +16,7 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.parsers import Numbered
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizer_files import read_tokenizer
+from recursive_jax.rounds.profile import _exact
 from recursive_jax.rounds.report.series import Arm
 from recursive_jax.rounds.report.task import _before_and_after
 from recursive_jax.train.log import TrainLog
@@ -98,3 +99,10 @@ def test_the_log_s_rate_is_of_the_tokens_between_its_lines(tmp_path, monkeypatch
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [2, 4]
     assert lines[1]["tokens_per_second"] == pytest.approx(200 / 0.5)  # two steps, and one reading of the clock
+
+
+def test_the_error_over_replicates_is_that_of_their_mean(monkeypatch):
+    monkeypatch.setattr("recursive_jax.rounds.profile._against", lambda *given: given)
+    records = [{"round": 1, "metrics": {"kl_total": x}} for x in (1.0, 2.0, 4.0)]
+    _, _, before, error, count, _ = _exact(records, [{"kl_total": 0.5}], ["round 1"], 0.99)["round 1"]["kl_total"]
+    assert (before, count) == (0.5, 3) and error == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
