@@ -24,8 +24,9 @@ from recursive_jax.collapse.intervals import proportion
 from recursive_jax.curate.rewards import Grade, grades, score
 from recursive_jax.curate.verifiers import ExactMatch, NumericMatch
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.files import read_lines, read_rows
+from recursive_jax.data.files import read_lines
 from recursive_jax.data.parsers import Answer, Label
+from recursive_jax.data.task import read_rows
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
@@ -196,8 +197,7 @@ def _own(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows_of(path: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Rows of a JSONL, CSV or Parquet file."""
-    rows = [row for _, row in read_rows(path)]
-    return rows[:limit] if limit is not None else rows
+    return read_rows(path)[:limit]
 
 
 def gsm8k(path: str, limit: int | None = None, chat: bool = False) -> Task:
@@ -208,7 +208,7 @@ def gsm8k(path: str, limit: int | None = None, chat: bool = False) -> Task:
 
 
 def mawps(path: str, limit: int | None = None, chat: bool = False) -> Task:
-    """Word problems of the form of MAWPS and SVAMP: `Question` (behind its `Body`, where it does not hold it), with
+    """Word problems of the form of MAWPS: `Question` (behind its `Body`, where it does not hold it), with
     `number0` standing for the first of `Numbers`, and `Answer`."""
     rows = []
     for row in rows_of(path, limit):

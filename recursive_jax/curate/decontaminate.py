@@ -9,6 +9,7 @@ items missed (marin#6852, marin#5519).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -44,6 +45,10 @@ class Contaminated(Value):
             raise InputError(f"decontaminate(share={self.share:g}): above 0 and up to 1 is wanted")
         object.__setattr__(self, "items", items)
 
+    @functools.cached_property
+    def _index(self) -> _Index:
+        return _Index(self)
+
     def __call__(self, data: Dataset) -> np.ndarray:
         """Whether a row is clean."""
         return self.hits(data)[0] < 0
@@ -51,9 +56,8 @@ class Contaminated(Value):
     def hits(self, data: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(item, first word, words) of each row: the item of which it holds the largest share, and the span of the row
         that holds it; -1 and zeros for a clean row."""
-        index = _Index(self)
         column = data.table[self.column]
-        parts = [index.look(column.slice(at, ROWS)) for at in range(0, len(data), ROWS)]
+        parts = [self._index.look(column.slice(at, ROWS)) for at in range(0, len(data), ROWS)]
         empty = (np.empty(0, np.int64),) * 3
         return tuple(np.concatenate(x) for x in zip(*parts, strict=True)) if parts else empty
 

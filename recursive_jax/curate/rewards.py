@@ -108,13 +108,13 @@ class Function(Reward):
 
 def grades(reward: Any, data: Rows) -> list[Grade]:
     """What a reward, or a plain function of a Dataset, says of the rows. Raises InputError for what is neither."""
-    rows = as_row_dicts(data)
     if not callable(reward):
         raise InputError(f"a reward is a Reward or a function of a Dataset, not a {type(reward).__name__}")
     if not isinstance(reward, Reward) or type(reward).__call__ is not Reward.__call__:  # it looks at all rows itself
-        dataset = data if isinstance(data, Dataset) else Dataset.from_rows(rows)
+        dataset = data if isinstance(data, Dataset) else Dataset.from_rows(data)
         name = getattr(reward, "__name__", type(reward).__name__)
-        return [Grade(score) for score in checked_scores(reward(dataset), len(rows), name)]
+        return [Grade(score) for score in checked_scores(reward(dataset), len(dataset), name)]
+    rows = as_row_dicts(data)
     found = reward.grade(rows)
     if len(found) != len(rows):
         raise InputError(f"the reward {type(reward).__name__} gave {len(found)} scores for {len(rows)} rows")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.errors import InputError, say
 from recursive_jax.identity import describe, fingerprint
+from recursive_jax.storage import sync_directory
 
 Keep = Callable[[Dataset], Sequence[bool] | np.ndarray]
 
@@ -149,6 +150,7 @@ def select_files(
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, out)
+    sync_directory(os.path.dirname(os.path.abspath(out)))
     _say_few(before, after, dropped)
     return dropped
 

@@ -1,8 +1,9 @@
 """Templates asked in turn, each of what the ones before gave, until a row is done: self-chat (Baize, arXiv:2304.01196),
 answer, critique and refine (arXiv:2303.17651).
 
-    talk = Dialogue((Step(human, {"transcript": "{transcript}\\n[Human] {said}"}), Step(ai, {...})), most=6)
-    rj.generate(model, topics, template=talk, max_tokens=60)
+    human = Template("{talk}\\n[Human]", "{line}"), {"talk": "{talk}\\n[Human] {line}"}
+    ai = Template("{talk}\\n[AI]", "{line}"), {"talk": "{talk}\\n[AI] {line}"}
+    rj.generate(model, topics, template=Dialogue((human, ai), most=6, start={"talk": "A talk."}), stop=["["])
 """
 
 from __future__ import annotations
@@ -112,4 +113,4 @@ def _table(rows: list[dict[str, Any]]) -> Dataset:
     table = Dataset.from_rows([{"id": row["id"]} for row in rows]).table
     for name, column in own.items():
         table = table.append_column(name, column)
-    return Dataset(table).take(np.arange(len(rows)))
+    return Dataset(table)

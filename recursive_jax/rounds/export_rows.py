@@ -66,7 +66,7 @@ def export_rows(
 
 def _of_file(path: str) -> Dataset:
     if path.endswith(".parquet"):
-        return Dataset(pq.read_table(path))
+        return Dataset.read([path])
     return Dataset.from_rows([row for _, row in read_rows(path)])
 
 

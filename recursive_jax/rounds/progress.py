@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recursive_jax.generate.reading import failed
 from recursive_jax.train.log import console
 from recursive_jax.waiting import AFTER, Wait
 
@@ -55,5 +56,5 @@ def summary(manifest: dict) -> str:
 
 def failures(counts: dict) -> dict[str, int]:
     """reason -> rows that failed for it, the most frequent first."""
-    found = {status: n for status, n in counts.get("status", {}).items() if status not in ("ok", "length")}
+    found = {status: n for status, n in counts.get("status", {}).items() if failed(status)}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
