@@ -196,10 +196,10 @@ def test_a_gguf_is_held_against_its_size(place, value, says, tmp_path, mesh):
     data = bytearray((tmp_path / "m.gguf").read_bytes())
     data[place : place + len(value)] = value
     (tmp_path / "m.gguf").write_bytes(bytes(data))
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(InputError, match="m.gguf") as error:
         read_gguf(tmp_path / "m.gguf", mesh)
-    assert says in str(error.value) and time.perf_counter() - begin < 10
+    assert says in str(error.value) and time.process_time() - begin < 10
 
 
 def test_offsets_and_dimensions_of_a_gguf_stay_inside(tmp_path, mesh):
@@ -248,10 +248,10 @@ def test_offsets_and_dimensions_of_a_gguf_stay_inside(tmp_path, mesh):
 )
 def test_chat_templates_run_under_limits(source, says, monkeypatch):
     monkeypatch.setattr("recursive_jax.data.chat_template.STEPS", 20_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(InputError, match="the chat template") as error:
         render_template(source, messages=CHAT)
-    assert says in str(error.value) and time.perf_counter() - begin < 15
+    assert says in str(error.value) and time.process_time() - begin < 15
 
 
 def test_a_template_s_time_is_limited(monkeypatch):
@@ -372,17 +372,29 @@ def test_a_platform_that_is_not_there_is_named(tmp_path):
         assert done.returncode == 2 and f"{platform}" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+INTERRUPTED_AT = """
+import os, signal, sys
+
+class Interrupt:  # Ctrl-C in the moment that a module is looked for
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+from recursive_jax.cli import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 1.6])
-def test_ctrl_c_during_imports_is_130(seconds, tmp_path):
+@pytest.mark.parametrize("module", ["recursive_jax.cli.run", "numpy", "jax", "optax"])
+def test_ctrl_c_during_imports_is_130(module, tmp_path):
+    """From our first line on; before that it is Python's own start that is interrupted, and says so its own way."""
     (tmp_path / "config.yaml").write_text(TINY)
-    words = [*COMMAND, "run", str(tmp_path / "config.yaml"), "--workdir", str(tmp_path / "run"), "--dry-run"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode in (0, 130) and "Traceback" not in error, error
-    assert process.returncode == 0 or "interrupted" in error
+    words = ["run", str(tmp_path / "config.yaml"), "--workdir", str(tmp_path / "run"), "--dry-run"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT, module, *words], capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("text", ["seed: !!bool abc", "seed: !!timestamp abc", "seed: !!int x", "seed: !!float []"])

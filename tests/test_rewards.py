@@ -117,13 +117,13 @@ def test_arithmetic_beyond_its_limits_is_refused():
     ):
         with pytest.raises(NotArithmetic):
             arithmetic(text)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for text in ("(" * 9_999, "-" * 9_999, "1+" * 4_999 + "1", "2*" * 4_999 + "2"):
         try:
             arithmetic(text)
         except NotArithmetic:
             pass
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 words = st.lists(st.sampled_from("abcd"), max_size=12)

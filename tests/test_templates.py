@@ -86,9 +86,9 @@ def test_reading_is_linear_in_what_a_model_wrote():
 
     def seconds(words):
         text = "word, " * words
-        start = time.perf_counter()
+        start = time.process_time()
         assert isinstance(template.parse(text), ParseError)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(200_000) < 2.0  # a backtracking pattern needs the age of the universe
