@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from recursive_jax.mesh import make_mesh
     from recursive_jax.rounds.opening import chosen_name, load_model, model_name
 
-    model = load_model(args.model, make_mesh(config.mesh))
+    model = load_model(args.model, make_mesh(config.mesh), remote=config.remote)
     draft = Draft(load_model(args.draft, model.mesh)) if args.draft else None
     notes = chosen_name(args.model) or f"model: {model_name(args.model)}"
     asked = sampling.model_dump(exclude_unset=True)

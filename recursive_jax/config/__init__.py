@@ -5,6 +5,7 @@ from recursive_jax.config.data import DataConfig, LanguageConfig, TaskConfig
 from recursive_jax.config.devices import MeshConfig
 from recursive_jax.config.loader import difference, grown, without_keys
 from recursive_jax.config.model import LoraConfig, ModelConfig, RopeScaling
+from recursive_jax.config.remote import RemoteConfig
 from recursive_jax.config.rounds import ArmConfig, EvaluateConfig, FilterConfig, RoundsConfig
 from recursive_jax.config.sampling import SamplingConfig
 from recursive_jax.config.section import Section
@@ -19,6 +20,7 @@ __all__ = [
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
+    "RemoteConfig",
     "RopeScaling",
     "RoundsConfig",
     "SamplingConfig",

@@ -121,13 +121,14 @@ def grades(reward: Any, data: Rows) -> list[Grade]:
     return found
 
 
-def score(data: Dataset, reward: Any, column: str = "score") -> Dataset:
-    """The rows with a number for each in `column`, None where the reward gives none. reward: a Reward, or any function
-    of the Dataset.
+def score(data: Rows, reward: Any, column: str = "score") -> Dataset:
+    """The rows, a Dataset or a list of dicts, with a number for each in `column`, None where the reward gives none.
+    reward: a Reward, or any function of the Dataset.
 
     Where there are some: `<column>_text` holds the texts of a critic, `<column>_status` what kept a row from its number
     (`timeout`, `died`, `error`), and `<column>_<name>` the parts of rewards put together. Raises InputError, naming the
     reward and the row, for scores that are none."""
+    data = data if isinstance(data, Dataset) else Dataset.from_rows(data)
     found = grades(reward, data)
     data = data.with_column(column, pa.array([g.score for g in found], pa.float64()))
     if any(g.text is not None for g in found):

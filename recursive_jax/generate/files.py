@@ -32,6 +32,8 @@ from recursive_jax.generate.engine import slots_for
 from recursive_jax.generate.generate import FIRST, stream, writer_name
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.reading import failed, read_record, read_reply
+from recursive_jax.generate.remote.journal import Replies, keeping
+from recursive_jax.generate.remote.model import Remote
 from recursive_jax.generate.request import Draft, Request, own_name
 from recursive_jax.identity import describe
 from recursive_jax.mesh import resolve_dtype
@@ -199,18 +201,28 @@ def generate_file(
     if attempts > 1 and (sampling.beams > 1 or sampling.best_of > 1):
         raise InputError(f"attempts={attempts} is for one row of a request: beams and best_of keep the best of several")
     partial = _Partial(out, _mark(model, prompts, sampling, seed), now, prompts.template)
+    replies = Replies(f"{out}.replies") if isinstance(model, Remote) else None
     try:
-        while True:
-            for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done, partial.tries):
-                partial.append(_record(row, model, seed), row)
-                if stopped():
-                    return False
-            if not partial.ask_again(attempts):
-                break
+        with keeping(replies):
+            whole = _all(partial, model, prompts, sampling, seed, draft, attempts, progress, stopped)
     finally:
         partial.close()
-    partial.become(out)
-    return True
+    if whole:
+        partial.become(out)
+        if replies is not None and os.path.exists(replies.path):
+            os.remove(replies.path)
+    return whole
+
+
+def _all(partial, model, prompts, sampling, seed, draft, attempts, progress, stopped) -> bool:
+    """Rows until all are there, what failed asked anew; False: `stopped()` said so."""
+    while True:
+        for row in _rows(model, prompts, sampling, seed, draft, progress, partial.done, partial.tries):
+            partial.append(_record(row, model, seed), row)
+            if stopped():
+                return False
+        if not partial.ask_again(attempts):
+            return True
 
 
 def _rows(model, prompts, sampling, seed, draft, progress, done, tries=b"") -> Iterator[Row]:

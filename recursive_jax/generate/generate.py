@@ -21,6 +21,7 @@ from recursive_jax.generate.dialogue import Dialogue, hold, repeated
 from recursive_jax.generate.engine import Engine, slots_for
 from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.reading import ask, constrained_by
+from recursive_jax.generate.remote.model import Remote
 from recursive_jax.generate.request import Draft, FromTemplate, Guide, Request, as_requests, own_name, shared_prefix
 from recursive_jax.models.model import Model
 from recursive_jax.waiting import Wait, note, rate
@@ -29,7 +30,7 @@ FIRST = 64  # requests looked at for a prefix they share
 
 
 def generate(
-    model: Model,
+    model: Model | Remote,
     requests: Sequence[Request] | Sequence[str] | str | Sequence[Any] | Dataset,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     *,
@@ -106,7 +107,7 @@ def sampling_for(
 
 
 def stream(
-    model: Model,
+    model: Model | Remote,
     requests: Iterable[Request | None],
     sampling: SamplingConfig | None = None,
     *,
@@ -122,6 +123,12 @@ def stream(
     is no sequence, some that are like those to come: the prefix they share is read once, and requests may bring the
     settings that these do. partial: called with each row that goes on, after every dispatch (not of beams)."""
     sampling = sampling or SamplingConfig()
+    if isinstance(model, Remote):
+        if guide is not None or draft is not None:
+            raise InputError(f"{model.source} takes neither a guide nor a draft: they need its logits")
+        rows = model.stream(requests, sampling, seed=seed)
+        yield from _shown(rows, len(requests) if isinstance(requests, Sequence) else 0) if progress else rows
+        return
     if isinstance(requests, Sequence):
         sampling = slots_for(sampling, len(requests))
     known = requests if isinstance(requests, Sequence) else like

@@ -37,6 +37,7 @@ def read_record(row: Mapping[str, Any], template: Template) -> list[dict[str, An
     rows = [{**whole, **{column_name(name): fields.get(name) for name in names}} for fields in found]
     for rank, later in enumerate(rows[1:], 1):
         later |= {"id": f"{row['id']}#{rank}", "prompt": [], "tokens": [], "logprobs": []}
+        later |= {name: 0 for name in ("reply_input_tokens", "reply_output_tokens") if name in later}
     return rows
 
 
@@ -77,6 +78,10 @@ def _with_columns(
     if later.any():
         ids = [f"{name}#{k}" if k else name for name, k in zip(data.column("id"), rank, strict=True)]
         data = data.with_column("id", ids)
+        for name in ("reply_input_tokens", "reply_output_tokens"):  # counted once
+            if name in data.table.column_names:
+                counts = data.column(name)
+                data = data.with_column(name, [0 if late else n for n, late in zip(counts, later, strict=True)])
         for name in ("prompt", "tokens", "logprobs"):
             lists = data.lists(name)
             data = data.with_column(name, [lists[i][:0] if later[i] else lists[i] for i in range(len(lists))])

@@ -20,6 +20,7 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import difference
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError, machine_errors, problems, say
+from recursive_jax.generate.remote.journal import keeping
 from recursive_jax.identity import derived, digest
 
 FORMAT = 3  # of the run folder; part of every fingerprint
@@ -137,7 +138,7 @@ class DurableFolder:
             if verb == "train":
                 made = produce(folder)  # which says itself what it does
             else:
-                with self.run.progress.waiting(f"{self.label} · {name}"):
+                with self.run.progress.waiting(f"{self.label} · {name}"), keeping(self.run.replies):
                     made = produce(folder)
             counts, value = made if isinstance(made, tuple) else (made, None)
             meshes.barrier(f"{verb}-produced")

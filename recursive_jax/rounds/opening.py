@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 
 from recursive_jax import mesh as meshes
 from recursive_jax import storage
-from recursive_jax.config import LoraConfig
+from recursive_jax.config import LoraConfig, RemoteConfig
 from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError, machine_errors
+from recursive_jax.generate.remote.model import SCHEME, Remote
 from recursive_jax.models import own_sampling
 from recursive_jax.models.huggingface import read_huggingface, weight_files
 from recursive_jax.models.lora import adapted_model
@@ -40,13 +41,18 @@ SAMPLING = {"smollm2": {"temperature": 0.2, "top_p": 0.9}}
 _BLOCK = 16 * 2**20
 
 
-def load_model(path: Any, mesh: Mesh | None = None, dtype: str = "float32") -> Model:
+def load_model(
+    path: Any, mesh: Mesh | None = None, dtype: str = "float32", remote: RemoteConfig | None = None
+) -> Model | Remote:
     """Opens a model on any mesh. path: a run (the model that it names as its result), `RUN:name` (another that it
     names), the folder of a round or of a training; a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where
-    their packages are installed. dtype: of the params of an imported model.
+    their packages are installed; or `openai:MODEL@URL`, a model behind an OpenAI-compatible server, which writes and
+    judges. dtype: of the params of an imported model. remote: how a server is asked.
 
     Raises InputError if there is none, or several and none is named; if it is damaged, does not fit together, or
     belongs to user functions."""
+    if str(path).startswith(SCHEME):
+        return Remote.of(str(path), remote)
     with machine_errors(None), Wait(f"loading {path}", quiet=not meshes.is_main()):
         return _load(path, mesh, dtype)
 
@@ -115,11 +121,11 @@ def _adapted_base(described: dict[str, Any], model: Model, folder: epath.Path) -
 def find_model(path: Any) -> epath.Path:
     """The folder of the one model that `path` means (see `load_model`)."""
     text = str(path)
-    if not epath.Path(text).exists() and ":" in text:
+    path = _place(text)
+    if not path.exists() and ":" in text:
         run, _, name = text.rpartition(":")
-        if epath.Path(run).exists():
-            return _named(epath.Path(run), name)
-    path = epath.Path(text)
+        if _place(run).exists():
+            return _named(_place(run), name)
     if not path.exists():
         raise InputError(f"model {path} does not exist")
     if (path / "model.json").exists():
@@ -133,6 +139,13 @@ def find_model(path: Any) -> epath.Path:
     if len(newest) > 1:
         raise InputError(f"{path} holds several models, give one: {', '.join(str(f.parent) for f in newest)}")
     return newest[0].parent
+
+
+def _place(text: str) -> epath.Path:
+    try:
+        return epath.Path(text)
+    except KeyError:  # a scheme that is none of a file system's
+        raise InputError(f"model {text} is neither a folder, a file, a bucket nor openai:MODEL@URL") from None
 
 
 def named_models(run: epath.Path) -> tuple[dict[str, str], str | None]:
@@ -160,9 +173,11 @@ def _named(run: epath.Path, name: str | None) -> epath.Path:
 
 def chosen_name(path: Any) -> str | None:
     """Of a run with several models, which one its path means, in words; None where there is nothing to choose."""
-    run = epath.Path(str(path))
-    if foreign_path(path) is not None or not (run / "run.json").exists():
+    if str(path).startswith(SCHEME) or foreign_path(path) is not None:
         return None
+    if not (_place(str(path)) / "run.json").exists():
+        return None
+    run = _place(str(path))
     models, default = named_models(run)
     others = [f"{path}:{name}" for name in models if name != default]
     return f"{path}: opens {default}; also there: {', '.join(others)}" if others and default else None
@@ -170,7 +185,7 @@ def chosen_name(path: Any) -> str | None:
 
 def model_name(path: Any) -> str:
     """The folder or file that `path` means, as text."""
-    return str(foreign_path(path) or find_model(path))
+    return str(path) if str(path).startswith(SCHEME) else str(foreign_path(path) or find_model(path))
 
 
 def foreign_path(path: Any) -> Path | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recursive_jax.config import DataConfig, EvaluateConfig, MeshConfig, SamplingConfig, Section
+from recursive_jax.config import DataConfig, EvaluateConfig, MeshConfig, RemoteConfig, SamplingConfig, Section
 
 
 class GenerateOptions(Section):
     """Of `generate`."""
 
     sampling: SamplingConfig = SamplingConfig()
+    remote: RemoteConfig = RemoteConfig()
     mesh: MeshConfig = MeshConfig()
 
 

@@ -30,6 +30,7 @@ from recursive_jax.generate.engine import slots_for
 from recursive_jax.generate.generate import FIRST, stream, to_dataset
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.reading import ask, constrained_by
+from recursive_jax.generate.remote.model import Remote
 from recursive_jax.generate.request import Again, FromTemplate, Request, requests_fingerprint
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
@@ -182,6 +183,8 @@ class Round(DurableFolder):
             sampling = constrained_by(template, sampling) if constrained else sampling
             return self._asked(name, model, asked, template, sampling, attempts, inputs)
         seed = self.seed(name)
+        if tokens is not None and isinstance(model, Remote):
+            raise InputError(f"{model.source}: its tokens are not known here; give count=, the rows that are wanted")
         asked, count = _requests(requests, count, tokens)
         sampling = sampling if count is None else slots_for(sampling, count)
         identity, by_value = _identity(asked, count)
@@ -212,7 +215,13 @@ class Round(DurableFolder):
                 )
             data = journal.finish(budget.wanted)
             used = _blocks_fingerprint(asked, budget.wanted) if by_value else None
-            return {**_counts(data), "budget_tokens": tokens, "requests": budget.wanted, "requests_fingerprint": used}
+            return {
+                **_counts(data),
+                **_paid(data, model),
+                "budget_tokens": tokens,
+                "requests": budget.wanted,
+                "requests_fingerprint": used,
+            }
 
         def check(manifest: dict) -> None:
             """Of requests that a function gives without end, the fingerprint holds the first ones only."""
@@ -420,6 +429,14 @@ def _counts(data: Dataset) -> dict[str, Any]:
         "real_tokens": real.token_count,
         "status": status,
     }
+
+
+def _paid(data: Dataset, model: Any) -> dict[str, Any]:
+    """What a remote model was asked for, and the dollars that it cost."""
+    if not isinstance(model, Remote) or "reply_input_tokens" not in data.table.column_names:
+        return {}
+    read, written = (sum(data.column(f"reply_{what}_tokens")) for what in ("input", "output"))
+    return {"input_tokens": read, "output_tokens": written, "cost": model.cost(read, written)}
 
 
 def _read_rows(folder: epath.Path) -> Dataset:

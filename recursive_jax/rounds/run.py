@@ -15,12 +15,15 @@ from recursive_jax import environment, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, Section, difference, grown, without_keys
 from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine_errors, problems, say
+from recursive_jax.generate.remote.journal import Replies
 from recursive_jax.identity import describe
 from recursive_jax.rounds.durable import COMMITS, FORMAT, append_copy, committed, read_copies, restore
 from recursive_jax.rounds.lineage import evaluations, read_record
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
 from recursive_jax.train import signals
+
+REPLIES = "replies.jsonl"  # of the run folder
 
 
 class Run:
@@ -43,6 +46,8 @@ class Run:
             )
         mesh = getattr(config, "mesh", None)
         self.environment = environment.environment(meshes.make_mesh(mesh) if isinstance(mesh, MeshConfig) else None)
+        others = [] if self.fork is None else [self.fork / REPLIES]
+        self.replies = Replies(self.path / REPLIES, others)  # of remote models
         self.environments: list[dict[str, Any]] = []  # of the run so far, the last is the present one
         self.closed = False
         self._lock: storage.Lock | None = None
