@@ -18,7 +18,7 @@ ORDER = [
     {"objectives"},
     {"train"},
     {"generate"},
-    {"curate"},
+    {"curate", "serve"},
     {"collapse"},
     {"rounds"},
     {"recipes"},

@@ -1,5 +1,5 @@
-"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | lab | import | export |
-export-data | doctor.
+"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | serve | lab | import |
+export | export-data | doctor.
 
 A command is a file here and a line in `COMMANDS`: it has HELP, EXAMPLE, `arguments(parser)` and `run(args) -> exit
 code`."""
@@ -42,13 +42,14 @@ COMMANDS = {
     "profile": "profile",
     "generate": "generate",
     "evaluate": "evaluate",
+    "serve": "serve",
     "lab": "lab",
     "import": "import_model",
     "export": "export",
     "export-data": "export_data",
     "doctor": "doctor",
 }
-COMPUTES = ("run", "train", "generate", "evaluate", "lab", "import", "export")  # these want huge pages
+COMPUTES = ("run", "train", "generate", "evaluate", "serve", "lab", "import", "export")  # these want huge pages
 
 
 def _command(name: str) -> Any:

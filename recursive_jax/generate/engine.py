@@ -61,7 +61,7 @@ def slots_for(sampling: SamplingConfig, rows: int) -> SamplingConfig:
 class Engine:
     """See the module. guide: a second model or prompt that steers; draft: a small model that guesses ahead (the rows
     stay the same); constraint: what every row must parse as. settings and shared: as in `Prefill`, errors too. partial:
-    called with each row that goes on, after every dispatch."""
+    called with each row that goes on, after every dispatch; a row that it says True of ends there (`cancelled`)."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Engine:
         draft: Draft | None = None,
         shared: Sequence[int] = (),
         settings: Sequence[SamplingConfig] = (),
-        partial: Callable[[Row], None] | None = None,
+        partial: Callable[[Row], bool | None] | None = None,
     ):
         self.partial = partial
         self.sampling = sampling = sampling or SamplingConfig()
@@ -149,14 +149,15 @@ class Engine:
             row.logprobs += logprobs_BC[slot, :n].tolist()
             if self.constraint is not None and slot in self.constraint.failed:
                 row.status, row.text = "constraint", row.text_of(row.tokens)
-            if row.status or finish(row):
+            going = not row.status and not finish(row)
+            if going and self.partial is not None and self.partial(row):
+                row.status, row.text = "cancelled", row.text_of(row.tokens)
+            if row.status:
                 self.rows[slot] = None
                 self.counts.rows += 1
                 if self.constraint is not None:
                     self.constraint.release(slot)
                 yield row
-            elif self.partial is not None:
-                self.partial(row)
         self.counts.steps += int(count_B.max(initial=0))
 
     def _make_room(self, rows: Sequence[Row], steps: int) -> None:

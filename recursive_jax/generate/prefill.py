@@ -26,13 +26,15 @@ from recursive_jax.models.model import Model
 #: Settings of a whole generation: what is compiled, and how many rows a request gives.
 OF_ALL = ("regex", "json_schema", "grammar", "beams", "best_of", "n_best", "length_penalty", "dtype")
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
+KNOWN = 8192  # settings that joined an engine, at most
 SHARED = 32  # a prefix shorter than this is not worth reading apart
 
 
 @dataclasses.dataclass
 class Row:
     """A row in work, or done. tokens: new ones only; logprobs: the model's own (temperature 1, no rules), nats. status:
-    `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`. text:
+    `ok` (ended by a stop token or text, or by its constraint), `length` (cut at the limit), `prompt_too_long`,
+    `cancelled` (nobody wants it any more). text:
     set when it is done. rank: 0 for the best of a request's rows. score: what they are ranked by. last: none of the
     request follows."""
 
@@ -80,7 +82,7 @@ class Prefill:
             raise InputError(
                 f"the two models have {' and '.join(str(m.vocab) for m in models)} tokens: not one vocabulary"
             )
-        self.sampling, self.dtype = sampling, meshes.resolve_dtype(sampling.dtype, self.mesh)
+        self.sampling, self.seed, self.dtype = sampling, seed, meshes.resolve_dtype(sampling.dtype, self.mesh)
         self.max_length = min(m.max_length for m in models)
         self.divisor = meshes.batch_divisor(self.mesh)
         self.networks = [m.network for m in self.models]
@@ -94,28 +96,50 @@ class Prefill:
                 raise InputError(
                     f"{', '.join(other)}: one for all rows of a generation, a request cannot bring its own"
                 )
-        self.settings = frozenset(settings)
         self.uses = used_rules(settings)
-        self.words = {s: bad_words(self.tokenizer, s) for s in settings}
+        self._joined: list[SamplingConfig] = []
+        self.words: dict[SamplingConfig, list[list[int]]] = {}
+        self.stop_texts: dict[SamplingConfig, tuple[str, ...]] = {}
+        self.stops: dict[SamplingConfig, tuple[int, ...]] = {}
+        for own in settings:
+            self._add(own)
         self.words_shape = Rules.of(settings, [self.words[s] for s in settings]).bad_words_BWL.shape[1:]
-        texts = {s: stop_texts(self.tokenizer, s.stop) for s in settings}
-        self.stop_texts = {s: found for s, (found, _) in texts.items()}
-        ends_of = lambda s: (*stop_tokens(self.tokenizer), *s.stop_tokens, *texts[s][1])
-        self.stops = {s: tuple(dict.fromkeys(ends_of(s))) for s in settings}
         self.most_stops = max(map(len, self.stops.values()))
         ends = {i for ids in self.stops.values() for i in ids}
         never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, self.model.vocab)} - {None} - ends
+        self._never = frozenset(never)
         with jax.set_mesh(self.mesh):
             self.banned = meshes.put_replicated(self.mesh, np.array(sorted(never), np.int32))
-            self.key = meshes.random_key(seed)
             self.params = [programs.decoder(m.network, self.dtype).prepare(m.params) for m in self.models]
         self.shared = np.asarray(shared, np.int32)
         self._prefixes: dict[int, Any] = {}
 
+    def _add(self, sampling: SamplingConfig) -> None:
+        self.words[sampling] = bad_words(self.tokenizer, sampling)
+        self.stop_texts[sampling], self.stops[sampling] = ends_of(self.tokenizer, sampling)
+
+    def _join(self, sampling: SamplingConfig) -> bool:
+        """Takes up settings that were not named beforehand, where what is compiled has room for them."""
+        if any(getattr(sampling, k) != getattr(self.sampling, k) for k in OF_ALL):
+            return False
+        if not used_rules([sampling]) <= self.uses or sampling.guidance != 1.0 or sampling.bad_words:
+            return False
+        if len(self._joined) >= KNOWN:  # in a server that never ends; rows in work have their own already
+            for old in self._joined[: KNOWN // 2]:
+                del self.stops[old], self.stop_texts[old], self.words[old]
+            del self._joined[: KNOWN // 2]
+        self._add(sampling)
+        stops = self.stops[sampling]
+        if len(stops) <= self.most_stops and not self._never & set(stops):
+            self._joined.append(sampling)
+            return True
+        del self.stops[sampling]
+        return False
+
     def open(self, request: Request) -> Row:
         """The row of a request, with its limit; done at once where nothing can or need be written."""
         sampling = request.sampling or self.sampling
-        if sampling not in self.settings:
+        if sampling not in self.stops and not self._join(sampling):
             raise InputError(f"request {request.id} has settings of its own; name them beforehand: settings=[...]")
         prompt = request.tokens(self.tokenizer.bos)
         row = Row(request, prompt, sampling, self.stops[sampling], self.stop_texts[sampling], self.tokenizer)
@@ -145,8 +169,10 @@ class Prefill:
         column = lambda value, dtype: np.array([value(r) if r else 0 for r in rows], dtype)
         prompts = [row.prompt if row else np.empty(0, np.int32) for row in rows]
         ids = column(lambda r: r.request.id & 0xFFFFFFFF, np.uint32)
+        own = lambda r: self.seed if r is None or r.request.seed is None else r.request.seed
+        keys = np.stack([meshes.seed_words(own(row)) for row in rows])
         return programs.Terms(
-            key_BX=np.asarray(programs.keys_program()(self.key, ids, column(lambda r: r.request.sample, np.uint32))),
+            key_BX=np.asarray(programs.keys_program()(keys, ids, column(lambda r: r.request.sample, np.uint32))),
             position_B=column(lambda r: len(r.prompt), np.int32),
             length_B=np.zeros(len(rows), np.int32),
             limit_B=column(lambda r: r.limit, np.int32),
@@ -198,6 +224,12 @@ class Prefill:
             return min(max(128, power), self.max_length)
         tight = power >= 256 and need <= power * 3 // 4
         return min(power * 3 // 4 if tight else max(64, power), self.max_length)
+
+
+def ends_of(tokenizer: Any, sampling: SamplingConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(texts to look for, ids) that end a row of these settings, the tokenizer's own first."""
+    texts, ids = stop_texts(tokenizer, sampling.stop)
+    return texts, tuple(dict.fromkeys((*stop_tokens(tokenizer), *sampling.stop_tokens, *ids)))
 
 
 def check_writer(model: Model) -> None:

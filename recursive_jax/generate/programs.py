@@ -20,7 +20,7 @@ from flax import struct
 
 from recursive_jax.generate.decoder import decoder
 from recursive_jax.generate.sampling import NEVER, History, Rules, allowed, apply_rules, draw, request_keys
-from recursive_jax.mesh import TRACES, local, spec
+from recursive_jax.mesh import KEYS, TRACES, local, spec
 from recursive_jax.models.network import Network
 
 ROWS = spec("batch")
@@ -153,10 +153,11 @@ def _first_row(rows: int) -> Any:
 
 @functools.cache
 def keys_program() -> Callable:
-    """(round key, id_B, sample_B) -> data of each row's key: a second sample of a request has a key of its own."""
+    """(data of the round's key, or of the request's own, for each row; id_B; sample_B) -> data of each row's key: a
+    second sample of a request has a key of its own."""
 
-    def keys(key, id_B, sample_B):
-        own_B = request_keys(key, id_B)
+    def keys(key_BX, id_B, sample_B):
+        own_B = request_keys(jax.random.wrap_key_data(key_BX, impl=KEYS), id_B)
         other_B = jax.vmap(jax.random.fold_in)(own_B, sample_B)
         first_B1 = (sample_B == 0)[:, None]
         return jnp.where(first_B1, jax.random.key_data(own_B), jax.random.key_data(other_B))

@@ -25,8 +25,8 @@ from recursive_jax.models.model import Model
 @dataclasses.dataclass(frozen=True)
 class Request:
     """prompt: token ids. id: addresses the randomness. parents: ids of the prompt's rows. opened: whether the prompt
-    begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling: settings
-    of its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
+    begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling, seed: of
+    its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
     sample: tells candidates of one request apart (`best_of`). columns: of the prompt's row, which the rows written
     carry on."""
 
@@ -38,6 +38,7 @@ class Request:
     negative: np.ndarray | None = None
     sample: int = 0
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
 
     def tokens(self, bos: int) -> np.ndarray:
         """What the model reads, int32; an empty prompt always starts with the start token."""
@@ -90,7 +91,8 @@ def as_requests(asked: Any, tokenizer: Any) -> list[Request]:
         if isinstance(one, Request):
             found.append(one)
         elif isinstance(one, str):
-            found.append(Request(number, np.asarray(tokenizer.encode(one), np.int32)))
+            opened = not getattr(tokenizer, "has_bos", True)
+            found.append(Request(number, np.asarray(tokenizer.encode(one), np.int32), opened=opened))
         elif _is_conversation(one):
             found.append(Request(number, chat.encode_prompt(tokenizer, one), opened=True))
         else:
@@ -227,6 +229,7 @@ def requests_fingerprint(requests: Sequence[Request]) -> str:
     for r in requests:
         own = None if r.sampling is None else describe(r.sampling)
         about = [r.id, list(r.parents), r.opened, own, r.sample, r.negative is not None, len(r.prompt)]
+        about += [] if r.seed is None else [["seed", r.seed]]
         found.update(json.dumps([*about, describe(r.columns)], sort_keys=True).encode())
         found.update(np.asarray(r.prompt, np.int32).tobytes())
         found.update(b"" if r.negative is None else np.asarray(r.negative, np.int32).tobytes())

@@ -217,8 +217,9 @@ def threshold(value_BV: jax.Array, weight_BV: jax.Array, target_B: jax.Array) ->
 
 
 def request_keys(key: jax.Array, request_B: jax.Array) -> jax.Array:
-    """One key per request: a row's randomness depends on nothing but the round's key and its own id."""
-    return jax.vmap(lambda r: jax.random.fold_in(key, r))(request_B)
+    """One key per request: a row's randomness depends on nothing but the round's key and its own id. key: one, or one
+    for each."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0 if key.ndim else None, 0))(key, request_B)
 
 
 BLOCK = 64  # vocabulary entries that `draw` sums together

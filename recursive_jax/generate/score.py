@@ -47,6 +47,18 @@ def token_entropies(
     yield from _per_token(model, rows, opened, _entropy_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
+def token_alternatives(
+    model: Model, rows: Iterable[np.ndarray], count: int, *, opened: bool = False, dtype: str = "float32"
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of every token of a row its log-probability, and the `count` most probable ones in its place: float32 `[T]`,
+    ids int32 `[T, count]`, their log-probabilities float32 `[T, count]`. Other arguments and errors as
+    `token_logprobs`."""
+    count = min(count, model.vocab)
+    program = _alternatives_program(model.network, meshes.resolve_dtype(dtype, model.mesh), count)
+    for table in _per_token(model, rows, opened, program):
+        yield table[:, 0], table[:, 1 + count :].astype(np.int32), table[:, 1 : 1 + count]
+
+
 def _per_token(model: Model, rows: Iterable[np.ndarray], opened: bool, program: Callable) -> Iterator[np.ndarray]:
     bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
     pieces = (np.concatenate([bos, _checked(row, model)])[: model.max_length + 1].astype(np.int32) for row in rows)
@@ -176,6 +188,28 @@ def _logprob_program(network: Network, dtype: str) -> Callable:
         return jnp.pad(jnp.where(segments[:, 1:] > 0, -nll_BT, 0.0), ((0, 0), (1, 0)))
 
     return jax.jit(logprobs, static_argnums=3)
+
+
+@functools.cache
+def _alternatives_program(network: Network, dtype: str, count: int) -> Callable:
+    """(..., masked) -> float32 `[B, T, 1 + 2 * count]`: the token's, the best ones', their ids (exact up to 2**24)."""
+    apply = network.bind(dtype)
+
+    def alternatives(params, tokens, segments, masked):
+        TRACES["alternatives"] += 1
+        logits_BTV = apply(params, tokens[:, :-1], segments[:, :-1] if masked else None)
+
+        def found(logits_BTV, next_BT):
+            logp_BTV = jax.nn.log_softmax(logits_BTV[:, :, : network.vocab].astype(jnp.float32), axis=-1)
+            own_BT1 = jnp.take_along_axis(logp_BTV, next_BT[:, :, None], axis=-1)
+            best_BTK, ids_BTK = jax.lax.top_k(logp_BTV, count)
+            return jnp.concatenate([own_BT1, best_BTK, ids_BTK.astype(jnp.float32)], axis=-1)
+
+        rows = spec("batch")  # the vocabulary of a row is gathered: the best may lie in any part of it
+        found_BTX = local(found, (rows, rows), rows)(logits_BTV, tokens[:, 1:])
+        return jnp.pad(found_BTX, ((0, 0), (1, 0), (0, 0)))
+
+    return jax.jit(alternatives, static_argnums=3)
 
 
 @functools.cache

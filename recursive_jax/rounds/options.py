@@ -15,6 +15,12 @@ class GenerateOptions(Section):
     mesh: MeshConfig = MeshConfig()
 
 
+class ServeOptions(Section):
+    """Of `serve`."""
+
+    mesh: MeshConfig = MeshConfig()
+
+
 class EvaluateOptions(Section):
     """Of `evaluate`."""
 
