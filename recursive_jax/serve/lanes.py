@@ -1,7 +1,8 @@
 """Engines on threads: requests that can be decoded together are, and join while others are in work.
 
-What is compiled differs with the settings (which rules take part, a grammar): each kind of request has a lane, an
-engine on a thread of its own, that ends when it was idle for a while."""
+What is compiled differs with the settings (which rules take part, a grammar) and with the number of slots, each of
+which costs its share of every step: a kind of request has lanes of 1, 4, 16, ... slots, and takes the smallest that has
+room. A lane is an engine on a thread of its own, that ends when it was idle for a while."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from recursive_jax.generate.sampling import used_rules
 from recursive_jax.models.model import Model
 
 IDLE = 60.0  # seconds after which a lane without requests ends
-LANES = 8  # at most
+LANES = 16  # at most
 CHUNK = 4  # decode steps of a dispatch: what streams comes that many tokens at once
 
 
@@ -128,19 +129,29 @@ class Lanes:
             if self.closed or sum(len(n.waiting) + len(n.jobs) for n in lanes) + len(jobs) > self.most:
                 raise Busy(f"{self.most} rows wait or are in work: ask again in a while")
             self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.ended}
+            key, slots = self._place(key, len(jobs))
             lane = self._lanes.get(key)
             if lane is None and len(self._lanes) >= LANES:
                 idle = [k for k, lane in self._lanes.items() if lane.idle]
                 if not idle:
-                    raise Busy(f"{LANES} kinds of settings are in work: ask again in a while")
+                    raise Busy(f"{len(self._lanes)} kinds of settings are in work: ask again in a while")
                 self._lanes.pop(idle[0]).close()
             for job in jobs:
                 if lane is None or not lane.put(job):
-                    lane = self._lanes[key] = Lane(self.model, self._of_lane(sampling))
+                    own = sampling.model_copy(update={"batch": slots, "chunk": CHUNK})
+                    lane = self._lanes[key] = Lane(self.model, own)
                     lane.put(job)
 
-    def _of_lane(self, sampling: SamplingConfig) -> SamplingConfig:
-        return sampling.model_copy(update={"batch": self.slots, "chunk": CHUNK})
+    def _place(self, kind: Any, rows: int) -> tuple[Any, int]:
+        """(the lane of a kind that has room for so many rows, its slots): the smallest, or else the largest."""
+        slots = 1
+        while slots < self.slots:
+            lane = self._lanes.get((kind, slots))
+            if rows + (0 if lane is None else len(lane.waiting) + len(lane.jobs)) <= slots:
+                break
+            slots *= 4
+        slots = min(slots, self.slots)
+        return (kind, slots), slots
 
     def close(self) -> None:
         with self._lock:
