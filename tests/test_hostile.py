@@ -374,6 +374,8 @@ def test_a_platform_that_is_not_there_is_named(tmp_path):
 INTERRUPTED_AT = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+
 class Interrupt:  # Ctrl-C in the moment that a module is looked for
     def find_spec(self, name, path=None, target=None):
         if name == module:
