@@ -42,6 +42,8 @@ METRICS: dict[str, Metric] = {
                "share that has the completion's form and ends by itself", "task", **SHARE),
         Metric("ce_task", "Loss of the right answers", "higher", "nats per token", 0, 3,
                "nats per token on held-out rows; lower is better", "task", **POSITIVE),
+        Metric("target", "Target task", "lower", "", 10, 10, "mean score of the round's student", "task"),
+        Metric("retention", "Retention probe", "lower", "", 11, 11, "mean score on what is not trained for", "task"),
         Metric("kl_total", "KL to the truth", "higher", "nats per token", 1, 5,
                "exact, nats per token; lower is better", "model, embedded language", **POSITIVE),
         Metric("ce_real", "Held-out real text", "higher", "nats per token", 2, 4,

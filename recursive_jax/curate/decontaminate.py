@@ -152,7 +152,7 @@ def decontaminate(
     drops them instead."""
     check = Contaminated(tuple(items), n, share, common, column)
     if drop:
-        return Rule(f"{column} holds none of {len(check.items):,} items", check)
+        return Rule(f"{column} holds none of {len(check.items):,} items", check, why="contaminated")
     return Rule(f"{column} is looked through for {len(check.items):,} items", make=Flagged(check))
 
 

@@ -130,4 +130,4 @@ class _Growing:
 
 def novel(threshold: float = 0.7, column: str = "text", known: Sequence[str] = ()) -> Rule:
     """Rows whose ROUGE-L F1 against all that are kept before them, and all of `known`, is at most the threshold."""
-    return Rule(f"{column} novel at {threshold:g}", Novel(threshold, column, tuple(known)))
+    return Rule(f"{column} novel at {threshold:g}", Novel(threshold, column, tuple(known)), why="duplicates")

@@ -206,12 +206,12 @@ def pairs(column: str = "score", by: str = "parents", of: str = "text", gap: flo
 
 def distinct(by: str) -> Rule:
     """The first row with each value of a column."""
-    return Rule(f"distinct {by}", First(1, by))
+    return Rule(f"distinct {by}", First(1, by), why="duplicates")
 
 
 def distinct_equations(column: str = "text", by: str = "parents") -> Rule:
     """Solutions of a question that reach it by other equations than those before."""
-    return Rule("distinct equations", DistinctEquations(column, by))
+    return Rule("distinct equations", DistinctEquations(column, by), why="duplicates")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,13 @@ class Rule:
     """name: stands in the ledger. keep: Dataset -> boolean per row; with `begin()`, which gives such a function anew,
     where it must remember rows. make: Dataset -> Dataset, in its place, where other rows are made of these. version:
     names what a closure or lambda decides, raised when that changes; a frozen dataclass or a function of a module needs
-    none."""
+    none. why: what its rows are dropped as, where a ledger counts them apart: `duplicates`, `contaminated`."""
 
     name: str
     keep: Keep | None = None
     version: int | str | None = None
     make: Callable[[Dataset], Dataset] | None = None
+    why: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -250,11 +251,12 @@ def unique(
     alike to this Jaccard similarity (MinHash; `words`, `hashes`). similar: or whose embeddings by `model` have this
     cosine."""
     if near is None and similar is None:
-        return Rule("unique texts" if column == "text" else f"unique {column}", FirstOfEqualTexts(column))
+        name = "unique texts" if column == "text" else f"unique {column}"
+        return Rule(name, FirstOfEqualTexts(column), why="duplicates")
     from recursive_jax.curate.near import NearDuplicates, SimilarMeaning
 
     if similar is None:
-        return Rule(f"{column} unique at {near:g}", NearDuplicates(near, column, **settings))
+        return Rule(f"{column} unique at {near:g}", NearDuplicates(near, column, **settings), why="duplicates")
     if near is not None or model is None:
         raise InputError("unique(similar=...) compares embeddings: give it a model, and no `near`")
-    return Rule(f"{column} unique in meaning at {similar:g}", SimilarMeaning(similar, model, column))
+    return Rule(f"{column} unique in meaning at {similar:g}", SimilarMeaning(similar, model, column), why="duplicates")

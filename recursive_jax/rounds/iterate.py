@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from recursive_jax.collapse.tasks import Choices, Task
 from recursive_jax.config import ArmConfig, RoundsConfig
 from recursive_jax.curate.select import Rule
 from recursive_jax.data.dataset import Dataset
@@ -14,6 +15,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.identity import named
 from recursive_jax.models.model import Model
 from recursive_jax.rounds.durable import Stored
+from recursive_jax.rounds.gate import Gate
 from recursive_jax.rounds.round import Chain, Round
 
 
@@ -187,20 +189,33 @@ def iterate(
     pool: Pool,
     init: str = "base",
     blank: Model | None = None,
+    promote: str = "always",
+    target: Task | Choices | None = None,
+    retention: Task | Choices | None = None,
+    alpha: float = 0.05,
 ) -> Model:
-    """Runs `rounds` rounds and returns the last one's model (every round's is stored; none but the last is kept in
-    memory).
+    """Runs `rounds` rounds and returns the last teacher: the last round's model, or the last that was promoted (every
+    round's is stored; few are kept in memory).
 
     round_fn(round, teacher, start, pool) -> student. `teacher` is the last round's model (`base` in round 1), `start`
     the model a student begins from: `base`, `previous` (the teacher itself) or `scratch` (`blank`, what the first
     teacher was trained from: imported weights, or by default fresh params, a new initialisation every round). round_fn
-    appends what it generates to `pool.rows`."""
+    appends what it generates to `pool.rows`.
+
+    promote: whether a student becomes the teacher of the next round: `always`, where it is `better` on the target, or
+    where a `paired_test` at `alpha` says so, corrected over the rounds (`gate.Gate`). target, retention: tasks that
+    every round's model is graded on, whatever promote is; in RUN/ledger.csv, status and report."""
     if init not in ("base", "previous", "scratch"):
         raise InputError(f"init={init!r}: base, previous or scratch is wanted")
-    teacher = base
+    gate = Gate(promote, target, retention, alpha)
+    teacher, known = base, gate.grade(chain.round(0), base)
     for number in range(1, rounds + 1):
+        round = chain.round(number)
         start = {"base": base, "previous": teacher, "scratch": blank or base.with_params(None)}[init]
-        teacher = round_fn(chain.round(number), teacher, start, pool)
+        student = round_fn(round, teacher, start, pool)
+        found = gate.grade(round, student)
+        if not gate.measures or gate.decide(round, student, found, known):
+            teacher, known = student, found
     return teacher
 
 

@@ -305,6 +305,11 @@ class Round(DurableFolder):
             chosen, dropped = select(rows, rules)
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
             counts = {**_counts(chosen), "proposed": len(rows), "dropped": dict(dropped)}
+            for why in dict.fromkeys(rule.why for rule in rules if rule.why):
+                counts[why] = sum(dropped.get(rule.name, 0) for rule in rules if rule.why == why)
+            if "contaminated_by" in chosen.table.column_names:  # flagged, and kept
+                flagged = sum(item is not None for item in chosen.column("contaminated_by"))
+                counts["contaminated"] = counts.get("contaminated", 0) + flagged
             return {**counts, "dropped_examples": {rule: shown for rule, shown in dropped.examples.items() if shown}}
 
         settings = {"rules": [[r.name, r.fingerprint] for r in rules]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from recursive_jax.errors import InputError, RecursiveJaxError, explain, machine
 from recursive_jax.generate.remote.journal import Replies
 from recursive_jax.identity import describe
 from recursive_jax.rounds.durable import COMMITS, FORMAT, append_copy, committed, read_copies, restore
+from recursive_jax.rounds.ledger import write_ledger
 from recursive_jax.rounds.lineage import evaluations, read_record
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
@@ -198,6 +200,9 @@ class Run:
         return records
 
     def close(self) -> None:
+        if self._lock is not None and not self.closed:
+            with contextlib.suppress(InputError, OSError):  # what is wrong was said, or will be when it is wanted
+                write_ledger(self.path)
         self.closed = True
         if self._lock is not None:
             self._lock.release()

@@ -10,6 +10,7 @@ from etils import epath
 from recursive_jax.collapse.metrics import headlines, metric
 from recursive_jax.config import difference
 from recursive_jax.rounds.durable import read_copies
+from recursive_jax.rounds.ledger import ledger, reasons_of, told
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve
 from recursive_jax.rounds.progress import summary
 
@@ -20,7 +21,7 @@ def status_text(run: Any, short: bool = False) -> str:
     stored = manifests(run)
     record = read_record(run)
     records = evaluations(run)
-    lines = [] if short else [*_chain(run, stored, record), ""]
+    lines = [] if short else [*_chain(run, stored, record), "", *_ledger(run)]
     return "\n".join(lines + _table(records, record.get("config", {}).get("evaluate", {}).get("token_budget")))
 
 
@@ -50,6 +51,29 @@ def _chain(run: epath.Path, stored: list[dict], record: dict) -> list[str]:
     for number, (before, now) in enumerate(itertools.pairwise(known), start=2):
         lines.append(f"  environment {number}: {'; '.join(difference(before, now))}; bits may differ from there on")
     return lines
+
+
+def _ledger(run: epath.Path) -> list[str]:
+    """What became of each round's rows, where any were selected, read, graded or paid for."""
+    rows = [
+        r for r in ledger(run) if r["round"] and any(r[c] is not None for c in ("kept", "target", "retention", "cost"))
+    ]
+    rows = rows or [r for r in ledger(run) if r["round"] and r["failed"]]
+    lines = []
+    for row in rows:
+        words = [f"{told(row[c])} {c}" for c in ("proposed", "parsed", "kept", "duplicates", "contaminated") if row[c]]
+        for c in ("target", "retention"):
+            words += [f"{c} {told(row[c])}"] if row[c] is not None else []
+        if row["promoted"] is not None:
+            words.append("promoted" if row["promoted"] else "not promoted")
+            words[-1] += f" (p {told(row['target_p_adjusted'])})" if row["target_p_adjusted"] is not None else ""
+        words += [f"${row['cost']:.4f}"] if row["cost"] else []
+        arm = "" if row["arm"] == "main" else f"{row['arm']} "
+        arm += f"{row['replicate']} " if row["replicate"] else ""
+        lines.append(f"{arm}round {row['round']}: {', '.join(words)}")
+        for name in ("failed", "dropped"):
+            lines += [f"    {name}: {reasons_of(row, name)}"] if reasons_of(row, name) else []
+    return [*lines, ""] if lines else []
 
 
 def _table(records: list[dict], budget: int | None) -> list[str]:

@@ -20,6 +20,7 @@ from recursive_jax.collapse.metrics import Metric, panels
 from recursive_jax.collapse.profile import Profile
 from recursive_jax.collapse.suite import TEXT
 from recursive_jax.errors import InputError
+from recursive_jax.rounds.ledger import ledger, reasons_of, told
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.profile import run_profiles
 from recursive_jax.rounds.progress import failures
@@ -120,7 +121,7 @@ def render(view: View, layout: Layout = plain_layout) -> str:
     seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
-    body += [_training(view), _ledger(view.stored), _lineage(view.stored), _settings(view.record)]
+    body += [_training(view), _rounds(view), _ledger(view.stored), _lineage(view.stored), _settings(view.record)]
     css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -227,6 +228,36 @@ def losses(log: epath.Path, most: int = 200) -> list[tuple[int, float]]:
         except (ValueError, KeyError, TypeError):
             continue  # torn by a kill
     return found[:: max(1, -(-len(found) // most))]
+
+
+#: Columns of the rounds' table; one that no round has a value for is left out.
+ROUNDS = {
+    **{"proposed": "proposed", "parsed": "parsed", "failed": "failed by", "kept": "kept", "dropped": "dropped by"},
+    **{"duplicates": "duplicates", "contaminated": "contaminated", "real_tokens": "real tokens learnt"},
+    **{"synthetic_tokens": "synthetic", "target": "target", "target_p_adjusted": "p, corrected"},
+    **{"promoted": "promoted", "retention": "retention", "tokens_written": "tokens written"},
+    **{"output_tokens": "paid tokens", "cost": "dollars", "seconds": "seconds"},
+}
+
+
+def _rounds(view: View) -> str:
+    """What became of each round's rows, as RUN/ledger.csv has it."""
+    rows = [row for row in ledger(view.run) if row["round"]]
+    if not rows:
+        return ""
+    cell = lambda row, c: reasons_of(row, c) if c in ("failed", "dropped") else told(row[c])
+    shown = [c for c in ROUNDS if any(cell(row, c) for row in rows)]
+    several = len({row["arm"] for row in rows}) > 1
+    heads = [*(["regime"] if several else []), "round", *(ROUNDS[c] for c in shown)]
+    lines = []
+    for row in rows:
+        name = [f"{row['arm']} {row['replicate'] or ''}".strip()] if several else []
+        cells = [*name, row["round"], *(cell(row, c) for c in shown)]
+        lines.append("<tr>" + "".join(f"<td>{html.escape(str(x))}</td>" for x in cells) + "</tr>")
+    return (
+        "<h2>Rounds</h2><p class=soft>What was proposed, what became of it, and what it cost; ledger.csv has the same."
+        f"</p><div class=scroll><table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(lines)}</table></div>"
+    )
 
 
 def _ledger(stored: list[dict]) -> str:
