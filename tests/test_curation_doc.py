@@ -11,14 +11,14 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "curation.md").read_text()
 
 
-def test_every_block_runs(mesh, capsys):
+def test_every_block_runs(mesh, capsys, tmp_path):
     config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=256)
-    names = {"model": rj.transformer(config, ByteTokenizer(), mesh).initialized(0), "__name__": "page"}
+    names = {"model": rj.transformer(config, ByteTokenizer(), mesh).initialized(0), "__name__": "page", "workdir": tmp_path / "run"}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
     said = capsys.readouterr().out
-    assert len(blocks) == 7 and "1. " in said and "draw a map" in said.lower() and "unique texts: 2" in said
+    assert len(blocks) == 8 and "1. " in said and "draw a map" in said.lower() and "unique texts: 2" in said
     assert names["dropped"] == {"unique texts": 1, "none of 2 keywords": 1}
 
 
