@@ -8,18 +8,29 @@ import jax
 import numpy as np
 import pytest
 
+from recursive_jax.collapse.definitions import warnings
 from recursive_jax.collapse.lab.kernels import Mixture
 from recursive_jax.collapse.lab.lab import lab
 from recursive_jax.collapse.lab.ngram import Ngram
+from recursive_jax.collapse.lab.vae import VAE
 from recursive_jax.collapse.task import graded
+from recursive_jax.data import chat
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.parsers import Numbered
+from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
+from recursive_jax.data.parsers import Json, Numbered, ParseError
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizer_files import read_tokenizer
-from recursive_jax.rounds.profile import _exact
+from recursive_jax.data.tokenizers import ByteTokenizer
+from recursive_jax.errors import InputError
+from recursive_jax.objectives.base import Loss, Term
+from recursive_jax.rounds.lineage import manifests, stored_rows
+from recursive_jax.rounds.profile import _exact, run_profiles
+from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.report.series import Arm
 from recursive_jax.rounds.report.task import _before_and_after
 from recursive_jax.train.log import TrainLog
+from recursive_jax.train.step import _metrics
+from tests.small_run import SmallRun
 
 
 def test_answers_are_right_where_they_are_read_equal_and_whole():
@@ -106,3 +117,122 @@ def test_the_error_over_replicates_is_that_of_their_mean(monkeypatch):
     records = [{"round": 1, "metrics": {"kl_total": x}} for x in (1.0, 2.0, 4.0)]
     _, _, before, error, count, _ = _exact(records, [{"kl_total": 0.5}], ["round 1"], 0.99)["round 1"]["kl_total"]
     assert (before, count) == (0.5, 3) and error == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
+
+
+def test_one_row_of_a_list_that_the_schema_forbids_is_said():
+    parser = Json({"properties": {"k": {"type": "integer"}}, "required": ["k"]}, many=True)
+    assert parser.read('[{"k": 1}, {"k": "x"}]') == ParseError('[{"k": 1}, {"k": "x"}]', "schema")
+    assert [row["k"] for row in parser.read('[{"k": 1}, {"k": 2}]')] == [1, 2]
+
+
+def test_signs_that_nothing_measures_are_named():
+    found = warnings({})
+    assert [f.name for f in found] == ["entropy contracts", "tail erodes", "representation drifts"]
+    assert all(f.answer == "not measured" and "needs one of" in f.evidence for f in found)
+
+
+def test_a_loss_of_several_terms_is_logged_term_by_term():
+    terms = {"a": Term(np.float32(6.0), np.float32(3.0), 1.0), "b": Term(np.float32(8.0), np.float32(2.0), 0.5)}
+    found = _metrics(Loss(terms, metrics={"right": (np.float32(3.0), np.float32(4.0))}))
+    wanted = {"loss": 2.0 + 0.5 * 4.0, "loss/a": 2.0, "loss/b": 4.0, "right": 0.75, "targets": 3.0}
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(wanted)
+    assert "loss/a" not in _metrics(Loss({"a": terms["a"]}))
+
+
+@pytest.mark.parametrize("sizes", [{"growth": 1.0}, {"schedule": "10,20"}])
+def test_shares_of_real_rows_want_rounds_of_one_size(sizes):
+    with pytest.raises(InputError, match="rounds of one size"):
+        lab("gaussian", samples=20, rounds=2, replicates=2, regime="anchor", fraction=0.1, **sizes)
+
+
+class _Rendered(ByteTokenizer):
+    def __init__(self, template):
+        self.chat_template = template
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages|length }}",  # what follows replaces the end
+        "{% if add_generation_prompt %}?{% else %}!{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_that_renders_otherwise_once_it_goes_on_is_refused(template):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    with pytest.raises(InputError, match="renders a conversation differently once it goes on"):
+        chat.render_spans(_Rendered(template), said)
+
+
+def test_the_first_vae_learns_from_every_image(monkeypatch):
+    monkeypatch.setattr(VAE, "real_NP", np.full((5, 16), 255, np.uint8))
+    monkeypatch.setattr(VAE, "_train", lambda self, key, drawn: drawn)
+    drawn = VAE().prepare(None)
+    assert drawn.images_NP.tolist() == np.ones((5, 16)).tolist() and drawn.until_N.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("rounds", "whole"), [(0, False), (1, True)])
+def test_one_round_beside_the_base_has_a_profile(rounds, whole, monkeypatch):
+    made = [
+        {"verb": "generate", "name": "samples", "round": k, "arm": "main" if k == 0 else "a"} for k in range(rounds + 1)
+    ]
+    rng = np.random.default_rng(0)
+    rows = Dataset.from_rows([{"id": f"r{i}", "tokens": rng.integers(0, 20, 12).tolist()} for i in range(300)])
+    for name, value in (("manifests", made), ("evaluations", []), ("stored_rows", rows)):
+        monkeypatch.setattr(f"recursive_jax.rounds.profile.{name}", lambda *given, value=value: value)
+    if whole:
+        assert list(run_profiles("run")) == ["a"]
+    else:
+        with pytest.raises(InputError, match="no samples of a round"):
+            run_profiles("run")
+
+
+def test_rows_of_a_run_are_checked_as_they_are_looked_at(tmp_path, tokenizer, mesh):
+    SmallRun(tokenizer, mesh, student=False)(tmp_path, until="rows")
+    (made,) = [m for m in manifests(tmp_path) if m["name"] == "rows"]
+    assert len(stored_rows(tmp_path, made)) == 24
+    file = tmp_path / made["path"] / "rows-00000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="rows-00000.parquet"):
+        stored_rows(tmp_path, made)
+
+
+def test_a_run_counts_its_results_and_says_what_is_left(monkeypatch):
+    said = []
+    monkeypatch.setattr("recursive_jax.rounds.progress.console.print", lambda line, **more: said.append(line))
+    progress = RunProgress(quiet=False)
+    progress.total = 20
+    counts = {"rows": 3, "tokens": 9}
+    for number in range(7):
+        made = {"round": min(number, 1), "seconds": 100.0 if number == 0 else 20.0, "counts": counts, "verb": "data"}
+        progress.finished("round · rows", made, stored=number == 6)
+    assert said[0].startswith("   [1/20]") and said[5].startswith("   [6/20]") and "left" not in said[4]
+    assert said[5].endswith("5 min left"), "14 results at the 20 seconds of a round's, without the first's 100"
+    assert "stored" in said[6]
+    quiet = RunProgress(quiet=True)
+    quiet.finished("x", made)
+    assert quiet.done == 1 and len(said) == 7
+
+
+def test_a_quiet_log_says_nothing(capsys, tmp_path, monkeypatch):
+    clock = iter(range(0, 9999, 20))
+    monkeypatch.setattr("recursive_jax.train.log.time.perf_counter", lambda: float(next(clock)))
+    for quiet in (True, False):
+        log = TrainLog("label", 4, directory=tmp_path, every=1, quiet=quiet)
+        for step in range(1, 4):
+            log.step(step, {"loss": 1.0}, 10)
+        log.close()
+        assert ("label  step 3/4" in capsys.readouterr().err) is not quiet
+
+
+@pytest.mark.parametrize(("fields", "wanted"), [({"tokenizer.chat_template": "{{ 1 }}"}, "{{ 1 }}"),
+                                                ({"tokenizer.chat_template": 5}, None), ({}, None)])  # fmt: skip
+def test_a_gguf_s_template_is_a_text(fields, wanted, capsys):
+    own = {"model": "gpt2", "pre": "", "tokens": ["a", "b", "ab", "</s>"], "merges": ["a b"], "eos_token_id": 3}
+    given = {f"tokenizer.ggml.{k}": v for k, v in own.items()}
+    assert gguf_tokenizer({**given, **fields}, 4, "m.gguf").chat_template == wanted
+    assert "no tokenizer.ggml.pre" in capsys.readouterr().err
+    given["tokenizer.ggml.pre"] = "gpt-2"
+    gguf_tokenizer(given, 4, "m.gguf")
+    assert "no tokenizer.ggml.pre" not in capsys.readouterr().err
