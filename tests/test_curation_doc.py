@@ -13,9 +13,11 @@ PAGE = (ROOT / "docs" / "curation.md").read_text()
 
 def test_every_block_runs(mesh, capsys, tmp_path):
     config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=256)
+    scorer = rj.transformer(config.model_copy(update={"head": "score"}), ByteTokenizer(), mesh).initialized(0)
     names = {
         "model": rj.transformer(config, ByteTokenizer(), mesh).initialized(0),
         "__name__": "page",
+        "scorer": scorer,
         "workdir": tmp_path / "run",
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -13,6 +13,7 @@ peft = pytest.importorskip("peft")
 
 from recursive_jax import LoraConfig, adapted_model, embed, load_adapter, load_model, save_adapter, save_huggingface  # noqa: E402
 from recursive_jax.config import SamplingConfig  # noqa: E402
+from recursive_jax.curate import rewards  # noqa: E402
 from recursive_jax.data import chat  # noqa: E402
 from recursive_jax.errors import InputError  # noqa: E402
 from recursive_jax.generate.generate import stream  # noqa: E402
@@ -22,7 +23,7 @@ from recursive_jax.models.transformer import Transformer  # noqa: E402
 from tests.test_adapters import moved  # noqa: E402
 from tests.test_families import FOLDER  # noqa: E402
 from tests.test_foreign import CHATML, TALK, UNMARKED, speaking  # noqa: E402
-from tests.tiny_models import CAUSAL, MASKED, NAMES, tiny  # noqa: E402
+from tests.tiny_models import CAUSAL, MASKED, NAMES, redraw, tiny  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -239,3 +240,29 @@ def test_beam_search_finds_the_same_beams_and_scores(settings, mesh, tmp_path):
         ):
             assert tokens[: len(mine.tokens)] == mine.tokens and set(tokens[len(mine.tokens) :]) <= {47}
             assert mine.score == pytest.approx(float(score), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama-tied-bias", "qwen2", "gemma2", "gemma3_text", "mixtral"])
+def test_reward_models_both_ways(name, mesh, tmp_path):
+    """...ForSequenceClassification of one label, texts of other lengths: the last token's state, as a number."""
+    config = CAUSAL[name]()
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(0)
+    auto = transformers.AutoModelForSequenceClassification
+    oracle = redraw(auto.from_config(config), seed=1)
+    oracle.save_pretrained(tmp_path / "theirs")
+    rows = [np.random.default_rng(n).integers(3, 48, n) for n in (5, 17, 2)]
+    wanted = [float(theirs(oracle, row[None])[0, 0]) for row in rows]
+    model = load_model(tmp_path / "theirs", mesh)
+    found = rewards.reward_model(model)([{"tokens": row.tolist(), "text": ""} for row in rows])
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    with pytest.raises(InputError, match="cannot write"):
+        list(stream(model, [Request(0, rows[0])], SamplingConfig()))
+    save_huggingface(model, tmp_path / "ours")
+    eager = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    back = auto.from_pretrained(tmp_path / "ours", **eager).eval()
+    np.testing.assert_allclose([float(theirs(back, row[None])[0, 0]) for row in rows], wanted, atol=1e-5)
+    config.num_labels = 3
+    redraw(auto.from_config(config)).save_pretrained(tmp_path / "three")
+    with pytest.raises(InputError, match="classifier with 3 labels"):
+        load_model(tmp_path / "three", mesh)

@@ -310,6 +310,27 @@ def test_the_likelihood_is_that_of_a_scoring_pass(model):
     assert found[2:] == [None, None]  # longer than the context; nothing to judge
 
 
+def test_a_reward_model_reads_the_last_state(mesh, model):
+    """By hand: the last state times the head. A chat, a template, tokens, a text; one that is too long."""
+    config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=64, head="score")
+    scorer = rj.transformer(config, ByteTokenizer(), mesh).initialized(1)
+    head_D = np.asarray(scorer.params["score"])[0].astype(np.float64)
+    wanted = lambda ids: float(np.asarray(scorer.states([ids]), np.float64)[0, -1] @ head_D)
+    rows = [{"text": "ab"}, {"text": "x" * 80}, {"tokens": [7, 8], "prompt": [256, 5], "text": "-"}]
+    found = r.reward_model(scorer).grade(rows)
+    assert [g.status for g in found] == ["ok", "prompt_too_long", "ok"] and found[1].score is None
+    assert found[0].score == pytest.approx(wanted([256, 97, 98]), abs=1e-5)
+    assert found[2].score == pytest.approx(wanted([256, 5, 7, 8]), abs=1e-5)
+    asked = r.reward_model(scorer, Template("{q}", "{text}"))([{"q": "a", "text": "b"}])
+    assert asked == [pytest.approx(wanted([256, 97, 98, 257]), abs=1e-5)]
+    with pytest.raises(InputError, match="no output head"):
+        scorer.logits([[1]])
+    with pytest.raises(InputError, match="cannot write"):
+        rj.generate(scorer, "x")
+    with pytest.raises(InputError, match="no score head"):
+        r.reward_model(model)([{"text": "a"}])
+
+
 def test_rewards_that_give_nothing_usable_are_named():
     class Odd(Reward):
         def of_row(self, row):

@@ -79,8 +79,10 @@ class ModelConfig(Section):
     experts_per_token: PositiveInt = 2
     experts_renormalize: bool = Field(True, description="the chosen experts' weights sum to one")
     tied: bool = Field(True, description="one matrix for embedding and output")
-    head: Literal["plain", "transform", "none"] = Field(
-        "plain", description="transform: dense, activation, norm before the output matrix (BERT); none: states only"
+    head: Literal["plain", "transform", "score", "none"] = Field(
+        "plain",
+        description="transform: dense, activation, norm before the output matrix (BERT); score: one number for a "
+        "text, a reward model; none: states only",
     )
     head_bias: bool = False
     bias: bool = Field(False, description="biases everywhere; the next three say it for one place")

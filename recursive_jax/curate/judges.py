@@ -1,4 +1,4 @@
-"""Rewards that ask a model: how good a row is (`Judge`), or how probable (`Likelihood`)."""
+"""Rewards that ask a model: how good a row is (`Judge`, `RewardModel`), or how probable (`Likelihood`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.curate.rewards import Grade, Reward, Row, as_row_dicts, field
+from recursive_jax.data import chat
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.parsers import Label
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError, say
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.reading import failed
+from recursive_jax.generate.score import rewards as head_scores
 from recursive_jax.generate.score import token_logprobs
 from recursive_jax.models.model import Model
 
@@ -128,3 +130,34 @@ class Likelihood(Reward):
             whole = count and len(found) == len(piece) - 1
             out.append(Grade(float(np.mean(found[-count:], dtype=np.float64)) if whole else None))
         return out
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel(Reward):
+    """The score that a reward model's head gives to a row, on its last token (arXiv:1706.03741). model: with the head
+    `score`: trained here, or a Hugging Face `...ForSequenceClassification` of one label.
+
+    template: its `example` of the row is read (prompt and completion, a chat where it is one); none: the row's
+    `messages` under the model's chat template, else its `prompt` and `tokens` where it has them, else its `text`. A row
+    that the context does not hold whole has no score."""
+
+    model: Model
+    template: Template | None = None
+    dtype: str = "float32"
+
+    def grade(self, rows: Sequence[Row]) -> list[Grade]:
+        pieces = [self._read(row) for row in rows]
+        whole = [len(piece) <= self.model.max_length for piece in pieces]
+        found = iter(head_scores(self.model, [p for p, w in zip(pieces, whole, strict=True) if w], dtype=self.dtype))
+        return [Grade(float(next(found))) if w else Grade(None, None, "prompt_too_long") for w in whole]
+
+    def _read(self, row: Row) -> np.ndarray:
+        tokenizer = self.model.tokenizer
+        if self.template is not None:
+            return self.template.example(row, tokenizer).tokens
+        if row.get("messages"):
+            return chat.encode(tokenizer, row["messages"])[0]
+        if row.get("tokens") is not None and len(row["tokens"]):
+            return np.asarray([*(row.get("prompt") or ()), *row["tokens"]], np.int32)
+        opened = [tokenizer.bos] if getattr(tokenizer, "has_bos", True) else []
+        return np.asarray([*opened, *tokenizer.encode(str(field(row, "text")))], np.int32)

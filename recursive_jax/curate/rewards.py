@@ -308,6 +308,7 @@ REWARDS: dict[str, str] = {
     "token_count": "curate.verifiers:TokenCount",
     "likelihood": "curate.judges:Likelihood",
     "judge": "curate.judges:Judge",
+    "reward_model": "curate.judges:RewardModel",
     "process_reward": "curate.rewards:Steps",
     "function": "curate.rewards:Function",
 }

@@ -237,6 +237,8 @@ def check_writer(model: Model) -> None:
         raise InputError("this model has no params to generate with: train it or load one")
     if not model.network.causal:
         raise InputError("this model is an encoder: it reads in both directions and cannot write")
+    if not model.network.has_head:
+        raise InputError("this model gives scores or states, no tokens: it cannot write")
 
 
 def bad_words(tokenizer: Any, sampling: SamplingConfig) -> list[list[int]]:

@@ -7,7 +7,7 @@ Shapes: B packed rows, T positions, M segments of a packed row, D width, V vocab
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -104,10 +104,20 @@ def embed(
 
 
 def rewards(
-    model: Model, texts: Iterable[str | np.ndarray], head_D: np.ndarray, bias: float = 0.0, *, dtype: str = "float32"
+    model: Model,
+    texts: Iterable[str | np.ndarray],
+    head_D: np.ndarray | None = None,
+    bias: float = 0.0,
+    *,
+    dtype: str = "float32",
 ) -> np.ndarray:
     """A number per text from a linear head on the state of its last token (a reward model, arXiv:1706.03741): float32
-    `[N]`. Arguments and errors as `embed`; raises InputError for a head of another width."""
+    `[N]`. head_D: none: the model's own (`model.head=score`). Other arguments and errors as `embed`; raises InputError
+    for a head of another width, and a model that has none."""
+    if head_D is None:
+        if not isinstance(model.params, Mapping) or "score" not in model.params:
+            raise InputError("this model has no score head: it is no reward model")
+        head_D = np.asarray(meshes.fetch(model.params["score"]))[0]
     head_D = np.asarray(head_D, np.float32)
     width = model.network.states_size
     if width is not None and head_D.shape != (width,):

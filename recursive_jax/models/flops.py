@@ -30,7 +30,8 @@ def matmul_parameters(c: ModelConfig) -> int:
     """Parameters that multiply every token: blocks and output matrix. All experts count: all of them run."""
     attention = c.d_model * c.K * (2 * c.heads + 2 * c.G)
     mlp = (3 if c.gated else 2) * c.d_model * c.F * max(1, c.experts) + c.d_model * c.experts
-    head = 0 if c.head == "none" else c.E * c.V + (c.d_model * c.d_model if c.head == "transform" else 0)
+    plain = c.E * c.V
+    head = {"none": 0, "score": c.d_model, "plain": plain, "transform": plain + c.d_model * c.d_model}[c.head]
     squeeze = 0 if c.embedding_width is None else 2 * c.E * c.d_model
     return c.layers * (attention + mlp) + head + squeeze
 

@@ -26,6 +26,7 @@ from recursive_jax.models.network import check_mesh, transformer_network
 from recursive_jax.storage import plain_json
 
 SHARD_BYTES = 5 * 10**9
+CLASSIFIER = "ForSequenceClassification"  # end of the class names of models with a head per label
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def params_from(
     files = weights.names_without_prefix(family, shapes)
     if config.head == "transform" and family.names["head_dense"].file not in files:
         config = config.model_copy(update={"head": "none", "head_bias": False})
-    if config.tied and config.head != "none":
+    if config.tied and config.head not in ("none", "score"):
         config = _untied(config, [files.get(family.names[n].file) for n in ("head", "embedding")], shapes, read, where)
     check_mesh(transformer_network(config), mesh)
     abstract = abstract_params(transformer_network(config), mesh)
@@ -173,9 +174,22 @@ def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[
     Raises InputError naming the key, tensor or file that is unknown, missing, unexpected, misshapen or damaged.
     """
     where = folder / "config.json"
-    config = read_config(read_json(where, "the model's config"), str(where))
+    values = read_json(where, "the model's config")
+    config = read_config(values, str(where))
+    if any(str(name).endswith(CLASSIFIER) for name in values.get("architectures") or ()):
+        config = config.model_copy(update={"head": "score", "head_bias": False})
+        _check_labels(config, values, str(where))
     files = _Files(folder)
     return params_from(config, files.shapes(), files.read, mesh, dtype, str(folder), files.dtypes())
+
+
+def _check_labels(config: ModelConfig, values: Mapping[str, Any], where: str) -> None:
+    """Raises InputError for a classifier that is no reward model: of several labels, or an encoder's."""
+    labels = len(values["id2label"]) if isinstance(values.get("id2label"), dict) else values.get("num_labels", 2)
+    if labels != 1:
+        raise InputError(f"{where}: a classifier with {labels} labels; of these, reward models (one label) are read")
+    if "score" not in FAMILIES[config.family].names:
+        raise InputError(f"{where}: {values['architectures'][0]} pools its states in a way that is not supported")
 
 
 def write_huggingface(
@@ -183,10 +197,17 @@ def write_huggingface(
 ) -> None:
     """`config.json` and safetensors of at most 5 GB each. extra: token ids for the config. Collective over
     processes."""
-    values = write_config(config) | {"dtype": dtype, "torch_dtype": dtype, **extra}
+    shown = config.model_copy(update={"head": "plain"}) if config.head == "score" else config
+    values = write_config(shown) | {"dtype": dtype, "torch_dtype": dtype, **extra}
     family = FAMILIES[values["model_type"]]
     if config.head == "none":
         values["architectures"] = [family.architecture.replace("ForMaskedLM", "Model").replace("ForCausalLM", "Model")]
+    if config.head == "score":
+        if "score" not in family.names:
+            raise InputError(f"transformers reads no reward models of the kind {values['model_type']}")
+        name = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + CLASSIFIER
+        values |= {"architectures": [name], "num_labels": 1}
+        values |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     folder.mkdir(parents=True, exist_ok=True)
     params = meshes.fetch(params)
     kind = jnp.dtype(dtype)

@@ -106,7 +106,10 @@ class Model:
         Raises InputError without params, for T longer than the model reads, or for ids outside the vocabulary.
         """
         if not self.network.has_head:
-            raise InputError("this model has no output head (its file holds a bare encoder): use model.states(...)")
+            raise InputError(
+                "this model has no output head (its file holds a bare encoder, or one score): use model.states(...) or "
+                "rj.rewards.reward_model(model)"
+            )
         return self._forward(_apply_program, tokens_BT, mask_BT, types_BT)[:, :, : self.vocab]
 
     def states(self, tokens_BT: Any, mask_BT: Any = None, types_BT: Any = None) -> jax.Array:

@@ -112,7 +112,7 @@ class TransformerNetwork(Network):
 
     @property
     def has_head(self) -> bool:
-        return self.config.head != "none"
+        return self.config.head in ("plain", "transform")
 
     @property
     def has_dropout(self) -> bool:

@@ -177,6 +177,10 @@ class Transformer(nn.Module):
         x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
         if hidden or c.head == "none":
             out = x_BTD
+        elif c.head == "score":
+            rows = spec("batch", "time", None)
+            score_1D = weight(self, "score", (1, c.d_model), (None, None), c.d_model**-0.5)
+            out = jnp.einsum("btd,ud->btu", x_BTD, score_1D, out_sharding=rows, preferred_element_type=jnp.float32)
         else:
             x_BTD, head_VD = self._head(x_BTD, table_VD)
             bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0) if c.head_bias else None

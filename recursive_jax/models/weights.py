@@ -18,7 +18,7 @@ from recursive_jax.errors import problems
 from recursive_jax.models.families.shared import Family, Source
 from recursive_jax.waiting import note
 
-TABLES = ("embedding", "head", "positions", "token_types")
+TABLES = ("embedding", "head", "score", "positions", "token_types")
 PADDED = ("embedding", "head", "head_bias")  # rows beyond the vocabulary are ours alone
 Read = Callable[[str], np.ndarray]
 
@@ -155,7 +155,7 @@ def check(
             if held(c, path, index):
                 needed[file_name(source, index)] = file_shape(c, path, source, leaf.shape[len(stack) :])
     ignored = [re.compile(p) for p in family.ignored]
-    if c.tied and c.head != "none" and "head" in family.names:
+    if c.tied and c.head not in ("none", "score") and "head" in family.names:
         ignored.append(re.compile(re.escape(family.names["head"].file)))
     lines = [f"missing tensor {n} {shape}" for n, shape in needed.items() if n not in shapes]
     lines += [

@@ -16,6 +16,9 @@ from recursive_jax.models.families.shared import Family, Keys, Source
 from recursive_jax.models.families.values import check_values
 
 FAMILIES: dict[str, Family] = {**llama.FAMILIES, **gpt.FAMILIES, **encoders.FAMILIES}
+for _kind, _family in FAMILIES.items():
+    if _family.architecture.endswith(("ForCausalLM", "LMHeadModel")):  # a reward model reads the last token's state
+        FAMILIES[_kind] = _family._replace(names={**_family.names, "score": Source("score.weight")})
 _RUNTIME = ("family", "scan", "remat", "attention")  # say how a model runs, not what it computes
 
 
