@@ -13,6 +13,7 @@ targets."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -44,6 +45,9 @@ class Batches(Protocol):
     def summary(self, steps: int, batch: int) -> dict[str, Any]: ...
 
 
+ORDER = 2  # how an epoch orders its rows; part of what names a training
+
+
 class Packed:
     """Rows of one shape, as columns `[N, ...]`; a `Batches` that shuffles them anew every epoch."""
 
@@ -65,7 +69,7 @@ class Packed:
     @property
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.columns)
+            self._fingerprint = fingerprint({"order": ORDER, **self.columns})
         return self._fingerprint
 
     @property
@@ -284,13 +288,32 @@ def _first_fit(
     return Packed(columns)
 
 
+class _Endless:
+    """Rows without end, every epoch in an order of its own: row i is of epoch i // N.
+
+    Grain's own shuffle walks a block cipher over 2**16 places at least: 35 ms an epoch on a slow core, however few the
+    rows are, where a permutation of 1,000 takes 0.03 ms."""
+
+    def __init__(self, rows: Packed, seed: int):
+        self._rows, self._seed = rows, seed
+        self._order = functools.lru_cache(maxsize=4)(self._drawn)
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
+
+    def __len__(self) -> int:
+        return 2**60
+
+    def __getitem__(self, index: int) -> Columns:
+        epoch, place = divmod(index, len(self._rows))
+        return self._rows[int(self._order(epoch)[place])]
+
+
 def batches(rows: Packed, batch: int, seed: int, start: int = 0) -> Iterator[Columns]:
     """Batches `start, start + 1, ...` of an endless shuffled stream, prefetched. Batch i depends on (rows, seed, i).
 
     Every process gets the whole batch; `mesh.put_batch` places its share.
     """
-    shuffled = grain.MapDataset.source(rows).seed((seed ^ (seed >> 32)) & 0xFFFFFFFF).shuffle()
-    # Without end, for any batch: the length of `repeat(None)` is the largest there is, and its ceiling overflows.
-    stream = shuffled.repeat(2**60 // len(rows)).batch(batch)
+    stream = grain.MapDataset.source(_Endless(rows, seed)).batch(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(stream.slice(slice(start, None)).to_iter_dataset(options))

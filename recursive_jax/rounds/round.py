@@ -21,7 +21,7 @@ from recursive_jax.curate.rewards import Scores, score
 from recursive_jax.curate.select import Rule, as_rules, select
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.given import as_dataset
-from recursive_jax.data.packing import Batches
+from recursive_jax.data.packing import ORDER, Batches
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
 from recursive_jax.errors import InputError, Preempted
@@ -136,6 +136,7 @@ class Round(DurableFolder):
             "truncate": 1.0,
         }
         settings = {"train": describe(config.model_copy(update=decided)), "objective": describe(objective)}
+        settings["order"] = ORDER
         stored = self.durable(
             "train", name, inputs, settings, seed, produce, lambda folder: load_stored_model(folder, model)
         )
