@@ -123,6 +123,12 @@ def local(function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[.
     return lambda *args: run(*jax.tree.map(lay, inputs, args, is_leaf=lambda x: isinstance(x, P)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """An array whole on every device of the mesh that a program is traced for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.are_all_axes_auto else jax.reshard(x, P(*(None,) * x.ndim))
+
+
 def all_devices() -> list[Any]:
     """All devices of the job. Raises InputError where the platform that JAX is told to use is not on this machine."""
     try:

@@ -300,7 +300,7 @@ def test_every_line_of_every_table_is_a_value(tokenizer):
     assert len({fingerprint(kind()) for kind in OBJECTIVES.values()}) == len(OBJECTIVES)
     assert fingerprint(Masked(share=0.3)) != fingerprint(Masked(share=0.15)) == fingerprint(Masked())
     given = {"regex": ("a+",), "contains": (("a",),), "process_reward": (rewards.exact_match(),), "function": (len,)}
-    asking = {"judge", "likelihood"}  # by the fingerprint of their model: test_rewards
+    asking = {"judge", "likelihood", "reward_model"}  # by the fingerprint of their model: test_rewards
     kinds = {name: getattr(rewards, name) for name in REWARDS if name not in asking}
     made = {name: kind(*given.get(name, ())) for name, kind in kinds.items()}
     assert len({fingerprint(reward) for reward in made.values()}) == len(REWARDS) - len(asking)

@@ -123,8 +123,14 @@ def test_causal_loss_and_gradient_are_those_of_transformers(mesh):
     close(gradient["embedding"][: model.vocab], embedding_gradient(oracle))
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
-def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
+ALL = [("sigmoid",), ("hinge",), ("ipo",), ("exo_pair",), ("nca_pair",), ("robust",), ("bco_pair",), ("sppo_hard",),
+       ("aot",), ("aot_unpaired",), ("apo_zero",), ("apo_down",), ("discopop",), ("sigmoid_norm",), ("sft",),
+       ("sigmoid", "sft", "bco_pair")]  # fmt: skip
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
+
+
+@pytest.mark.parametrize(("kinds", "ld_alpha"), [*((kinds, None) for kinds in ALL), (("sigmoid",), 0.4)], ids=str)
+def test_dpo_is_that_of_trl(kinds, ld_alpha, mesh, tmp_path):
     """The trainer's own loss, on its own model and frozen reference: value, gradient, rewards and margin."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
@@ -144,10 +150,14 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
         tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1"
     )
     rows = datasets.Dataset.from_dict({"prompt": ["w5 w6"], "chosen": [" w7"], "rejected": [" w8"]})
+    smoothing, weights = 0.1 if kinds[0] in SMOOTHED else 0.0, (0.7, 2.0, 0.3)[: len(kinds)]
     settings = trl.DPOConfig(
         str(tmp_path / "out"),
         beta=0.3,
-        loss_type=[loss_type],
+        loss_type=list(kinds),
+        loss_weights=list(weights),
+        label_smoothing=smoothing,
+        ld_alpha=ld_alpha,
         report_to=[],
         use_cpu=True,
         bf16=False,
@@ -180,12 +190,13 @@ def test_dpo_is_that_of_trl(loss_type, mesh, tmp_path):
         "segments": stack(valid, jnp.int32),
         "loss": stack(learnt, bool),
     }
-    objective = DPO(beta=0.3, loss_type=loss_type)
+    more = {"label_smoothing": smoothing, "ld_alpha": ld_alpha, "reference_in_step": True}
+    objective = DPO(beta=0.3, loss_type=kinds, loss_weights=weights, **more)
     others = {"reference": lambda _, *x, **kw: frozen.network.apply(frozen.params, *x, **kw)}
 
     def value(params):
         loss = loss_of(objective, model.network.apply, params, batch, others)
-        return loss.terms["dpo"].sum / loss.terms["dpo"].count, loss.metrics
+        return sum(term.weight * term.sum / term.count for term in loss.terms.values()), loss.metrics
 
     with jax.set_mesh(mesh):
         (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)

@@ -49,14 +49,15 @@ ORDER = 2  # how an epoch orders its rows; part of what names a training
 
 
 class Packed:
-    """Rows of one shape, as columns `[N, ...]`; a `Batches` that shuffles them anew every epoch."""
+    """Rows of one shape, as columns `[N, ...]`; a `Batches` that shuffles them anew every epoch. fingerprint: names
+    them, where that is not their content."""
 
-    def __init__(self, columns: Mapping[str, np.ndarray]):
+    def __init__(self, columns: Mapping[str, np.ndarray], fingerprint: str | None = None):
         self.columns: Columns = dict(columns)
         sizes = {name: len(column) for name, column in self.columns.items()}
         if len(set(sizes.values())) != 1:
             raise InputError(f"columns of a batch have one length, these have {sizes}")
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
         self._stream: Iterator[Columns] | None = None
         self._at = -1
 

@@ -12,7 +12,7 @@ import numpy as np
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, stack_groups
 from recursive_jax.errors import InputError
-from recursive_jax.mesh import rows_like, spec
+from recursive_jax.mesh import rows_like, whole
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Params, Term, WholeBatch
 
@@ -75,16 +75,10 @@ class InfoNCE(WholeBatch):
         B, G = represented.shape[:2]
         queries_BD = represented[:, 0]
         # Every device scores its own queries against all passages: the positives first, then the negatives.
-        passages_PD = jnp.concatenate([_everywhere(represented[:, g]) for g in range(1, G)])
+        passages_PD = jnp.concatenate([whole(represented[:, g]) for g in range(1, G)])
         positives_B = jnp.arange(B, dtype=jnp.int32)
         losses_B = info_nce(queries_BD, passages_PD, temperature=self.temperature, positives_Q=positives_B)
         best_B = jnp.argmax(jax.lax.stop_gradient(queries_BD @ passages_PD.T), axis=-1)
         count = jnp.float32(B)
         right = jnp.sum((best_B == positives_B).astype(jnp.float32))
         return Loss({"info_nce": Term(jnp.sum(losses_B), count)}, {"accuracy": (right, count)})
-
-
-def _everywhere(x_BD: jax.Array) -> jax.Array:
-    """A batch's vectors, whole on every device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return x_BD if mesh.empty or mesh.are_all_axes_auto else jax.reshard(x_BD, spec(None, None))
