@@ -11,6 +11,7 @@ import pytest
 import recursive_jax as rj
 from recursive_jax.config import MeshConfig, ModelConfig, TrainConfig
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.preferences import preferences
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import make_mesh
@@ -258,3 +259,55 @@ def test_dpo_reaches_the_optimum_under_its_constraint(mesh):
     )
     wanted = start * np.exp(rewards / 0.5)
     assert 0.5 * np.abs(found / found.sum() - wanted / wanted.sum()).sum() < 0.03
+
+
+# ---- rows as people write them
+
+
+class Speaking(ByteTokenizer):
+    chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+
+
+def test_texts_and_conversations_become_prompts_and_answers():
+    plain = {"prompt": "ask ", "chosen": "good", "rejected": "bad", "source": "x"}
+    row = preferences([plain], ("chosen", "rejected"), ByteTokenizer())[0]
+    assert row["prompt"] == [256, *b"ask "] and (row["chosen"], row["rejected"], row["source"]) == ("good", "bad", "x")
+    joined = {"chosen": "H: hi A: good", "rejected": "H: hi A: bad"}
+    row = preferences([joined], ("chosen", "rejected"), ByteTokenizer())[0]
+    assert row["prompt"] == [256, *b"H: hi A:"] and (row["chosen"], row["rejected"]) == (" good", " bad")
+    user, said = {"role": "user", "content": "hi"}, lambda text: {"role": "assistant", "content": text}
+    for given in (
+        {"prompt": [user], "chosen": [said("good")], "rejected": [said("bad")]},
+        {"prompt": [user], "chosen": "good", "rejected": "bad"},
+        {"prompt": "hi", "chosen": [said("good")], "rejected": [said("bad")]},
+        {"chosen": [user, said("good")], "rejected": [user, said("bad")]},
+    ):
+        row = preferences([given], ("chosen", "rejected"), Speaking())[0]
+        assert bytes(row["prompt"]).decode() == "<user>hi|<assistant>"
+        assert [bytes(row[name]).decode() for name in ("chosen", "rejected")] == ["good|", "bad|"]
+    ids = preferences([{"prompt": [5, 6], "chosen": [7], "rejected": [8]}], ("chosen", "rejected"), ByteTokenizer())[0]
+    assert (ids["prompt"], ids["chosen"]) == ([5, 6], [7])
+    with pytest.raises(InputError, match="row 1: there is nothing in `rejected`; it has prompt, chosen"):
+        preferences([plain, {"prompt": "a", "chosen": "b"}], ("chosen", "rejected"), ByteTokenizer())
+    with pytest.raises(InputError, match="rows .dicts. with `prompt` and `chosen`, `rejected` are wanted"):
+        preferences(["a text"], ("chosen", "rejected"), ByteTokenizer())
+    with pytest.raises(InputError, match="row 0: .*no chat template"):
+        preferences([{"prompt": [user], "chosen": "a", "rejected": "b"}], ("chosen", "rejected"), ByteTokenizer())
+
+
+def test_dicts_are_learnt_from_as_they_are(mesh):
+    rows = [{"prompt": "A", "chosen": "yes", "rejected": "no"}] * 8
+    asked = Dataset.from_rows([{"prompt": [256, 65], "chosen": "yes", "rejected": "no"}] * 8)
+    for objective in (DPO(), SimPO()):
+        texts, ids = (trained(model(mesh), data, objective, steps=2).summary["loss"] for data in (rows, asked))
+        assert texts == ids
+    liked = [
+        {"prompt": "A", "completion": "yes", "label": True},
+        {"prompt": "A", "completion": "no", "label": False},
+    ] * 4
+    assert trained(model(mesh), liked, KTO(beta=0.5)).summary["loss"] < 0.4
+    steps = [{"prompt": "q", "steps": ["a", "b"], "labels": [True, False]}] * 8
+    assert trained(model(mesh, head="score"), steps, ProcessReward()).summary["loss"] < LN2

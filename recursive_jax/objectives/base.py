@@ -20,6 +20,7 @@ import jax
 from flax import struct
 
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.given import as_dataset
 from recursive_jax.data.packing import Batches, pack_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
@@ -85,6 +86,10 @@ class Objective(Value):
 
     version: ClassVar[int] = 1
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
+
+    def rows(self, given: Any, tokenizer: Any) -> Dataset:
+        """What somebody gives to learn from, as the rows that `pack` reads (see `data.given`)."""
+        return as_dataset(given, tokenizer)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Batches:
         """The rows as batches of one shape; `length`: positions of a row."""

@@ -14,6 +14,7 @@ import numpy as np
 from recursive_jax import mesh as meshes
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, stack_groups
+from recursive_jax.data.preferences import preferences
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import fingerprint
@@ -38,6 +39,11 @@ class Grouped(Objective):
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss")
     ld_alpha: ClassVar[float | None] = None
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+
+    def rows(self, given: Any, tokenizer: Any) -> Dataset:
+        return preferences(given, self.COLUMNS, tokenizer)
 
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         """The sequences of each row, the loss on the answers."""
@@ -270,6 +276,7 @@ class KTO(Referenced, WholeBatch):
     reference_in_step: bool = False
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss", "label")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("completion",)
 
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         answers = data.column("completion")

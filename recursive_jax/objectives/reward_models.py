@@ -12,6 +12,7 @@ import numpy as np
 
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, stack_groups
+from recursive_jax.data.preferences import preferences
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
@@ -40,6 +41,10 @@ class _Compared(Objective):
     """The scores of a group's answers, `[B, G]`."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+
+    def rows(self, given: Any, tokenizer: Any) -> Dataset:
+        return preferences(given, self.COLUMNS, tokenizer)
 
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         return pairs(data, tokenizer)
@@ -89,6 +94,8 @@ class ListwiseReward(_Compared):
     """The order of several answers (Plackett and Luce; rankings of 4 to 9 as in arXiv:2203.02155). The data has, beside
     `prompt`, `ranked`: a list of answers, the best first, of one length in all rows."""
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("ranked",)
+
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         found = []
         for n, (prompt, ranked) in enumerate(zip(data.prompts(), data.column("ranked"), strict=True)):
@@ -119,6 +126,9 @@ class ProcessReward(Objective):
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss", "right")
 
     separator: str = "\n"
+
+    def rows(self, given: Any, tokenizer: Any) -> Dataset:
+        return preferences(given, ("steps", "labels"), tokenizer)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         check_scorer(model, self)

@@ -20,7 +20,6 @@ from recursive_jax.config.loader import with_settings
 from recursive_jax.curate.rewards import Scores, score
 from recursive_jax.curate.select import Rule, as_rules, select
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.given import as_dataset
 from recursive_jax.data.packing import ORDER, Batches
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizers import fingerprint as tokenizer_fingerprint
@@ -111,7 +110,7 @@ class Round(DurableFolder):
         model = model.on(model.mesh or meshes.make_mesh())
         objective = resolved_objective(objective, config, model)
         if isinstance(data, (Sequence, Dataset)):
-            data = as_dataset(data, model.tokenizer)
+            data = objective.rows(data, model.tokenizer)
         inputs = {
             "model": model.fingerprint,
             "data": data,

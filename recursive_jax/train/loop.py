@@ -17,7 +17,6 @@ from recursive_jax import mesh as meshes
 from recursive_jax.config import TrainConfig, difference, row_length
 from recursive_jax.config.loader import with_settings
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.given import as_dataset
 from recursive_jax.data.packing import Batches
 from recursive_jax.errors import InputError, Preempted, TrainingDiverged, problems, say
 from recursive_jax.identity import describe, digest
@@ -73,7 +72,7 @@ def train(
         raise InputError(f"train.length={length} is longer than the model reads, {model.max_length} tokens")
     objective = resolved_objective(objective, config, model)
     ready = all(hasattr(data, name) for name in ("begin", "next", "summary", "fingerprint"))
-    batches = data if ready else objective.pack(as_dataset(data, model.tokenizer), model, length)
+    batches = data if ready else objective.pack(objective.rows(data, model.tokenizer), model, length)
     try:
         hash(objective.static())
     except TypeError:
