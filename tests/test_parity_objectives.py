@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from recursive_jax import load_model  # noqa: E402
+from recursive_jax import load_model, objectives  # noqa: E402
 from recursive_jax.objectives import DPO, Causal, Masked  # noqa: E402
 from recursive_jax.objectives.base import Context, Params  # noqa: E402
 from recursive_jax.objectives.masked import masked_loss  # noqa: E402
@@ -210,3 +210,32 @@ def test_dpo_is_that_of_trl(kinds, ld_alpha, mesh, tmp_path):
     ):
         total, count = metrics[ours]
         assert float(total / count) == pytest.approx(logged[theirs], rel=2e-5, abs=2e-5), ours
+
+
+def test_odds_and_margins_are_those_of_trl():
+    """ORPO's and SimPO's losses as trl's trainers compute them, with their gradients."""
+    pytest.importorskip("trl")
+    from types import SimpleNamespace
+
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+    cpu = SimpleNamespace(device="cpu")
+    given = -np.random.default_rng(0).uniform(0.05, 4, (2, 9)).astype(np.float32)
+    leaves = lambda: [torch.tensor(x, requires_grad=True) for x in given]
+    orpo = SimpleNamespace(beta=1.0, accelerator=cpu)
+    simpo = SimpleNamespace(
+        beta=2.0, simpo_gamma=0.7, alpha=0.0, loss_type="simpo", label_smoothing=0.1, accelerator=cpu
+    )
+    ours_simpo = lambda a, b: objectives.simpo_loss(a, b, beta=2.0, gamma=0.7, label_smoothing=0.1)
+    for ours, call, sign in (
+        (objectives.orpo_loss, lambda a, b: ORPOTrainer.odds_ratio_loss(orpo, a, b)[0], -1.0),
+        (ours_simpo, lambda a, b: CPOTrainer.cpo_loss(simpo, a, b)[0], 1.0),
+    ):
+        chosen, rejected = leaves()
+        wanted = sign * call(chosen, rejected)
+        wanted.sum().backward()
+        np.testing.assert_allclose(ours(*given), wanted.detach().numpy(), rtol=2e-5, atol=1e-6)
+        gradients = jax.grad(lambda a, b, ours=ours: jnp.sum(ours(a, b)), argnums=(0, 1))(*map(jnp.asarray, given))
+        for mine, theirs in zip(gradients, (chosen, rejected), strict=True):
+            np.testing.assert_allclose(mine, theirs.grad.numpy(), rtol=2e-4, atol=1e-6)

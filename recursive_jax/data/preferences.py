@@ -18,7 +18,8 @@ def preferences(given: Any, answers: Sequence[str], tokenizer: Tokenizer) -> Dat
 
     A Dataset stays as it is. Dicts: `prompt` is a text (opened as the tokenizer opens one), ids, or messages; an answer
     a text, ids, messages, or a list of texts (a ranking, steps). Conversations go through the tokenizer's chat
-    template. Without a prompt it is what the two answers begin with alike. Raises InputError naming the row and the column."""
+    template. Without a prompt it is what the two answers begin with alike. Raises InputError naming the row and the
+    column."""
     if isinstance(given, Dataset):
         return given
     rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, (str, Mapping)) else []
