@@ -239,3 +239,89 @@ def test_odds_and_margins_are_those_of_trl():
         gradients = jax.grad(lambda a, b, ours=ours: jnp.sum(ours(a, b)), argnums=(0, 1))(*map(jnp.asarray, given))
         for mine, theirs in zip(gradients, (chosen, rejected), strict=True):
             np.testing.assert_allclose(mine, theirs.grad.numpy(), rtol=2e-4, atol=1e-6)
+
+
+GRPO = [({"loss_type": kind}, {}) for kind in ("grpo", "bnpo", "dr_grpo", "dapo")]
+GRPO += [
+    ({"loss_type": "cispo", "epsilon_high": 1.2}, {}),
+    ({"loss_type": "grpo", "importance_sampling_level": "sequence"}, {"loss_type": "gspo"}),
+    ({"loss_type": "dapo", "delta": 1.1, "epsilon": 0.1, "epsilon_high": 0.3}, {}),
+    ({"loss_type": "grpo", "beta": 0.3}, {}),
+    ({"loss_type": "dapo", "beta": 0.3, "use_bias_correction_kl": False}, {}),
+]
+
+
+@pytest.mark.parametrize(("settings", "ours"), GRPO, ids=str)
+def test_policy_losses_are_those_of_trl(settings, ours, mesh, tmp_path):
+    """GRPOTrainer's own loss on its own model: value, gradient, clipped share and divergence."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    import tokenizers
+
+    policy = transformers.AutoModelForCausalLM.from_pretrained(FOLDER / "llama", dtype=torch.float32)
+    words = {f"w{i}": i for i in range(policy.config.vocab_size)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w0"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1"
+    )
+    rng = np.random.default_rng(3)
+    B, before, T = 4, 4, 7
+    config = trl.GRPOConfig(
+        str(tmp_path / "out"), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
+        per_device_train_batch_size=B, num_generations=2, max_completion_length=T, steps_per_generation=1,
+        **settings,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_dict({"prompt": ["w5 w6"] * B})
+    trainer = trl.GRPOTrainer(policy, lambda **k: [0.0] * B, config, train_dataset=rows, processing_class=tokenizer)
+    prompt = rng.integers(3, policy.config.vocab_size, (B, before))
+    answer = rng.integers(3, policy.config.vocab_size, (B, T))
+    lengths = np.array([T, 3, 5, 1])
+    mask = (np.arange(T) < lengths[:, None]).astype(np.int64)
+    with torch.no_grad():
+        logits = policy(torch.tensor(np.concatenate([prompt, answer], 1))).logits[:, before - 1 : -1]
+        now = torch.log_softmax(logits, -1).gather(-1, torch.tensor(answer)[..., None])[..., 0].numpy()
+    old, reference = (now + 0.3 * rng.normal(size=now.shape)).astype(np.float32), (now - 0.2).astype(np.float32)
+    advantages = np.array([1.0, -0.5, 0.7, -1.2], np.float32)
+    inputs = {
+        "prompt_ids": torch.tensor(prompt), "prompt_mask": torch.ones(B, before, dtype=torch.long),
+        "completion_ids": torch.tensor(answer), "completion_mask": torch.tensor(mask),
+        "advantages": torch.tensor(advantages), "old_per_token_logps": torch.tensor(old),
+        "ref_per_token_logps": torch.tensor(reference), "num_items_in_batch": torch.tensor(float(mask.sum())),
+    }  # fmt: skip
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    wanted = trainer._compute_loss(trainer.model, inputs)
+    wanted.backward()
+
+    model = load_model(FOLDER / "llama", mesh)
+    width = before + T
+    place = lambda x: np.concatenate([np.zeros((B, before), np.float32), x * mask], 1)[:, None].astype(np.float32)
+    valid = np.arange(width) < before + lengths[:, None]
+    batch = {
+        "tokens": jnp.asarray(np.where(valid, np.concatenate([prompt, answer], 1), 0)[:, None], jnp.int32),
+        "segments": jnp.asarray(valid[:, None], jnp.int32),
+        "loss": jnp.asarray((valid & (np.arange(width) >= before))[:, None]),
+        "old": place(old), "reference": place(reference), "advantage": advantages,
+    }  # fmt: skip
+    objective = objectives.PolicyGradient(max_length=T, **{**settings, **ours})
+
+    def value(params):
+        loss = loss_of(objective, model.network.apply, params, batch, {})
+        return loss.terms["policy"].sum / loss.terms["policy"].count, loss.metrics
+
+    with jax.set_mesh(mesh):
+        (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
+    assert float(found) == pytest.approx(float(wanted), rel=2e-5, abs=2e-6)
+    close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model))
+    logged = {k: float(np.mean(v)) for k, v in trainer._metrics["train"].items()}
+    # What is logged is the same but where trl logs something else: shares of rows, ratios that delta has bounded, the
+    # divergence times the ratio.
+    names = {"entropy": "entropy"}
+    if settings.get("importance_sampling_level") != "sequence" and "delta" not in settings:
+        names["clip_ratio"] = "cispo_clip_ratio" if settings["loss_type"] == "cispo" else "clip_ratio/region_mean"
+    if not settings.get("use_bias_correction_kl", True):
+        names["kl"] = "kl"
+    for mine, theirs in names.items():
+        total, count = metrics[mine]
+        assert float(total / count) == pytest.approx(logged[theirs], rel=1e-4, abs=1e-5), mine

@@ -6,6 +6,15 @@ from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Param
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.objectives.contrastive import InfoNCE, info_nce
 from recursive_jax.objectives.masked import Masked, mask_tokens
+from recursive_jax.objectives.policy import PolicyGradient, with_advantages
+from recursive_jax.objectives.policy_losses import (
+    gae,
+    generalized_jsd,
+    group_advantages,
+    leave_one_out,
+    policy_loss,
+    value_loss,
+)
 from recursive_jax.objectives.preference import DPO, KTO, ORPO, SimPO, with_reference
 from recursive_jax.objectives.preference_losses import (
     dpo_loss,
@@ -26,6 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "kto": KTO,
     "orpo": ORPO,
     "simpo": SimPO,
+    "policy_gradient": PolicyGradient,
     "pairwise_reward": PairwiseReward,
     "listwise_reward": ListwiseReward,
     "process_reward": ProcessReward,
@@ -49,18 +59,26 @@ __all__ = [
     "Objective",
     "PairwiseReward",
     "Params",
+    "PolicyGradient",
     "ProcessReward",
     "SimPO",
     "Term",
     "WholeBatch",
     "causal",
     "dpo_loss",
+    "gae",
+    "generalized_jsd",
+    "group_advantages",
     "info_nce",
     "kto_loss",
+    "leave_one_out",
     "listwise_reward",
     "mask_tokens",
     "orpo_loss",
     "pairwise_reward",
+    "policy_loss",
     "simpo_loss",
+    "value_loss",
+    "with_advantages",
     "with_reference",
 ]
