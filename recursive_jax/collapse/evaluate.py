@@ -84,9 +84,9 @@ def evaluate(
         for i, (row, name, columns) in enumerate(zip(rows, names, own, strict=True))
     ]
     answers = generate(model, requests, sampling, seed=seed)
-    right, _ = graded(template, rows, answers)
-    answers = answers.with_column("score", np.asarray(right, float))
-    return Evaluated(task_metrics(model, template, rows, answers), answers)
+    grades = graded(template, rows, answers)
+    answers = answers.with_column("score", np.asarray(grades[0], float))
+    return Evaluated(task_metrics(model, template, rows, answers, grades), answers)
 
 
 def _likelihood(model: Model, data: Dataset) -> Evaluated:

@@ -22,11 +22,17 @@ def graded(template: Template, rows: list[dict], answers: Dataset) -> tuple[list
     return right, formed
 
 
-def task_metrics(model: Model, template: Template, rows: list[dict], answers: Dataset) -> dict[str, Any]:
+def task_metrics(
+    model: Model,
+    template: Template,
+    rows: list[dict],
+    answers: Dataset,
+    grades: tuple[list[bool], list[bool]] | None = None,
+) -> dict[str, Any]:
     """accuracy: every field of the completion right. format: the answer has the completion's form and ended by itself;
     both with Wilson intervals (`proportion`). ce_task: nats per token of the right completions. Standard errors are
-    over rows."""
-    right, formed = graded(template, rows, answers)
+    over rows. grades: of `graded`, where they are known."""
+    right, formed = grades or graded(template, rows, answers)
     losses = example_losses(model, [template.example(row, model.tokenizer) for row in rows])
     ce_task, ce_task_stderr = cross_entropy(losses)  # of the same ratio: all nats over all tokens
     shown = [
