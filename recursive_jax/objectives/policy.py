@@ -176,7 +176,8 @@ class PolicyGradient(Referenced):
         if self.entropy_coef:
             terms["entropy"] = Term(of(entropy_BT), tokens, -self.entropy_coef)
         logged |= {"entropy": entropy_BT, "logp_difference": jnp.abs(logprobs_BT - old_BT)}
-        return Loss(terms, {name: (jax.lax.stop_gradient(of(x_BT)), tokens) for name, x_BT in logged.items()})
+        metrics = {name: (jax.lax.stop_gradient(of(x_BT)), tokens) for name, x_BT in logged.items()}
+        return Loss(terms, {**metrics, **_of_rollouts(batch, mask_BT)})
 
     def _reference(self, ctx: Context, rows: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array | None:
         if not self.beta:
@@ -185,6 +186,19 @@ class PolicyGradient(Referenced):
             return rows_like(batch["reference"][:, 0, 1:], len(rows["tokens"]))
         inputs, segments, labels, _ = targets(rows)
         return jax.lax.stop_gradient(-token_nll(ctx.others["reference"](None, inputs, segments), labels))
+
+
+def _of_rollouts(batch: dict[str, jax.Array], mask_BT: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What rollouts bring along (`curate/rollouts.py`): the mean reward, the share of rows whose group teaches nothing,
+    the length of the answers."""
+    if "reward" not in batch:
+        return {}
+    rewarded_B, rows = batch["rewarded"], jnp.float32(len(batch["reward"]))
+    return {
+        "reward": (jnp.sum(batch["reward"] * rewarded_B), jnp.sum(rewarded_B)),
+        "zero_variance": (jnp.sum(batch["zero_variance"]), rows),
+        "answer_length": (jnp.sum(mask_BT), rows),
+    }
 
 
 def _entropy(logits_BTV: jax.Array) -> jax.Array:
