@@ -144,5 +144,7 @@ def test_what_a_gate_wants():
         Gate("perhaps")
     with pytest.raises(InputError, match="needs a target"):
         Gate("better")
+    with pytest.raises(InputError, match="retention='x': a task is wanted"):
+        Gate("better", RIGHT, "x")
     with pytest.raises(InputError, match="between 0 and 1"):
         Gate("better", RIGHT, alpha=5)

@@ -311,3 +311,26 @@ def test_dicts_are_learnt_from_as_they_are(mesh):
     assert trained(model(mesh), liked, KTO(beta=0.5)).summary["loss"] < 0.4
     steps = [{"prompt": "q", "steps": ["a", "b"], "labels": [True, False]}] * 8
     assert trained(model(mesh, head="score"), steps, ProcessReward()).summary["loss"] < LN2
+
+
+def test_a_head_is_for_its_objectives(mesh):
+    scorer = model(mesh, head="score")
+    for objective in (DPO(), rj.objectives.causal):
+        with pytest.raises(InputError, match="trains a model that writes, and this one has model.head=score"):
+            trained(scorer, PAIRS, objective)
+    with pytest.raises(InputError, match="no log-probabilities"):
+        rj.evaluate(scorer, ["a text"])
+    with pytest.raises(InputError, match="has no params"):
+        rj.rewards.reward_model(transformer(SMALL.model_copy(update={"head": "score"}), ByteTokenizer(), mesh))(
+            [{"text": "a"}]
+        )
+    with pytest.raises(InputError, match="learnt from by an objective of preferences"):
+        rj.train(model(mesh), [{"prompt": "a", "chosen": "b", "rejected": "c"}], steps=1, batch=8)
+    with pytest.raises(InputError, match="beta=-1: more than 0"):
+        DPO(beta=-1)
+    with pytest.raises(InputError, match="reference='smollm2': a model is wanted"):
+        trained(model(mesh), PAIRS, DPO(reference="smollm2"))
+    asked = rj.rewards.reward_model(scorer)
+    texts, ids = ({"prompt": p, "text": "b"} for p in ("a", [256, 97]))
+    assert asked([texts]) == asked([ids]) == asked([{"tokens": [97, 98, 257], "prompt": [256], "text": ""}])
+    assert asked([{"text": "b"}]) != asked([texts])

@@ -20,11 +20,14 @@ from recursive_jax.config import RemoteConfig, SamplingConfig
 from recursive_jax.config.loader import parse_section
 from recursive_jax.curate import rewards
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.given import as_dataset
 from recursive_jax.data.template import Template
+from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.remote.client import Unreachable
 from recursive_jax.generate.remote.journal import Replies
 from recursive_jax.generate.remote.wire import Again, Reply, Wrong, body_of, meaning
+from recursive_jax.rounds.iterate import usable
 from recursive_jax.rounds.run import Run
 from tests.openai_server import Proxy, Server, running, text_of
 
@@ -286,9 +289,9 @@ def test_the_key_is_sent_and_appears_nowhere(tmp_path, monkeypatch, capfd):
             found = run.round(0).generate("r", remote(server, key_env="MY_KEY"), TOPICS, template=ASK).value
         assert found.column("text") == ["your key is ***"] * 12
         monkeypatch.setenv("MY_KEY", key + "wrong")
-        with pytest.raises(InputError, match=r"answers 401: remote\.key_env=MY_KEY gives the key in it") as error:
+        with pytest.raises(InputError, match=r"answers 401: the key in MY_KEY is not taken") as error:
             rj.generate(remote(server, key_env="MY_KEY"), "x")
-        with pytest.raises(InputError, match="no key, since it is not set"):
+        with pytest.raises(InputError, match="it wants a key, and OPENAI_API_KEY is not set"):
             rj.generate(remote(server), "x")
     said = capfd.readouterr()
     everything = [said.out, said.err, str(error.value), repr(remote(server, key_env="MY_KEY"))]
@@ -445,3 +448,44 @@ def test_kills_behind_the_bad_proxy_lose_nothing_and_pay_nothing_twice(tmp_path,
     for name in ("rows-replies", "rows", "more-replies", "more"):
         a, b = (Dataset.read([str(tmp_path / r / f"rounds/0000/{name}/rows-00000.parquet")]) for r in ("calm", "run"))
         assert a.table.equals(b.table), name
+
+
+# ---- what is done with its rows
+
+
+def test_its_rows_are_learnt_by_their_text_beside_others(server, mesh):
+    """Text alone: the ids of the prompt are bytes, not the student's; a second row of one reply is not learnt again."""
+    model = rj.transformer(rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=64), ByteTokenizer(), mesh)
+    far = rj.generate(remote(server), TOPICS[:2], template=ASK)
+    far = far.without("topic", "reply_input_tokens", "reply_output_tokens", "answer")
+    near = Dataset.from_texts(["abc", "de"], ByteTokenizer())
+    both = as_dataset(near + far, ByteTokenizer())
+    assert [len(t) for t in both.tokens()] == [4, 3, *(len(t) + 1 for t in far.column("text"))]
+    assert [len(p) for p in both.prompts()] == [0] * 4
+    found = rj.evaluate(model.initialized(0), near + far)
+    assert found.metrics["tokens"] == both.token_count and found.metrics["rows"] == 4
+    again = far.with_column("id", ["a/0", "a/0#1"])
+    assert [len(t) > 0 for t in as_dataset(again, ByteTokenizer()).tokens()] == [True, False]
+    with pytest.raises(InputError, match="a pool is measured in tokens"):
+        usable(far)
+
+
+def test_what_belongs_to_a_server_is_refused_elsewhere(server, tmp_path, capsys):
+    with pytest.raises(InputError, match="remote settings are for a model behind a server"):
+        rj.load_model("smollm2", remote={"patience": 5})
+    assert rj.load_model(f"openai:m@{server.url}", remote={"patience": 5}).settings.patience == 5
+    with pytest.raises(InputError, match="unknown key patients"):
+        rj.load_model(f"openai:m@{server.url}", remote={"patients": 5})
+    server.behave = lambda body: refusal(400, "this model has no chat template") if "messages" in body else None
+    with pytest.raises(InputError, match="`chat: false` in the template, or remote.api=completions"):
+        rj.generate(remote(server), TOPICS, template=ASK)
+    ask, rows = tmp_path / "ask.yaml", tmp_path / "rows.jsonl"
+    ask.write_text("prompt: Write about {topic}.\n")
+    rows.write_text('{"topic": "a"}\n')
+    words = ["generate", f"openai:test-model@{server.url}", "--in", str(rows), "--template", str(ask), "--preview", "1"]
+    assert main([*words, "remote.api=completions"]) == 0 and "Write about a." in capsys.readouterr().out
+    rows.write_text("")
+    assert main(words) == 2 and "there is no row in it" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"is it http.*/v1/v1\?|is it http://127.0.0.1:\d+/v1\?"):
+        server.behave = lambda body: refusal(404, "Not Found")
+        rj.generate(rj.load_model(f"openai:test-model@{server.url.removesuffix('/v1')}"), "x")

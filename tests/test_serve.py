@@ -190,9 +190,10 @@ def test_what_is_wrong_is_said_in_the_apis_form(running, client):
     refused(bad, "temperature", temperature=-1)
     refused(bad, "maximum context length is 128", prompt="x" * 200)
     refused(bad, "token ids are 0 to", prompt=[5, 9999])
-    refused(bad, "1 to 16 choices", n=17)
-    refused(bad, "1 to 16 choices", prompt=[])
-    refused(bad, "colour", extra_body={"colour": "red"})
+    refused(bad, "at most 16 choices", n=17)
+    refused(bad, "at least one is wanted", prompt=[])
+    refused(bad, "colour: unknown; known here: model, temperature", extra_body={"colour": "red"})
+    refused(bad, "suffix: not served", suffix="x")
     refused(bad, "tools: not served", chat, messages=[{"role": "user", "content": "x"}], tools=[{"type": "function"}])
     refused(bad, "not valid", extra_body={"structured_outputs": {"regex": "("}})
     refused(bad, "not served in a stream", stream=True, logprobs=1)
@@ -205,6 +206,8 @@ def test_what_is_wrong_is_said_in_the_apis_form(running, client):
         ("POST", "/nothing", b"{}"),
         ("GET", "/completions", None),
         ("POST", "/completions", b"{"),
+        ("POST", "/completions", b'{"model": "tiny", "prompt": "\\ud800"}'),
+        ("POST", "/embeddings", b'{"model": "tiny", "input": "\\ud800"}'),
     ):
         answer = httpx2.request(method, running.url + path, content=data)
         assert answer.status_code in (400, 404, 405) and answer.json()["error"]["message"]

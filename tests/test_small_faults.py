@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import recursive_jax as rj
 from recursive_jax.collapse.definitions import warnings
 from recursive_jax.collapse.lab.kernels import Mixture
 from recursive_jax.collapse.lab.lab import lab
@@ -22,6 +23,7 @@ from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
+from recursive_jax.generate.request import as_requests
 from recursive_jax.objectives.base import Loss, Term
 from recursive_jax.rounds.lineage import manifests, stored_rows
 from recursive_jax.rounds.profile import _exact, run_profiles
@@ -236,3 +238,27 @@ def test_a_gguf_s_template_is_a_text(fields, wanted, capsys):
     given["tokenizer.ggml.pre"] = "gpt-2"
     gguf_tokenizer(given, 4, "m.gguf")
     assert "no tokenizer.ggml.pre" not in capsys.readouterr().err
+
+
+def test_texts_go_into_a_durable_generation_and_half_characters_do_not(tmp_path, mesh):
+    config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=32)
+    model = rj.transformer(config, ByteTokenizer(), mesh).initialized(0)
+    with rj.Run(tmp_path, {"a": 1}, quiet=True) as run:
+        rows = run.round(0).generate("rows", model, ["a", "b"], {"max_tokens": 2}).value
+    assert [bytes(p[1:]).decode() for p in rows.prompts()] == ["a", "b"]
+    with pytest.raises(InputError, match="prompt 1 holds half a character"):
+        rj.generate(model, ["a", "\ud800"])
+    assert repr(model).startswith("Model(") and len(repr(model)) < 300
+    assert "no params yet" in repr(model.with_params(None))
+
+
+def test_a_prompt_begins_as_its_tokenizer_says(mesh):
+    """Without a start token where the tokenizer has none (Qwen's), in Python as on the command line."""
+
+    class Unopened(ByteTokenizer):
+        has_bos = False
+
+    assert [as_requests("ab", t())[0].tokens(256).tolist() for t in (ByteTokenizer, Unopened)] == [
+        [256, 97, 98],
+        [97, 98],
+    ]

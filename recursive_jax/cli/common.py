@@ -6,9 +6,8 @@ import argparse
 from typing import Any
 
 MODEL = (
-    "a run (RUN:name for one of several models), a round or one training; a Hugging Face folder; a .gguf; or smollm2, "
-    "minilm "
-    "where their packages are installed"
+    "a run (RUN:name for one of several models), a round or one training; a Hugging Face folder; a .gguf; smollm2 or "
+    "minilm, where their packages are installed; or openai:NAME@URL, where a model is to write"
 )
 
 

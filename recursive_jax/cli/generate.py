@@ -24,7 +24,12 @@ EXAMPLE = (
 
 def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help=MODEL)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="sampling.* keys, e.g. sampling.top_p=0.9")
+    p.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="sampling.*, mesh.* and remote.* keys, e.g. sampling.top_p=0.9",
+    )
     p.add_argument("--prompt", default="", help="text to go on from; with --chat, what the user says")
     p.add_argument(
         "--in",
@@ -77,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     from recursive_jax.mesh import make_mesh
     from recursive_jax.rounds.opening import chosen_name, load_model, model_name
 
-    model = load_model(args.model, make_mesh(config.mesh), remote=config.remote)
+    remote = config.remote.model_dump(exclude_unset=True)
+    model = load_model(args.model, make_mesh(config.mesh), remote=remote)
     draft = Draft(load_model(args.draft, model.mesh)) if args.draft else None
     notes = chosen_name(args.model) or f"model: {model_name(args.model)}"
     asked = sampling.model_dump(exclude_unset=True)
@@ -105,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
         print(notes, file=sys.stderr)
         requests = list(itertools.islice(prompts.requests(model.tokenizer, sampling, bytearray()), args.preview))
+        if not requests:
+            raise InputError(f"--in={args.source}: there is no row in it")
         print(preview_text(model, requests, sampling, template, args.seed))
         return 0
     if not args.source:

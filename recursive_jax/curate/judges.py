@@ -138,8 +138,9 @@ class RewardModel(Reward):
     `score`: trained here, or a Hugging Face `...ForSequenceClassification` of one label.
 
     template: its `example` of the row is read (prompt and completion, a chat where it is one); none: the row's
-    `messages` under the model's chat template, else its `prompt` and `tokens` where it has them, else its `text`. A row
-    that the context does not hold whole has no score."""
+    `messages` under the model's chat template, else its `prompt` and `tokens` where it has them, else its `prompt` (a
+    text, or ids) and its `text` with the end token, as `PairwiseReward` learns it, else its `text`. A row that the
+    context does not hold whole has no score."""
 
     model: Model
     template: Template | None = None
@@ -160,4 +161,9 @@ class RewardModel(Reward):
         if row.get("tokens") is not None and len(row["tokens"]):
             return np.asarray([*(row.get("prompt") or ()), *row["tokens"]], np.int32)
         opened = [tokenizer.bos] if getattr(tokenizer, "has_bos", True) else []
-        return np.asarray([*opened, *tokenizer.encode(str(field(row, "text")))], np.int32)
+        prompt, text = row.get("prompt"), tokenizer.encode(str(field(row, "text")))
+        if isinstance(prompt, str):
+            return np.asarray([*opened, *tokenizer.encode(prompt), *text, tokenizer.eos], np.int32)
+        if prompt is not None and len(prompt) and "reply_output_tokens" not in row:  # a remote prompt's ids are bytes
+            return np.asarray([*prompt, *text, tokenizer.eos], np.int32)
+        return np.asarray([*opened, *text], np.int32)

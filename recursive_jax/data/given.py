@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from recursive_jax.data.dataset import DECLARED, Dataset, loose_column
 from recursive_jax.data.forms import as_conversations, as_pair, form_of
 from recursive_jax.data.template import Template, examples_dataset
@@ -18,8 +20,9 @@ PAIR = Template("{prompt}", "{completion}")
 def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
     """`given` as a Dataset of token ids.
 
-    A Dataset stays as it is; one whose rows have texts and no tokens is tokenized. A text or texts: each is learnt
-    whole, its end token included. Dicts: with `messages` (or a conversation itself) what the assistant says is learnt,
+    A Dataset stays as it is, but for rows that have a text and no tokens (a remote model's): their text is tokenized,
+    and their prompt, whose ids are of another tokenizer, is left out. A text or texts: each is learnt whole, its end
+    token included. Dicts: with `messages` (or a conversation itself) what the assistant says is learnt,
     with `prompt` and `completion` the completion (under the tokenizer's chat template, where it has one, for `messages`
     only), with `text` the text; those of ShareGPT, Alpaca and the other forms of `forms.py` as conversations, or, where
     the tokenizer has no chat template, in Alpaca's sections; which form it is, is said. Other columns go along. Raises
@@ -28,8 +31,7 @@ def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Dataset):
-        without_tokens = len(given) and not given.token_count and any(given.column("text"))
-        return _tokenized(given, tokenizer) if without_tokens else given
+        return _tokenized(given, tokenizer)
     rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, Mapping) else None
     if rows and all(isinstance(row, Mapping) and "role" in row for row in rows):
         rows = [rows]  # one conversation
@@ -47,7 +49,15 @@ def as_dataset(given: Any, tokenizer: Tokenizer) -> Dataset:
         return Dataset.from_rows(rows)
     if "messages" in common or {"prompt", "completion"} <= common:
         return _with_own(examples_dataset(rows, PAIR, tokenizer), rows)
+    if {"chosen", "rejected"} <= common:
+        raise InputError(
+            "rows with `chosen` and `rejected` are learnt from by an objective of preferences: rj.objectives.DPO(), "
+            "ORPO, SimPO, or PairwiseReward for a model with model.head=score"
+        )
     if "text" in common:
+        wrong = next((n for n, row in enumerate(rows) if not isinstance(row["text"], str)), None)
+        if wrong is not None:
+            raise InputError(f"row {wrong} is a {type(rows[wrong]['text']).__name__}: texts are wanted")
         return _tokenized(Dataset.from_rows(rows), tokenizer)
     form = form_of(rows)
     if form is not None:
@@ -78,5 +88,14 @@ def _paired(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokenized(data: Dataset, tokenizer: Tokenizer) -> Dataset:
-    """The rows with the tokens of their texts."""
-    return data.with_column("tokens", Dataset.from_texts(data.column("text"), tokenizer).tokens())
+    """The rows with the tokens of their texts, where they have none of their own. The second row that is read of one
+    reply (`ID#1`) has the text of the first, and is not learnt again."""
+    tokens, texts, names = data.tokens(), data.column("text"), data.column("id")
+    bare = [n for n, ids in enumerate(tokens) if not len(ids) and texts[n] and "#" not in names[n]]
+    if not bare:
+        return data
+    found = Dataset.from_texts([texts[n] for n in bare], tokenizer).tokens()
+    prompts = data.prompts()
+    for n, ids in zip(bare, found, strict=True):
+        tokens[n], prompts[n] = ids, np.empty(0, np.int32)
+    return data.with_column("tokens", tokens).with_column("prompt", prompts)

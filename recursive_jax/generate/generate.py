@@ -175,7 +175,7 @@ def _shown(rows: Iterator[Row], total: int) -> Iterator[Row]:
     of = f"/{total:,}" if total else ""
     with Wait("generating", every=10.0) as wait:
         for row in rows:
-            count, tokens = count + 1, tokens + len(row.tokens)
+            count, tokens = count + 1, tokens + row.request.columns.get("reply_output_tokens", len(row.tokens))
             note(f"{count:,}{of} rows, {tokens:,} tokens, {rate(tokens, wait.seconds)} tokens/s")
             yield row
         wait.close()

@@ -88,6 +88,10 @@ def as_requests(asked: Any, tokenizer: Any) -> list[Request]:
         raise InputError(f"prompts are texts, conversations or requests, not {type(asked).__name__}")
     found = []
     for number, one in enumerate(asked):
+        try:
+            str(one).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"prompt {number} holds half a character (a lone surrogate): repair or drop it") from None
         if isinstance(one, Request):
             found.append(one)
         elif isinstance(one, str):

@@ -60,6 +60,8 @@ def token_alternatives(
 
 
 def _per_token(model: Model, rows: Iterable[np.ndarray], opened: bool, program: Callable) -> Iterator[np.ndarray]:
+    if not model.network.has_head:
+        raise InputError("this model gives scores or states, no tokens: it has no log-probabilities")
     bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
     pieces = (np.concatenate([bos, _checked(row, model)])[: model.max_length + 1].astype(np.int32) for row in rows)
     for packed, places in _batches(model, pieces, shift=1):
@@ -115,6 +117,8 @@ def rewards(
     `[N]`. head_D: none: the model's own (`model.head=score`). Other arguments and errors as `embed`; raises InputError
     for a head of another width, and a model that has none."""
     if head_D is None:
+        if model.params is None:
+            raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
         if not isinstance(model.params, Mapping) or "score" not in model.params:
             raise InputError("this model has no score head: it is no reward model")
         head_D = np.asarray(meshes.fetch(model.params["score"]))[0]

@@ -44,6 +44,10 @@ class Model:
     base_source: str = ""
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        where = f", from {self.source}" if self.source else ""
+        return f"Model({self.network.summary()}{where}{', no params yet' if self.params is None else ''})"
+
     @property
     def vocab(self) -> int:
         return self.network.vocab

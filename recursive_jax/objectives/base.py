@@ -81,10 +81,12 @@ class Context:
 class Objective(Value):
     """Base class; subclasses are `dataclass(frozen=True)` of plain values and models, and are named by them.
 
-    version: goes up when the objective computes something else. fields: columns that its batch holds.
+    version: goes up when the objective computes something else. fields: columns that its batch holds. reads: what it
+    wants of a Transformer: `logits`, the `score` of a reward model's head, or `states`.
     """
 
     version: ClassVar[int] = 1
+    reads: ClassVar[str] = "logits"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
 
     def rows(self, given: Any, tokenizer: Any) -> Dataset:

@@ -43,6 +43,7 @@ class InfoNCE(WholeBatch):
     1. Gradients are those of the whole batch over all devices, for any train.gradient_accumulation (GradCache)."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
+    reads: ClassVar[str] = "states"
 
     temperature: float = 0.05
 

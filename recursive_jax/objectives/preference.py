@@ -76,6 +76,11 @@ def answer_logprobs(apply: Any, params: Any, rows: dict[str, jax.Array]) -> tupl
     return -jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0), jnp.sum(weight_BT, axis=-1)
 
 
+def check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise InputError(f"beta={beta}: more than 0 is wanted")
+
+
 # ---- against a reference
 
 
@@ -88,6 +93,8 @@ class Referenced(Grouped):
 
     def the_reference(self, model: Model) -> Model:
         found = self.reference if self.reference is not None else model
+        if not isinstance(found, Model):
+            raise InputError(f"reference={found!r}: a model is wanted, rj.load_model(...) opens one")
         if found.params is None:
             name = type(self).__name__
             raise InputError(f"{name} starts from a trained model, or needs reference=...: this one has no params")
@@ -200,6 +207,7 @@ class DPO(Referenced):
     reference_in_step: bool = False
 
     def __post_init__(self):
+        check_beta(self.beta)
         kinds = (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
         if isinstance(self.loss_type, list):
             object.__setattr__(self, "loss_type", kinds)
@@ -274,6 +282,9 @@ class KTO(Referenced, WholeBatch):
     undesirable_weight: float = 1.0
     loss_type: str = "kto"
     reference_in_step: bool = False
+
+    def __post_init__(self):
+        check_beta(self.beta)
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss", "label")
     COLUMNS: ClassVar[tuple[str, ...]] = ("completion",)

@@ -22,13 +22,6 @@ from recursive_jax.objectives.preference import _example, pairs
 from recursive_jax.objectives.preference_losses import listwise_reward, pairwise_reward
 
 
-def check_scorer(model: Model, objective: Objective) -> None:
-    """Raises InputError for a model without the head that a reward model has."""
-    config = getattr(model.network, "config", None)
-    if getattr(config, "head", None) != "score":
-        raise InputError(f"{type(objective).__name__} trains a model with model.head=score; this one has another head")
-
-
 def last_scores(apply: Any, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """The score of each sequence, on its last token: float32 `[B]`. Padding (segment 0) stands behind."""
     scores_BT = apply(params, tokens_BT, segments_BT)[..., 0]
@@ -41,6 +34,7 @@ class _Compared(Objective):
     """The scores of a group's answers, `[B, G]`."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
+    reads: ClassVar[str] = "score"
     COLUMNS: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     def rows(self, given: Any, tokenizer: Any) -> Dataset:
@@ -50,7 +44,6 @@ class _Compared(Objective):
         return pairs(data, tokenizer)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
-        check_scorer(model, self)
         packed = stack_groups(self.groups(data, model.tokenizer), length - 1, model.tokenizer.pad)  # nothing is shifted
         return Packed({name: packed.columns[name] for name in ("tokens", "segments")})
 
@@ -124,6 +117,7 @@ class ProcessReward(Objective):
     `prompt`, `steps` (a list of texts) and `labels` (true or false for each, null: not learnt)."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss", "right")
+    reads: ClassVar[str] = "score"
 
     separator: str = "\n"
 
@@ -131,7 +125,6 @@ class ProcessReward(Objective):
         return preferences(given, ("steps", "labels"), tokenizer)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
-        check_scorer(model, self)
         columns = zip(data.prompts(), data.column("steps"), data.column("labels"), strict=True)
         made = [step_example(*row, model.tokenizer, self.separator, f"row {n}") for n, row in enumerate(columns)]
         packed = stack_groups([[example] for example, _ in made], length - 1, model.tokenizer.pad)

@@ -36,6 +36,10 @@ class Gate(Value):
             raise InputError(f"promote={self.promote!r}: {', '.join(WAYS)} are there")
         if self.promote != "always" and self.target is None:
             raise InputError(f"promote={self.promote!r} needs a target: a task that both models are graded on")
+        for name in ("target", "retention"):
+            task = getattr(self, name)
+            if task is not None and not isinstance(task, (Task, Choices)):
+                raise InputError(f"{name}={str(task)[:60]!r}: a task is wanted (rj.tasks), not {type(task).__name__}")
         if not 0.0 < self.alpha < 1.0:
             raise InputError(f"alpha={self.alpha}: a share between 0 and 1 is wanted")
 

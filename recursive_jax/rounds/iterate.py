@@ -173,6 +173,11 @@ def usable(data: Dataset) -> Dataset:
     """Rows that can be trained on: not failed, not empty."""
     status = data.column("status")
     lengths = [len(t) for t in data.tokens()]
+    if len(data) and not any(lengths) and any(data.column("text")):
+        raise InputError(
+            "these rows have texts and no tokens (a remote model wrote them), and a pool is measured in tokens: encode "
+            "them first, by data.given.as_dataset(rows, student.tokenizer), or give them to round.train as they are"
+        )
     keep = [i for i, (s, n) in enumerate(zip(status, lengths, strict=True)) if s in ("ok", "length") and n]
     return data if len(keep) == len(data) else data.take(np.array(keep, np.int64))
 

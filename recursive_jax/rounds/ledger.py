@@ -49,7 +49,7 @@ def _row(key: tuple[str, int, int], group: list[dict], stored: list[dict], gate:
     if made:
         row["proposed"] = sum(m["counts"]["rows"] for m in made)
         row["parsed"] = sum(m["counts"]["rows"] for m in last) - sum(failed.values())
-        row["tokens_written"] = sum(m["counts"]["tokens"] for m in made)
+        row["tokens_written"] = sum(m["counts"].get("output_tokens", m["counts"]["tokens"]) for m in made)
     if of("select"):
         row["kept"] = of("select")[-1]["counts"]["rows"]
         for name in ("duplicates", "contaminated"):
@@ -58,7 +58,7 @@ def _row(key: tuple[str, int, int], group: list[dict], stored: list[dict], gate:
     for m in trained:
         learnt = resolve(stored, (m.get("origins", {}).get("data") or [m["inputs"].get("data", "")])[0], m)
         counts = {} if learnt is None else learnt["counts"]
-        if "real_tokens" in counts:
+        if "real_tokens" in counts and (counts["tokens"] or not counts["rows"]):  # a remote model's rows have none
             row["real_tokens"] = (row["real_tokens"] or 0) + counts["real_tokens"]
             row["synthetic_tokens"] = (row["synthetic_tokens"] or 0) + counts["tokens"] - counts["real_tokens"]
     if trained:

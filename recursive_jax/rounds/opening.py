@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _BLOCK = 16 * 2**20
 
 
 def load_model(
-    path: Any, mesh: Mesh | None = None, dtype: str = "float32", remote: RemoteConfig | None = None
+    path: Any, mesh: Mesh | None = None, dtype: str = "float32", remote: RemoteConfig | Mapping[str, Any] | None = None
 ) -> Model | Remote:
     """Opens a model on any mesh. path: a run (the model that it names as its result), `RUN:name` (another that it
     names), the folder of a round or of a training; a Hugging Face folder; a GGUF file; or `smollm2` and `minilm`, where
@@ -53,6 +54,8 @@ def load_model(
     belongs to user functions."""
     if str(path).startswith(SCHEME):
         return Remote.of(str(path), remote)
+    if remote:
+        raise InputError(f"remote settings are for a model behind a server (openai:MODEL@URL); {path} is none")
     with machine_errors(None), Wait(f"loading {path}", quiet=not meshes.is_main()):
         return _load(path, mesh, dtype)
 

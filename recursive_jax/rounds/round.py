@@ -30,7 +30,7 @@ from recursive_jax.generate.generate import FIRST, stream, to_dataset
 from recursive_jax.generate.prefill import Row
 from recursive_jax.generate.reading import ask, constrained_by
 from recursive_jax.generate.remote.model import Remote
-from recursive_jax.generate.request import Again, FromTemplate, Request, requests_fingerprint
+from recursive_jax.generate.request import Again, FromTemplate, Request, as_requests, requests_fingerprint
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective
@@ -185,7 +185,7 @@ class Round(DurableFolder):
         seed = self.seed(name)
         if tokens is not None and isinstance(model, Remote):
             raise InputError(f"{model.source}: its tokens are not known here; give count=, the rows that are wanted")
-        asked, count = _requests(requests, count, tokens)
+        asked, count = _requests(requests, count, tokens, model.tokenizer)
         sampling = sampling if count is None else slots_for(sampling, count)
         identity, by_value = _identity(asked, count)
 
@@ -389,12 +389,12 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if v not in (None, [])}
 
 
-def _requests(requests: Any, count: int | None, tokens: int | None) -> tuple[Requests, int | None]:
+def _requests(requests: Any, count: int | None, tokens: int | None, tokenizer: Any) -> tuple[Requests, int | None]:
     """(requests as a function, how many are wanted)."""
     if isinstance(requests, (Dataset, Stored)):
         raise InputError("rows are asked through a template: generate(..., data, template=...)")
     if not callable(requests):
-        listed = list(requests)
+        listed = as_requests(requests, tokenizer)
         if [r.id for r in listed] != list(range(len(listed))):
             raise InputError(
                 "the ids of a list of requests are 0, 1, 2, ... in a durable generation: its rows are kept by them"

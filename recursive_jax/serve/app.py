@@ -138,8 +138,10 @@ class Service:
 
     def _check(self, body: Any, prompts: Sequence[requests.Request], sampling: SamplingConfig) -> None:
         count, most = len(prompts) * body.n, self.limits.rows
-        if not 1 <= count <= most:
-            raise ApiError(400, f"1 to {most} choices are served for one request, these would be {count}")
+        if not count:
+            raise ApiError(400, "prompt: at least one is wanted", field="prompt")
+        if count > most:
+            raise ApiError(400, f"at most {most} choices are served for one request, these would be {count}", field="n")
         for prompt in prompts:
             ids = prompt.tokens(self.model.tokenizer.bos)
             if len(ids) and not 0 <= ids.min() <= ids.max() < self.model.vocab:
@@ -279,7 +281,8 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    found = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", name="not_found")
+    name = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    found = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", name=name)
     return JSONResponse(found.body(), error.status_code)
 
 

@@ -25,6 +25,7 @@ from recursive_jax.models.model import Model
 Alternatives = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each token: its log-probability, the best ids, theirs
 MOST = 20  # alternatives of a token
 #: Fields that clients send and that change nothing here.
+UNSERVED = ("logit_bias", "tools", "tool_choice", "suffix", "dimensions")
 IGNORED = ("user", "store", "metadata", "service_tier", "parallel_tool_calls", "logit_bias", "tools", "tool_choice")
 SAME = ("temperature", "top_p", "top_k", "min_p", "typical_p", "presence_penalty", "frequency_penalty")
 SAME += ("repetition_penalty", "min_tokens", "bad_words")
@@ -33,12 +34,19 @@ SAME += ("repetition_penalty", "min_tokens", "bad_words")
 class ApiError(Exception):
     """An answer that is none, in the API's form."""
 
-    def __init__(self, code: int, message: str, kind: str = "invalid_request_error", name: str | None = None):
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        name: str | None = None,
+        field: str | None = None,
+    ):
         super().__init__(message)
-        self.code, self.message, self.kind, self.name = code, message, kind, name
+        self.code, self.message, self.kind, self.name, self.field = code, message, kind, name, field
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.name}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.field, "code": self.name}}
 
 
 class _Body(pydantic.BaseModel):
@@ -84,7 +92,8 @@ class _Body(pydantic.BaseModel):
         try:
             return sampling_for(model, asked)
         except InputError as error:
-            raise ApiError(400, str(error)) from None
+            lines = str(error).splitlines()  # without the name of our own section
+            raise ApiError(400, "; ".join(x.strip(" -") for x in lines[1:] or lines)) from None
 
 
 class Completion(_Body):
@@ -94,7 +103,6 @@ class Completion(_Body):
     logprobs: int | None = pydantic.Field(None, ge=0, le=MOST)
     echo: bool = False
     best_of: int | None = None
-    suffix: None = None
 
     @property
     def limit(self) -> int | None:
@@ -107,7 +115,10 @@ class Completion(_Body):
         if asked and isinstance(asked[0], int):
             asked = [asked]
         of_ids = lambda ids: Request(0, np.asarray(ids, np.int32), opened=True)
-        return [of_ids(one) if isinstance(one, list) else as_requests(one, model.tokenizer)[0] for one in asked]
+        try:
+            return [of_ids(one) if isinstance(one, list) else as_requests(one, model.tokenizer)[0] for one in asked]
+        except (InputError, OverflowError) as error:
+            raise ApiError(400, str(error), field="prompt") from None
 
 
 class Chat(_Body):
@@ -126,7 +137,7 @@ class Chat(_Body):
         try:
             return as_requests(self.messages, model.tokenizer)
         except InputError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(400, str(error).replace(" (leave --chat out)", ""), field="messages") from None
 
 
 class Embedding(pydantic.BaseModel):
@@ -137,7 +148,6 @@ class Embedding(pydantic.BaseModel):
     model: str
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: None = None
 
     def texts(self) -> list[str | np.ndarray]:
         found = self.input if isinstance(self.input, list) else [self.input]
@@ -153,15 +163,22 @@ def read(kind: type[pydantic.BaseModel], data: bytes) -> Any:
         raise ApiError(400, f"the body is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body is no JSON object")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "a text of the body holds half a character (a lone surrogate)") from None
     value = {k: v for k, v in value.items() if v is not None and not (k in IGNORED and not v)}
-    unserved = [k for k in ("logit_bias", "tools", "tool_choice") if k in value]
+    unserved = [k for k in UNSERVED if k in value]
     if unserved:
-        raise ApiError(400, f"{', '.join(unserved)}: not served here")
+        raise ApiError(400, f"{', '.join(unserved)}: not served here", field=unserved[0])
     try:
         return kind.model_validate({k: v for k, v in value.items() if k not in IGNORED})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"]))
+        known = ", ".join(kind.model_fields)
+        what = f"unknown; known here: {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ApiError(400, f"{field}: {what}", field=field) from None
 
 
 def _constraint(form: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:

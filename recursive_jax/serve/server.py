@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from recursive_jax.errors import InputError
+from recursive_jax.errors import InputError, say
 from recursive_jax.generate.prefill import check_writer
 from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.model import Model
@@ -46,6 +46,8 @@ def serve(model: Model, name: str, host: str, port: int, limits: Limits, grace: 
     config = uvicorn.Config(
         application(model, name, limits), log_level="warning", access_log=False, timeout_graceful_shutdown=grace
     )
+    if limits.token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        say(f"--host {host} without --token-env: whoever reaches this machine may ask the model")
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}/v1"
     print(f"serving {name} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)

@@ -71,6 +71,7 @@ def train(
     if length > model.max_length > 1:
         raise InputError(f"train.length={length} is longer than the model reads, {model.max_length} tokens")
     objective = resolved_objective(objective, config, model)
+    _check_head(model, objective)
     ready = all(hasattr(data, name) for name in ("begin", "next", "summary", "fingerprint"))
     batches = data if ready else objective.pack(objective.rows(data, model.tokenizer), model, length)
     try:
@@ -163,6 +164,18 @@ def _settings(
         "config": describe(config.model_copy(update={"dtype": dtype, "length": length})),
         "seed": seed,
     }
+
+
+def _check_head(model: Model, objective: Objective) -> None:
+    """Raises InputError where the objective reads what the model does not give."""
+    scores = getattr(getattr(model.network, "config", None), "head", None) == "score"
+    if scores and objective.reads == "logits":
+        raise InputError(
+            f"{type(objective).__name__} trains a model that writes, and this one has model.head=score, one number for "
+            "a text: rj.objectives.PairwiseReward, ListwiseReward and ProcessReward train it"
+        )
+    if objective.reads == "score" and not scores:
+        raise InputError(f"{type(objective).__name__} trains a model with model.head=score; this one has another head")
 
 
 def _half_done(directory: Path, settings: dict[str, Any]) -> list[Any]:

@@ -169,8 +169,9 @@ class Client:
             return None
 
     def _refused(self, code: int) -> str:
-        what = "the key in it" if self._key else "no key, since it is not set"
-        return f"{self.url} answers {code}: remote.key_env={self.config.key_env} gives {what}"
+        name = self.config.key_env
+        what = f"the key in {name} is not taken" if self._key else f"it wants a key, and {name} is not set"
+        return f"{self.url} answers {code}: {what} (remote.key_env={name})"
 
     async def _ask(self, question: Question, keep: Callable[[Reply], None], number: int) -> Reply:
         read, written = question.ceiling
@@ -226,8 +227,13 @@ class Client:
         if code in (401, 403):
             raise InputError(self._refused(code))
         if not self._replied or code in (404, 429) or 300 <= code < 400:
-            raise InputError(f"{self.url} does not take the request ({code}): {found.message}")
+            raise InputError(f"{self.url} does not take the request ({code}): {found.message}{self._hint(code, found)}")
         return Reply("", found.status)
+
+    def _hint(self, code: int, found: Wrong) -> str:
+        if "chat template" in found.message:
+            return "; `chat: false` in the template, or remote.api=completions, asks texts"
+        return f"; is it {self.url}/v1?" if code == 404 and not self.url.endswith("/v1") else ""
 
     async def _try(self, question: Question) -> Reply | Again | Wrong:
         body = {name: value for name, value in question.body.items() if value is not None}

@@ -9,7 +9,7 @@ import json
 import os
 import queue
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from recursive_jax import waiting
 from recursive_jax.config import RemoteConfig, SamplingConfig
+from recursive_jax.config.loader import with_settings
 from recursive_jax.data import chat
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError, say
@@ -69,13 +70,14 @@ class Remote:
     vocab: int = RemoteTokenizer.vocab
 
     @classmethod
-    def of(cls, text: str, settings: RemoteConfig | None = None) -> Remote:
-        """Raises InputError for another form, or a URL that holds a name, a password, a query."""
+    def of(cls, text: str, settings: RemoteConfig | Mapping[str, Any] | None = None) -> Remote:
+        """settings: a RemoteConfig, or a dict of its keys. Raises InputError for another form, or a URL that holds a
+        name, a password, a query."""
         name, at, url = text.removeprefix(SCHEME).partition("@http")
         url = f"http{url}" if at else os.environ.get("OPENAI_BASE_URL", "")
         if not name or not re.fullmatch(r"https?://[^\s@?#]+", url):
             raise InputError(f"{text!r} is no remote model: {FORM}, without a password or a query in it")
-        return cls(name, url.rstrip("/"), settings or RemoteConfig())
+        return cls(name, url.rstrip("/"), with_settings(RemoteConfig, settings, {}))
 
     @property
     def source(self) -> str:
@@ -83,7 +85,10 @@ class Remote:
 
     @functools.cached_property
     def tokenizer(self) -> RemoteTokenizer:
-        return RemoteTokenizer()
+        found = RemoteTokenizer()
+        if self.settings.api == "completions":
+            found.chat_template = ""  # templates ask texts
+        return found
 
     @property
     def sampling(self) -> dict[str, Any]:
