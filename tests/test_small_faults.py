@@ -245,7 +245,7 @@ def test_texts_go_into_a_durable_generation_and_half_characters_do_not(tmp_path,
     model = rj.transformer(config, ByteTokenizer(), mesh).initialized(0)
     with rj.Run(tmp_path, {"a": 1}, quiet=True) as run:
         rows = run.round(0).generate("rows", model, ["a", "b"], {"max_tokens": 2}).value
-    assert [bytes(p[1:]).decode() for p in rows.prompts()] == ["a", "b"]
+    assert [bytes(p[1:].tolist()).decode() for p in rows.prompts()] == ["a", "b"]
     with pytest.raises(InputError, match="prompt 1 holds half a character"):
         rj.generate(model, ["a", "\ud800"])
     assert repr(model).startswith("Model(") and len(repr(model)) < 300
@@ -258,7 +258,5 @@ def test_a_prompt_begins_as_its_tokenizer_says(mesh):
     class Unopened(ByteTokenizer):
         has_bos = False
 
-    assert [as_requests("ab", t())[0].tokens(256).tolist() for t in (ByteTokenizer, Unopened)] == [
-        [256, 97, 98],
-        [97, 98],
-    ]
+    for tokenizer, wanted in ((ByteTokenizer(), [256, 97, 98]), (Unopened(), [97, 98])):
+        assert as_requests("ab", tokenizer)[0].tokens(256).tolist() == wanted
