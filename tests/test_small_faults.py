@@ -260,3 +260,15 @@ def test_a_prompt_begins_as_its_tokenizer_says(mesh):
 
     for tokenizer, wanted in ((ByteTokenizer(), [256, 97, 98]), (Unopened(), [97, 98])):
         assert as_requests("ab", tokenizer)[0].tokens(256).tolist() == wanted
+
+
+def test_a_limit_on_texts_is_refused_where_some_are_missing():
+    data = Dataset.from_rows([{"text": "a", "grade": "high"}, {"text": "b", "grade": None}])
+    with pytest.raises(InputError, match="holds texts, numbers are wanted"):
+        rj.select(data, rj.rules.at_least(1.0, "grade"))
+
+
+def test_the_common_beginning_of_texts_of_any_lengths():
+    from recursive_jax.generate.text import _common
+
+    assert [_common("abc", b) for b in ("abcd", "abc", "ab", "abx", "", "x")] == [3, 3, 2, 2, 0, 0]
