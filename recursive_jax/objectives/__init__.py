@@ -5,6 +5,7 @@ from __future__ import annotations
 from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Params, Term, WholeBatch
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.objectives.contrastive import InfoNCE, info_nce
+from recursive_jax.objectives.distillation import Distill
 from recursive_jax.objectives.masked import Masked, mask_tokens
 from recursive_jax.objectives.policy import PolicyGradient, with_advantages
 from recursive_jax.objectives.policy_losses import (
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "orpo": ORPO,
     "simpo": SimPO,
     "policy_gradient": PolicyGradient,
+    "distill": Distill,
     "pairwise_reward": PairwiseReward,
     "listwise_reward": ListwiseReward,
     "process_reward": ProcessReward,
@@ -50,6 +52,7 @@ __all__ = [
     "ORPO",
     "Causal",
     "Context",
+    "Distill",
     "Extra",
     "InfoNCE",
     "ListwiseReward",

@@ -196,13 +196,19 @@ def generalized_jsd(
     the tokens that count. beta: 0 is KL(teacher || student), 1 is KL(student || teacher), between them the mixture
     beta * teacher + (1 - beta) * student lies. temperature: of both."""
     mask_BT = jnp.asarray(mask_BT, jnp.float32)
+    each_BT = jsd_tokens(student_BTV, teacher_BTV, beta=beta, temperature=temperature)
+    return jnp.sum(each_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+
+
+def jsd_tokens(
+    student_BTV: jax.Array, teacher_BTV: jax.Array, *, beta: float = 0.5, temperature: float = 1.0
+) -> jax.Array:
+    """`generalized_jsd` token by token, `[B, T]`."""
     student_BTV, teacher_BTV = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (student_BTV, teacher_BTV))
     kl = lambda p_BTV, q_BTV: jnp.sum(jnp.exp(p_BTV) * (p_BTV - q_BTV), axis=-1)
     if beta == 0.0:
-        each_BT = kl(teacher_BTV, student_BTV)
-    elif beta == 1.0:
-        each_BT = kl(student_BTV, teacher_BTV)
-    else:
-        mixed_BTV = jnp.logaddexp(jnp.log(beta) + teacher_BTV, jnp.log1p(-beta) + student_BTV)
-        each_BT = beta * kl(teacher_BTV, mixed_BTV) + (1 - beta) * kl(student_BTV, mixed_BTV)
-    return jnp.sum(each_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+        return kl(teacher_BTV, student_BTV)
+    if beta == 1.0:
+        return kl(student_BTV, teacher_BTV)
+    mixed_BTV = jnp.logaddexp(jnp.log(beta) + teacher_BTV, jnp.log1p(-beta) + student_BTV)
+    return beta * kl(teacher_BTV, mixed_BTV) + (1 - beta) * kl(student_BTV, mixed_BTV)
