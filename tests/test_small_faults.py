@@ -10,6 +10,7 @@ import pytest
 
 import recursive_jax as rj
 from recursive_jax.collapse.definitions import warnings
+from recursive_jax.collapse.lab.categorical import Poisson
 from recursive_jax.collapse.lab.kernels import Mixture
 from recursive_jax.collapse.lab.lab import lab
 from recursive_jax.collapse.lab.ngram import Ngram
@@ -29,7 +30,7 @@ from recursive_jax.rounds.lineage import manifests, stored_rows
 from recursive_jax.rounds.profile import _exact, run_profiles
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.report.series import Arm
-from recursive_jax.rounds.report.task import _before_and_after
+from recursive_jax.rounds.report.task import _before_and_after, task_layout
 from recursive_jax.train.log import TrainLog
 from recursive_jax.train.step import _metrics
 from tests.small_run import SmallRun
@@ -272,3 +273,26 @@ def test_the_common_beginning_of_texts_of_any_lengths():
     from recursive_jax.generate.text import _common
 
     assert [_common("abc", b) for b in ("abcd", "abc", "ab", "abx", "", "x")] == [3, 3, 2, 2, 0, 0]
+
+
+def test_the_poisson_s_numbers_are_of_its_own_rate():
+    from scipy import stats
+
+    family = Poisson(rate=3.0)
+    found = {name: float(x) for name, x in family.measure(np.float64(2.0), None).items()}
+    k = np.arange(200)
+    p, log_q = stats.poisson.pmf(k, 3.0), stats.poisson.logpmf(k, 2.0)
+    wanted = np.sum(p * (stats.poisson.logpmf(k, 3.0) - log_q))
+    assert found["kl"] == pytest.approx(wanted, rel=1e-6) and found["mean_squared_error"] == pytest.approx(1.0)
+    assert float(family.measure(np.float64(0.0), None)["extinct"]) == 1 and found["extinct"] == 0
+
+
+def test_a_fine_tune_s_report_has_its_answers_where_there_are_some():
+    class Seen:
+        arms = ()
+
+    assert task_layout.sections(Seen()) == []
+    shown = [{"prompt": "q", "answer": "a", "right": True}]
+    rounds = {k: [{"accuracy": float(k), "rows": 2, "shown": shown}] for k in (0, 1)}
+    Seen.arms = [Arm("main", 0, rounds)]
+    assert len(task_layout.sections(Seen())) == 1
