@@ -3,6 +3,8 @@ test_parity_objectives.py."""
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,7 +220,7 @@ def test_kto_likes_what_was_liked_and_its_kl_is_of_the_batch(mesh):
         trained(policy, Dataset.from_rows([{**row, "label": "x"} for row in rows]), KTO())
 
 
-def test_reward_models_learn_orders_and_steps(mesh):
+def test_reward_models_learn_orders_and_steps(mesh, tmp_path):
     scorer = model(mesh, head="score")
     found = trained(scorer, PAIRS, PairwiseReward(centering=0.01), steps=20)
     assert found.summary["loss"] < 0.2
@@ -233,7 +235,13 @@ def test_reward_models_learn_orders_and_steps(mesh):
     assert more > none + 0.3
 
     ranked = [{"prompt": [256, 65 + i], "ranked": ["aaa", "bb", "c", "dd"]} for i in range(8)]
-    assert trained(scorer, Dataset.from_rows(ranked), ListwiseReward(), steps=20).summary["loss"] < np.log(24) / 3
+    order = train(
+        scorer, Dataset.from_rows(ranked), ListwiseReward(), SETTINGS.model_copy(update={"steps": 20}),
+        directory=tmp_path, quiet=True,
+    )  # fmt: skip
+    assert order.summary["loss"] < np.log(24) / 3
+    last = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[-1])
+    assert (last["accuracy"], last["best"]) == (1.0, 1.0), "of six pairs each, and of the first"
     steps = [{"prompt": [256], "steps": ["good", "bad", "good"], "labels": [True, False, None]}] * 8
     learnt = trained(scorer, Dataset.from_rows(steps), ProcessReward(), steps=25)
     assert learnt.summary["loss"] < 0.1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import recursive_jax as rj
@@ -13,6 +16,7 @@ from recursive_jax.collapse.definitions import warnings
 from recursive_jax.collapse.lab.categorical import Poisson
 from recursive_jax.collapse.lab.kernels import Mixture
 from recursive_jax.collapse.lab.lab import lab
+from recursive_jax.collapse.lab.laws import weighted_mean, weighted_mean_limit
 from recursive_jax.collapse.lab.ngram import Ngram
 from recursive_jax.collapse.lab.vae import VAE
 from recursive_jax.collapse.task import graded
@@ -20,17 +24,20 @@ from recursive_jax.data import chat
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
 from recursive_jax.data.parsers import Json, Numbered, ParseError
+from recursive_jax.data.task import class_field
 from recursive_jax.data.template import Template
 from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.request import as_requests
 from recursive_jax.objectives.base import Loss, Term
-from recursive_jax.rounds.lineage import manifests, stored_rows
+from recursive_jax.rounds.gate import decision
+from recursive_jax.rounds.lineage import manifests, read_record, stored_rows
 from recursive_jax.rounds.profile import _exact, run_profiles
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.report.series import Arm
 from recursive_jax.rounds.report.task import _before_and_after, task_layout
+from recursive_jax.rounds.status import status_text
 from recursive_jax.train.log import TrainLog
 from recursive_jax.train.step import _metrics
 from tests.small_run import SmallRun
@@ -296,3 +303,36 @@ def test_a_fine_tune_s_report_has_its_answers_where_there_are_some():
     rounds = {k: [{"accuracy": float(k), "rows": 2, "shown": shown}] for k in (0, 1)}
     Seen.arms = [Arm("main", 0, rounds)]
     assert len(task_layout.sections(Seen())) == 1
+
+
+def test_a_gate_promotes_at_its_level_too():
+    stored = lambda scores: SimpleNamespace(value=Dataset.from_rows([{"text": "", "score": s} for s in scores]))
+    new, old = {"target": stored([1.0] * 4)}, {"target": stored([0.0] * 4)}
+    at = lambda alpha: decision(new, old, "paired_test", alpha, 1)["promoted"]
+    assert (at(2.0**-3), at(2.0**-3 - 1e-9)) == (1.0, 0.0)  # p = 2^-4, of which round 1 may use half
+
+
+def test_texts_are_named_alike_however_they_are_stored():
+    data = Dataset.from_rows([{"text": "a", "own": "one"}, {"text": "b", "own": None}])
+    place = data.table.column_names.index("own")
+    for kind in (pa.string(), pa.large_string()):
+        other = Dataset(data.table.set_column(place, "own", data.table["own"].cast(kind)))
+        assert other.fingerprint == data.fingerprint
+
+
+def test_a_class_may_be_a_date():
+    rows = [{"day": datetime.date(2026, 1, 1 + i % 2), "n": i} for i in range(20)]
+    assert class_field(rows, ["n", "day"]) == "day"
+
+
+def test_environments_are_counted_from_the_first(tmp_path, tokenizer, mesh, monkeypatch):
+    SmallRun(tokenizer, mesh, student=False)(tmp_path, until="data")
+    record = {**read_record(tmp_path), "environments": [{"jax": "1"}, {"jax": "2"}]}
+    monkeypatch.setattr("recursive_jax.rounds.status.read_record", lambda run: record)
+    assert "environment 2: jax: '1' -> '2'" in status_text(tmp_path)
+
+
+def test_the_weighted_mean_goes_to_its_limit():
+    found = weighted_mean(10, 0.5, 60)
+    assert len(found) == 61 and found[0] == 0 and found[1] == pytest.approx(0.25 / 10 + 0.25 / 10)
+    assert 10 * found[-1] == pytest.approx(weighted_mean_limit(0.5), rel=1e-9)
