@@ -23,6 +23,7 @@ from recursive_jax.collapse.task import graded
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.gguf_tokenizer import gguf_tokenizer
+from recursive_jax.data.json_parser import _bounded
 from recursive_jax.data.parsers import Json, Numbered, ParseError
 from recursive_jax.data.task import class_field
 from recursive_jax.data.template import Template
@@ -30,6 +31,7 @@ from recursive_jax.data.tokenizer_files import read_tokenizer
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.generate.request import as_requests
+from recursive_jax.objectives import InfoNCE
 from recursive_jax.objectives.base import Loss, Term
 from recursive_jax.rounds.gate import decision
 from recursive_jax.rounds.lineage import manifests, read_record, stored_rows
@@ -37,6 +39,7 @@ from recursive_jax.rounds.profile import _exact, run_profiles
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.report.series import Arm
 from recursive_jax.rounds.report.task import _before_and_after, task_layout
+from recursive_jax.rounds.report.verdicts import attribution_section
 from recursive_jax.rounds.status import status_text
 from recursive_jax.train.log import TrainLog
 from recursive_jax.train.step import _metrics
@@ -336,3 +339,26 @@ def test_the_weighted_mean_goes_to_its_limit():
     found = weighted_mean(10, 0.5, 60)
     assert len(found) == 61 and found[0] == 0 and found[1] == pytest.approx(0.25 / 10 + 0.25 / 10)
     assert 10 * found[-1] == pytest.approx(weighted_mean_limit(0.5), rel=1e-9)
+
+
+def test_the_attribution_stands_beside_the_oracle_and_new_truth():
+    numbers = {"kl_total": 0.5, "kl_oracle": 0.2}
+    rounds = {k: [{name: value * (k + 1) for name, value in numbers.items()}] for k in (0, 1, 2)}
+    page = attribution_section([Arm("replace", 0, rounds)])
+    assert "<h3>replace</h3>" in page and page.count("<tr>") == 3 and "Add an arm" in page
+    fresh = Arm("ceiling", 1, {k: [{"kl_total": 0.3}] for k in (0, 1, 2)})
+    page = attribution_section([Arm("replace", 0, rounds), fresh])
+    assert "recursion's damage" in page and "<h3>ceiling</h3>" not in page and ">0.70<" in page and ">1.20<" in page
+
+
+def test_only_integers_are_bounded():
+    assert _bounded({"type": "integer"}).keys() == {"minimum", "maximum", "type"}
+    assert _bounded({"type": "string"}) == {"type": "string"} and _bounded("x") == "x"
+
+
+def test_who_finds_its_passage_is_counted():
+    queries = np.eye(3, 4, dtype=np.float32)
+    passages = queries[[0, 2, 1]]
+    batch = {"tokens": np.zeros((3, 2, 1), np.int32)}
+    loss = InfoNCE().loss_of(None, None, np.stack([queries, passages], 1), batch)
+    assert [float(x) for x in loss.metrics["accuracy"]] == [1.0, 3.0]
