@@ -200,13 +200,15 @@ class Run:
         return records
 
     def close(self) -> None:
-        if self._lock is not None and not self.closed:
-            with contextlib.suppress(InputError, OSError):  # what is wrong was said, or will be when it is wanted
-                write_ledger(self.path)
-        self.closed = True
-        if self._lock is not None:
-            self._lock.release()
-        self._restore_signals()
+        try:
+            if self._lock is not None and not self.closed:
+                with contextlib.suppress(InputError, OSError):  # what is wrong was said, or will be when it is wanted
+                    write_ledger(self.path)
+        finally:
+            self.closed = True
+            if self._lock is not None:
+                self._lock.release()
+            self._restore_signals()
 
     def __enter__(self) -> Run:
         return self
