@@ -267,7 +267,7 @@ def test_rate_limits_are_kept_and_are_no_failures():
     with running(Server(behave)) as server:
         data = rj.generate(remote(server, tries=2), rows, template=ASK)
     assert set(data.column("status")) == {"ok"} and limits
-    assert len(limits) < 75, "one that does not come down is told so thousands of times"
+    assert len(limits) < 150, f"{len(limits)}: one that does not come down is told so thousands of times"
 
 
 def test_the_key_is_sent_and_appears_nowhere(tmp_path, monkeypatch, capfd):
