@@ -254,7 +254,7 @@ def starts_with_a_vowel(data):
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "cispo"])
 def test_rounds_of_rewards_raise_the_reward(kind, policy, tmp_path):
     """Three durable rounds: answers in groups, graded, compared, learnt from; by chance 5 of 256 bytes are vowels.
-    epsilon_high: at 0.2 a rare answer could only become a fifth more frequent in a round."""
+    epsilon_high: at 0.2 a rare answer gains little in a round."""
     ask = rj.Template("{q}", parser=None)
     problems = [{"q": f"{n}"} for n in range(8)]
     rates = []

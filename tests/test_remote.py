@@ -85,6 +85,13 @@ def test_rows_are_what_the_server_writes(server):
     assert server.asked[-1]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
+def test_a_conversation_holds_any_character(server):
+    """Separators of lines that are none in JSON: U+2028, U+2029, U+0085."""
+    said = "a\u2028b\u2029c\u0085d\r\ne"
+    rj.generate(remote(server), [[{"role": "user", "content": said}]])
+    assert server.asked[-1]["messages"] == [{"role": "user", "content": said}]
+
+
 def test_a_request_has_the_names_of_the_api():
     """The parameters of the `openai` package, and those of vLLM beyond it."""
     openai = pytest.importorskip("openai")

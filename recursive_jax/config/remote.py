@@ -37,6 +37,10 @@ class RemoteConfig(Section):
     max_cost: float | None = Field(None, gt=0.0, description="dollars after which nothing more is asked")
     max_tokens: NonNegativeInt | None = Field(None, description="tokens, read and written, after which nothing is")
 
+    def cost(self, read: int, written: int) -> float:
+        """Dollars for tokens read and written."""
+        return (read * self.input_price + written * self.output_price) / 1e6
+
     @model_validator(mode="after")
     def _check(self) -> RemoteConfig:
         if self.max_cost is not None and not self.input_price + self.output_price:

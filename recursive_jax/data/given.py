@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from recursive_jax.data.dataset import DECLARED, Dataset, loose_column
 from recursive_jax.data.forms import as_conversations, as_pair, form_of
@@ -90,6 +91,8 @@ def _paired(row: Mapping[str, Any]) -> dict[str, Any]:
 def _tokenized(data: Dataset, tokenizer: Tokenizer) -> Dataset:
     """The rows with the tokens of their texts, where they have none of their own. The second row that is read of one
     reply (`ID#1`) has the text of the first, and is not learnt again."""
+    if not len(data) or pc.min(pc.list_value_length(data.table["tokens"])).as_py():
+        return data
     tokens, texts, names = data.tokens(), data.column("text"), data.column("id")
     bare = [n for n, ids in enumerate(tokens) if not len(ids) and texts[n] and "#" not in names[n]]
     if not bare:

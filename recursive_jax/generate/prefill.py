@@ -133,7 +133,7 @@ class Prefill:
         if len(stops) <= self.most_stops and not self._never & set(stops):
             self._joined.append(sampling)
             return True
-        del self.stops[sampling]
+        del self.stops[sampling], self.stop_texts[sampling], self.words[sampling]
         return False
 
     def open(self, request: Request) -> Row:

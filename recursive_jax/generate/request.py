@@ -88,13 +88,14 @@ def as_requests(asked: Any, tokenizer: Any) -> list[Request]:
         raise InputError(f"prompts are texts, conversations or requests, not {type(asked).__name__}")
     found = []
     for number, one in enumerate(asked):
+        if isinstance(one, Request):
+            found.append(one)
+            continue
         try:
             str(one).encode()
         except UnicodeEncodeError:
             raise InputError(f"prompt {number} holds half a character (a lone surrogate): repair or drop it") from None
-        if isinstance(one, Request):
-            found.append(one)
-        elif isinstance(one, str):
+        if isinstance(one, str):
             opened = not getattr(tokenizer, "has_bos", True)
             found.append(Request(number, np.asarray(tokenizer.encode(one), np.int32), opened=opened))
         elif _is_conversation(one):

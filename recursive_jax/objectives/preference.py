@@ -292,7 +292,7 @@ class KTO(Referenced, WholeBatch):
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         answers = data.column("completion")
         return [
-            [_example(prompt, answers[m], tokenizer, f"row {m}, completion") for m in (n, (n + 1) % len(answers))]
+            [answer_example(prompt, answers[m], tokenizer, f"row {m}, completion") for m in (n, (n + 1) % len(answers))]
             for n, prompt in enumerate(data.prompts())
         ]
 
@@ -360,12 +360,12 @@ def pairs(data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
     answer that is neither text nor ids."""
     answers = {name: data.column(name) for name in ("chosen", "rejected")}
     return [
-        [_example(prompt, found[n], tokenizer, f"row {n}, {name}") for name, found in answers.items()]
+        [answer_example(prompt, found[n], tokenizer, f"row {n}, {name}") for name, found in answers.items()]
         for n, prompt in enumerate(data.prompts())
     ]
 
 
-def _example(prompt: np.ndarray, answer: Any, tokenizer: Tokenizer, where: str) -> Example:
+def answer_example(prompt: np.ndarray, answer: Any, tokenizer: Tokenizer, where: str) -> Example:
     before = prompt if len(prompt) else np.array([tokenizer.bos], np.int32)
     ids = _ids(answer, tokenizer, where)
     return Example(np.concatenate([before, ids]), np.arange(len(before) + len(ids)) >= len(before))

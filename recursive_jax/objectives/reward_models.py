@@ -18,7 +18,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
-from recursive_jax.objectives.preference import _example, pairs
+from recursive_jax.objectives.preference import Grouped, answer_example
 from recursive_jax.objectives.preference_losses import listwise_reward, pairwise_reward
 
 
@@ -30,18 +30,11 @@ def last_scores(apply: Any, params: Any, tokens_BT: jax.Array, segments_BT: jax.
     return jnp.sum(jnp.where(place_BT == last_B1, scores_BT, 0.0), axis=-1)
 
 
-class _Compared(Objective):
+class _Compared(Grouped):
     """The scores of a group's answers, `[B, G]`."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
     reads: ClassVar[str] = "score"
-    COLUMNS: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-
-    def rows(self, given: Any, tokenizer: Any) -> Dataset:
-        return preferences(given, self.COLUMNS, tokenizer)
-
-    def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
-        return pairs(data, tokenizer)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = stack_groups(self.groups(data, model.tokenizer), length - 1, model.tokenizer.pad)  # nothing is shifted
@@ -94,7 +87,7 @@ class ListwiseReward(_Compared):
         for n, (prompt, ranked) in enumerate(zip(data.prompts(), data.column("ranked"), strict=True)):
             if ranked is None or len(ranked) < 2:
                 raise InputError(f"row {n}: `ranked` holds at least two answers, the best first")
-            found.append([_example(prompt, x, tokenizer, f"row {n}, ranked {k}") for k, x in enumerate(ranked)])
+            found.append([answer_example(prompt, x, tokenizer, f"row {n}, ranked {k}") for k, x in enumerate(ranked)])
         return found
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:

@@ -306,7 +306,7 @@ class Round(DurableFolder):
             meshes.on_main(lambda: chosen.write(str(folder / "rows-00000.parquet")))
             counts = {**_counts(chosen), "proposed": len(rows), "dropped": dict(dropped)}
             for why in dict.fromkeys(rule.why for rule in rules if rule.why):
-                counts[why] = sum(dropped.get(rule.name, 0) for rule in rules if rule.why == why)
+                counts[why] = sum(dropped.get(name, 0) for name in {rule.name for rule in rules if rule.why == why})
             if "contaminated_by" in chosen.table.column_names:  # flagged, and kept
                 flagged = sum(item is not None for item in chosen.column("contaminated_by"))
                 counts["contaminated"] = counts.get("contaminated", 0) + flagged
@@ -441,7 +441,7 @@ def _paid(data: Dataset, model: Any) -> dict[str, Any]:
     if not isinstance(model, Remote) or "reply_input_tokens" not in data.table.column_names:
         return {}
     read, written = (sum(data.column(f"reply_{what}_tokens")) for what in ("input", "output"))
-    return {"input_tokens": read, "output_tokens": written, "cost": model.cost(read, written)}
+    return {"input_tokens": read, "output_tokens": written, "cost": model.settings.cost(read, written)}
 
 
 def _read_rows(folder: epath.Path) -> Dataset:

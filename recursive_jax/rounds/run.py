@@ -51,13 +51,14 @@ class Run:
         others = [] if self.fork is None else [self.fork / REPLIES]
         self.replies = Replies(self.path / REPLIES, others)  # of remote models
         self.environments: list[dict[str, Any]] = []  # of the run so far, the last is the present one
-        self.closed = False
+        self.closed, self._opened = False, False
         self._lock: storage.Lock | None = None
         self._restore_signals = signals.install()
         try:
             with machine_errors(self.path):
                 meshes.on_main(self._take_lock)
                 meshes.on_main(lambda: self._open({} if config is None else config))
+            self._opened = True
         except BaseException:
             self.close()
             raise
@@ -201,7 +202,7 @@ class Run:
 
     def close(self) -> None:
         try:
-            if self._lock is not None and not self.closed:
+            if self._opened and self._lock is not None and not self.closed:  # a run that was refused stays as it is
                 with contextlib.suppress(InputError, OSError):  # what is wrong was said, or will be when it is wanted
                     write_ledger(self.path)
         finally:

@@ -296,8 +296,7 @@ async def _left(request: Request, error: ClientDisconnect) -> Response:
 
 
 def application(model: Model, name: str, limits: Limits | None = None) -> Starlette:
-    """The ASGI application that serves `model` under `name`. Raises InputError for a model that cannot write nor
-    embed."""
+    """The ASGI application that serves `model` under `name`."""
     service = Service(model, name, limits or Limits())
 
     @contextlib.asynccontextmanager

@@ -41,7 +41,7 @@ class Job:
 
 
 class Lane:
-    """One engine. `failed` is set once it has ended."""
+    """One engine. `ended` is set once it takes no more."""
 
     def __init__(self, model: Model, sampling: SamplingConfig):
         self.model, self.sampling = model, sampling

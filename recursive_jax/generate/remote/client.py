@@ -76,14 +76,13 @@ class Spending:
         self._held: dict[int, tuple[int, int]] = {}
         self._changed = asyncio.Condition()
 
-    def cost(self, read: int, written: int) -> float:
-        return (read * self.config.input_price + written * self.config.output_price) / 1e6
-
     def _fits(self, more: tuple[int, int]) -> bool:
         held = [*self._held.values(), more]
         read, written = self.read + sum(h[0] for h in held), self.written + sum(h[1] for h in held)
         tokens, cost = self.config.max_tokens, self.config.max_cost
-        return (tokens is None or read + written <= tokens) and (cost is None or self.cost(read, written) <= cost)
+        return (tokens is None or read + written <= tokens) and (
+            cost is None or self.config.cost(read, written) <= cost
+        )
 
     async def hold(self, number: int, more: tuple[int, int]) -> None:
         """Waits until the request fits beside those under way. Raises BudgetReached where it does not fit alone."""
@@ -105,10 +104,10 @@ class Spending:
         config = self.config
         limits = [f"remote.max_tokens={config.max_tokens:,}"] if config.max_tokens is not None else []
         limits += [f"remote.max_cost={config.max_cost:g}"] if config.max_cost is not None else []
+        spent = f"{self.read + self.written:,} tokens, ${self.config.cost(self.read, self.written):.4f}"
         return (
-            f"the budget is used up ({' and '.join(limits)}): {self.read + self.written:,} tokens, "
-            f"${self.cost(self.read, self.written):.4f} so far, and the next request could go beyond it; every reply "
-            "is kept: raise it, and the same command goes on"
+            f"the budget is used up ({' and '.join(limits)}): {spent} so far, and the next request could go beyond it; "
+            "every reply is kept: raise it, and the same command goes on"
         )
 
 

@@ -48,7 +48,7 @@ class RemoteTokenizer(ByteTokenizer):
     def asked(self, ids: np.ndarray) -> list[chat.Message] | str:
         """The conversation, or the text, that ids of a prompt stand for."""
         text = self.decode(ids)
-        return [json.loads(line) for line in text.splitlines()] if self.CHAT in ids[:1] else text
+        return [json.loads(line) for line in text.split("\n") if line] if self.CHAT in ids[:1] else text
 
     def to_json(self) -> dict:
         return {"kind": "remote"}
@@ -108,14 +108,6 @@ class Remote:
             raise InputError(f"{self.source} is behind a server: it writes and judges, its weights are not here")
         raise AttributeError(name)
 
-    def check(self) -> None:
-        """Asks the server which models it has. Raises InputError where nobody answers, or it does not take the key."""
-        client = self._client()
-        try:
-            self._check(client)
-        finally:
-            client.close()
-
     def _check(self, client: Client) -> None:
         there = client.check()
         if there and self.name not in there:
@@ -148,13 +140,13 @@ class Remote:
         if jax.process_count() > 1:
             raise InputError("a remote model is asked by a program of one process: generate its rows in a run of one")
         sampling = sampling or SamplingConfig()
-        own = journal.Replies(self.settings.journal) if self.settings.journal else None
-        with journal.keeping(own if journal.current() is None else None):
-            yield from _Asking(self, sampling, seed).rows(iter(requests))
-
-    def cost(self, read: int, written: int) -> float:
-        """Dollars for tokens read and written, by the prices in the settings."""
-        return (read * self.settings.input_price + written * self.settings.output_price) / 1e6
+        kept = journal.current()
+        own = journal.Replies(self.settings.journal) if kept is None and self.settings.journal else None
+        try:
+            yield from _Asking(self, sampling, seed, kept or own).rows(iter(requests))
+        finally:
+            if own is not None:
+                own.close()
 
     def row(self, request: Request, sampling: SamplingConfig, reply: Reply) -> Row:
         columns = {**request.columns, "reply_input_tokens": reply.input_tokens}
@@ -169,9 +161,8 @@ class Remote:
 class _Asking:
     """One generation: what is under way, and its client, which is made when there is something to ask."""
 
-    def __init__(self, remote: Remote, sampling: SamplingConfig, seed: int):
-        self.remote, self.sampling, self.seed = remote, sampling, seed
-        self.kept = journal.current()
+    def __init__(self, remote: Remote, sampling: SamplingConfig, seed: int, kept: journal.Replies | None):
+        self.remote, self.sampling, self.seed, self.kept = remote, sampling, seed, kept
         self.client: Client | None = None
         self.done: queue.SimpleQueue[tuple[Request, Any]] = queue.SimpleQueue()
         self.under_way = self.count = 0
@@ -229,7 +220,7 @@ class _Asking:
             return None
         self.count += 1
         spent, gate = self.client.spending, self.client.gate
-        cost = self.remote.cost(spent.read, spent.written)
+        cost = self.remote.settings.cost(spent.read, spent.written)
         told = [f"{self.count:,} replies", f"{min(int(gate.limit), self.under_way + 1)} at once"]
         told += [f"{self.client.retried:,} tries again"] if self.client.retried else []
         told += [f"{spent.read + spent.written:,} tokens"] + ([f"${cost:.4f}"] if cost else [])
