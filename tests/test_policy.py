@@ -333,7 +333,7 @@ def test_what_rollouts_want(policy):
         rollouts(policy, objective, temperature=0.7)
     with pytest.raises(InputError, match="no multiple of num_generations=8"):
         rollouts(policy, objective).begin(12, 0)
-    with pytest.raises(InputError, match="grpo or rloo"):
+    with pytest.raises(InputError, match="grpo, rloo, reinforce"):
         rollouts(policy, objective, signal="x")
 
 

@@ -30,7 +30,7 @@ from recursive_jax.identity import describe, fingerprint
 from recursive_jax.mesh import is_main
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.policy import PolicyGradient
-from recursive_jax.objectives.policy_losses import group_advantages, leave_one_out
+from recursive_jax.objectives.policy_losses import SIGNALS, advantages
 from recursive_jax.train.step import join, split
 
 TEMPERED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
@@ -69,8 +69,8 @@ class Rollouts:
             raise InputError("there are no problems to answer")
         if num_generations < 2:
             raise InputError(f"num_generations={num_generations}: answers are compared, at least 2 are wanted")
-        if signal not in ("grpo", "rloo"):
-            raise InputError(f"signal={signal!r}: grpo or rloo is wanted")
+        if signal not in SIGNALS:
+            raise InputError(f"signal={signal!r}: {', '.join(SIGNALS)} are there")
         self.model, self.template, self.reward, self.objective = model, template, reward, objective
         self.each, self.signal, self.scale, self.keep = num_generations, signal, scale, keep
         self.sampling = sampling_for(dataclasses.replace(model, sampling={}), sampling, settings)
@@ -105,15 +105,15 @@ class Rollouts:
         return self.problems.take(np.array([orders[epoch][place] for epoch, place in places], np.int64))
 
     def next(self, step: int, params: Any) -> Columns:
-        policy = dataclasses.replace(self.model, params=join(self.model.network, params.model, self._frozen), mark="")
-        policy = dataclasses.replace(policy, mark=f"{self.model.fingerprint} at step {step}")
+        now = join(self.model.network, params.model, self._frozen)
+        policy = self.model.with_params(now, f"{self.model.fingerprint} at step {step}")
         own = hashlib.sha256(json.dumps([self._seed, step]).encode()).digest()
         more = {"template": self.template, "each": self.each, "seed": int.from_bytes(own[:8]) >> 1, "round": step}
         rows = score(generate(policy, self._asked(step), self.sampling, name=f"step-{step}", **more), self.reward)
         known = [None if failed(s) else x for s, x in zip(rows.column("status"), rows.column("score"), strict=True)]
         rewards_NG = np.array([np.nan if x is None else x for x in known], float).reshape(self._count, self.each)
-        away = leave_one_out(rewards_NG) if self.signal == "rloo" else group_advantages(rewards_NG, scale=self.scale)
-        rows = rows.with_column("advantage", away.reshape(-1).tolist())
+        away_NG = advantages(rewards_NG, self.signal, self.scale)
+        rows = rows.with_column("advantage", away_NG.reshape(-1).tolist())
         if self.keep is not None and is_main():
             os.makedirs(self.keep, exist_ok=True)
             rows.write(os.path.join(self.keep, f"rollouts-{step:06d}.parquet"))

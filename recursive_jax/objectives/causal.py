@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +59,3 @@ class Causal(Objective):
 
 
 causal = Causal()
-
-
-def summed_logprobs(apply: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(log-probability of what is learnt of each sequence, nats, float32 `[B]`; how many tokens that is) from packed
-    rows of one sequence each."""
-    inputs, segments, labels, weight_BT = targets(batch)
-    nll_BT = token_nll(apply(params, inputs, segments), labels)
-    return -jnp.sum(jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0), axis=-1), jnp.sum(weight_BT, axis=-1)

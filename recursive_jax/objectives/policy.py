@@ -26,8 +26,7 @@ from recursive_jax.objectives.base import Context, Loss, Params, Term
 from recursive_jax.objectives.causal import targets, token_nll
 from recursive_jax.objectives.policy_losses import (
     LOSS_TYPES,
-    group_advantages,
-    leave_one_out,
+    advantages,
     policy_sums,
     policy_tokens,
 )
@@ -71,14 +70,7 @@ def with_advantages(
     if not all(spread):
         even = len(spread) - sum(spread)
         say(f"{even:,} of {len(spread):,} groups have rewards that are all equal: they teach nothing")
-    ways = {
-        "grpo": lambda: group_advantages(table_NG, scale=scale),
-        "rloo": lambda: leave_one_out(table_NG),
-        "reinforce": lambda: np.nan_to_num(table_NG - np.nanmean(table_NG)).astype(np.float32),
-    }
-    if signal not in ways:
-        raise InputError(f"signal={signal!r}: {', '.join(ways)} are there")
-    advantages_NG = ways[signal]()
+    advantages_NG = advantages(table_NG, signal, scale)
     out = np.zeros(len(data), np.float32)
     for n, places in enumerate(groups.values()):
         out[places] = advantages_NG[n, : len(places)]

@@ -48,6 +48,21 @@ def leave_one_out(rewards_NG: np.ndarray) -> np.ndarray:
     return (away_NG * count_N1 / np.maximum(count_N1 - 1, 1)).astype(np.float32)
 
 
+SIGNALS = ("grpo", "rloo", "reinforce")
+
+
+def advantages(rewards_NG: np.ndarray, signal: str, scale: str = "group") -> np.ndarray:
+    """By name: `grpo` (`group_advantages`), `rloo` (`leave_one_out`), `reinforce` (the mean of all rewards taken off).
+    float32 `[N, G]`. Raises InputError for another."""
+    if signal not in SIGNALS:
+        raise InputError(f"signal={signal!r}: {', '.join(SIGNALS)} are there")
+    if signal == "grpo":
+        return group_advantages(rewards_NG, scale=scale)
+    if signal == "rloo":
+        return leave_one_out(rewards_NG)
+    return np.nan_to_num(rewards_NG - np.nanmean(rewards_NG)).astype(np.float32)
+
+
 def gae(
     rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, *, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[jax.Array, jax.Array]:
