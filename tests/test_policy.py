@@ -178,14 +178,14 @@ def rows_of(scores, each):
 
 
 def test_advantages_stand_with_the_rows(capsys):
-    data = with_advantages(rows_of([1.0, 0.0, 1.0, 1.0, None, 3.0, 1.0, 5.0], 2), scale="none")
+    data = with_advantages(rows_of([1.0, 0.0, 1.0, 1.0, None, 3.0, 1.0, 5.0], 2), scale_rewards="none")
     assert data.column("id") == ["r/0", "r/1", "r/2", "r/3", "r/5", "r/6", "r/7"]
     assert data.column("advantage") == [0.5, -0.5, 0.0, 0.0, 0.0, -2.0, 2.0]
     assert "2 of 4 groups have rewards that are all equal" in capsys.readouterr().err
     loo = with_advantages(rows_of([1.0, 0.0], 2), signal="rloo").column("advantage")
     mean = with_advantages(rows_of([1.0, 0.0, 0.0, 1.0], 2), signal="reinforce").column("advantage")
     assert loo == [1.0, -1.0] and mean == [0.5, -0.5, -0.5, 0.5]
-    with pytest.raises(InputError, match="no group has two different rewards .there are .1.0.."):
+    with pytest.raises(InputError, match="no group has two different rewards .2 of them 1 throughout."):
         with_advantages(rows_of([1.0] * 4, 2))
     with pytest.raises(InputError, match="no column 'reward'"):
         with_advantages(rows_of([1.0, 0.0], 2), "reward")
@@ -210,7 +210,7 @@ def test_sampler_and_trainer_agree_and_the_loss_is_that_of_the_function(policy, 
     config = TrainConfig(steps=1, batch=8, log_every=1, tensorboard=False)
     train(policy, data, PolicyGradient(loss_type="grpo", beta=0.1), config, directory=tmp_path, quiet=True)
     (line,) = [json.loads(x) for x in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert line["logp_difference"] < 1e-4 and line["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert line["sampling/logp_difference"] < 1e-4 and line["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert line["kl"] == pytest.approx(0.0, abs=1e-6) and line["clip_ratio"] == 0 and 0 < line["entropy"] < np.log(259)
     assert line["loss"] == pytest.approx(-np.mean(data.column("advantage")), abs=1e-4)
 
@@ -235,7 +235,7 @@ def test_answers_that_were_cut_may_be_left_out(policy):
         "advantage", [1.0, -1.0] * 4
     )
     assert set(rows.column("status")) == {"length"}
-    assert one(policy, rows, PolicyGradient(mask_truncated=True)) == 0.0
+    assert one(policy, rows, PolicyGradient(truncated="mask")) == 0.0
     with pytest.raises(InputError, match="no column `advantage`"):
         one(policy, rj.generate(policy, ["a"], max_tokens=2), PolicyGradient())
     with pytest.raises(InputError, match="row 0 has no log-probability"):
@@ -295,8 +295,16 @@ def test_rollouts_are_written_by_the_params_that_learn_from_them(policy, tmp_pat
     made = rollouts(policy, objective, keep=tmp_path / "rows")
     whole = train(policy, made, objective, config, directory=tmp_path / "whole", quiet=True)
     logged = lines_of(tmp_path / "whole")
-    assert [line["logp_difference"] < 1e-4 for line in logged] == [True] * 4
-    wanted = {"reward", "zero_variance", "answer_length", "kl", "entropy", "clip_ratio"}
+    assert [line["sampling/logp_difference"] < 1e-4 for line in logged] == [True] * 4
+    wanted = {
+        "reward",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "kl",
+        "entropy",
+        "clip_ratio",
+    }
     assert all(wanted <= line.keys() for line in logged)
     kept = [Dataset.read([str(p)]) for p in sorted((tmp_path / "rows").iterdir())]
     assert [len(d) for d in kept] == [32] * 4 and len({d.column("model")[0] for d in kept}) == 4
@@ -307,10 +315,10 @@ def test_rollouts_are_written_by_the_params_that_learn_from_them(policy, tmp_pat
         assert all(len({p[0] for p in data.column("parents")[8 * n : 8 * n + 8]}) == 1 for n in range(4))
 
     class Stopped(Rollouts):
-        def next(self, step, params):
+        def next(self, step, params, state):
             if step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().next(step, params)
+            return super().next(step, params, state)
 
     made = rollouts(policy, objective)
     made.__class__ = Stopped
@@ -329,23 +337,21 @@ def test_rollouts_are_written_by_the_params_that_learn_from_them(policy, tmp_pat
 
 def test_what_rollouts_want(policy):
     objective = PolicyGradient()
-    with pytest.raises(InputError, match=r"sampling\.temperature=0\.7: rollouts are drawn from the policy itself"):
-        rollouts(policy, objective, temperature=0.7)
+    with pytest.raises(InputError, match=r"sampling\.repetition_penalty=1\.2: answers are drawn from the policy"):
+        rollouts(policy, objective, repetition_penalty=1.2)
     with pytest.raises(InputError, match="no multiple of num_generations=8"):
         rollouts(policy, objective).begin(12, 0)
-    with pytest.raises(InputError, match="grpo, rloo, reinforce"):
-        rollouts(policy, objective, signal="x")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["grpo", "rloo"])
 def test_rollouts_raise_the_reward(way, policy, tmp_path):
     """arXiv:2402.03300: the mean reward of a step goes from chance (5 in 256) to nearly 1 in 40 steps."""
-    objective = PolicyGradient(loss_type="grpo" if way == "grpo" else "ppo")
+    objective = PolicyGradient(signal=way, loss_type="grpo" if way == "grpo" else "ppo")
     config = {"steps": 40, "batch": 256, "learning_rate": 0.02, "warmup": 1, "schedule": "constant", "log_every": 1}
     problems = [{"q": f"{n}"} for n in range(6)]
     made = Rollouts(policy, problems, rj.Template("{q}"), starts_with_a_vowel, objective, num_generations=64, length=4,
-                    max_tokens=1, signal=way)  # fmt: skip
+                    max_tokens=1)  # fmt: skip
     train(policy, made, objective, config, directory=tmp_path, quiet=True)
     logged = lines_of(tmp_path)
     assert np.mean([line["reward"] for line in logged[:3]]) < 0.1

@@ -1,52 +1,42 @@
-"""`Rollouts`: batches that the policy itself writes, with the params of the step that reads them.
+"""`Rollouts`: answers of the policy itself, rewarded, for a `PolicyGradient`.
 
-    ask = rj.Template("{problem}")
-    rollouts = Rollouts(model, problems, ask, rewards.exact_match("answer"), objective, max_tokens=64)
-    trained = rj.train(model, rollouts, objective, steps=100, batch=64)
-
-The sampler reads the training params in this process: there is nothing to copy and nothing that could be stale. A
-batch is a function of (seed, step, params), so that a training that was killed goes on to the same bits."""
+ask = rj.Template("{problem}")
+rollouts = Rollouts(model, problems, ask, rewards.exact_match("answer"), objective, max_tokens=64)
+trained = rj.train(model, rollouts, objective, steps=100, batch=64)"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
+from recursive_jax.curate.on_policy import OnPolicy
 from recursive_jax.curate.rewards import score
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Columns
 from recursive_jax.data.template import Template
-from recursive_jax.errors import InputError, say_once
-from recursive_jax.generate.generate import generate, sampling_for
-from recursive_jax.generate.reading import failed
-from recursive_jax.identity import describe, fingerprint
-from recursive_jax.mesh import is_main
+from recursive_jax.errors import InputError, say, say_once
+from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
+from recursive_jax.objectives.base import Params
+from recursive_jax.objectives.credit import even, why_even
+from recursive_jax.objectives.passes import learnt_logprobs, token_values
 from recursive_jax.objectives.policy import PolicyGradient
-from recursive_jax.objectives.policy_losses import SIGNALS, advantages
-from recursive_jax.train.step import join, split
-
-TEMPERED = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-TEMPERED += ("presence_penalty", "frequency_penalty")
 
 
-class Rollouts:
+class Rollouts(OnPolicy):
     """Batches for a `PolicyGradient`: `batch / num_generations` problems a step, each answered `num_generations` times.
 
-    problems: rows (dicts, or a Dataset) that `template` asks. reward: of the answers, as for `rj.score`. signal, scale:
-    as in `with_advantages`. keep: a folder that gets every step's rows, with their rewards and advantages. sampling,
-    settings: how answers are drawn, at most `max_tokens` long; from the policy as it is (temperature 1, no truncation),
-    since that is what its log-probabilities are of.
+    problems: rows (dicts, or a Dataset) that `template` asks. reward: of the answers, as for `rj.score`.
+    dynamic_sampling: groups whose rewards are all equal, which teach nothing, are replaced by the answers to other
+    problems, at most this many times. num_iterations, steps_per_generation, staleness, refresh, keep: see `OnPolicy`.
+    sampling, settings: how answers are drawn, at most `max_tokens` long; where it is not from the policy as it is
+    (temperature 1, nothing cut off), or by an older policy, tokens are weighted (`importance_sampling_cap`).
 
-    Raises InputError for problems that there are none of, settings that would draw from another distribution, and a
-    batch that is no multiple of num_generations."""
+    Raises InputError for problems that there are none of, settings that no weight puts right, and a batch that is no
+    multiple of num_generations."""
 
     def __init__(
         self,
@@ -57,73 +47,105 @@ class Rollouts:
         objective: PolicyGradient,
         *,
         num_generations: int = 8,
+        num_iterations: int = 1,
+        steps_per_generation: int = 1,
+        dynamic_sampling: int = 0,
+        staleness: int = 0,
+        refresh: int = 16,
         length: int | None = None,
-        signal: str = "grpo",
-        scale: str = "group",
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         keep: Any = None,
         **settings: Any,
     ):
-        self.problems = problems if isinstance(problems, Dataset) else Dataset.from_rows(problems)
-        if not len(self.problems):
-            raise InputError("there are no problems to answer")
-        if num_generations < 2:
+        self.reward, self.again = reward, dynamic_sampling
+        describe(reward)  # a closure without a name is refused here
+        self.compared = objective.signal in ("grpo", "rloo")  # within groups
+        if num_generations < 2 and self.compared:
             raise InputError(f"num_generations={num_generations}: answers are compared, at least 2 are wanted")
-        if signal not in SIGNALS:
-            raise InputError(f"signal={signal!r}: {', '.join(SIGNALS)} are there")
-        self.model, self.template, self.reward, self.objective = model, template, reward, objective
-        self.each, self.signal, self.scale, self.keep = num_generations, signal, scale, keep
-        self.sampling = sampling_for(dataclasses.replace(model, sampling={}), sampling, settings)
-        plain = SamplingConfig()
-        odd = [name for name in TEMPERED if getattr(self.sampling, name) != getattr(plain, name)]
-        if odd:
+        if dynamic_sampling < 0 or (dynamic_sampling and not self.compared):
             raise InputError(
-                f"sampling.{odd[0]}={getattr(self.sampling, odd[0])}: rollouts are drawn from the policy itself "
-                "(temperature 1, nothing cut off), or their log-probabilities would be of another distribution"
+                f"dynamic_sampling={dynamic_sampling}: 0 or more is wanted, above 0 only where answers are compared "
+                f"with those to their problem (signal grpo or rloo, not {objective.signal})"
             )
-        self.length = length or model.max_length
-        self._frozen = split(model.network, model.params)[1] if model.params is not None else {}
-        self.fingerprint = fingerprint(
-            [model.fingerprint, self.problems.fingerprint, describe(template), describe(reward), describe(objective)]
-            + [num_generations, self.length, signal, scale, describe(self.sampling)]
-        )
+        super().__init__(
+            model, problems, template, objective, num_generations=num_generations, num_iterations=num_iterations,
+            steps_per_generation=steps_per_generation, staleness=staleness, refresh=refresh, length=length,
+            sampling=sampling, keep=keep, settings=settings,
+        )  # fmt: skip
 
-    @property
-    def positions(self) -> int:
-        return self.length
+    def _named(self) -> list[Any]:
+        return [*super()._named(), describe(self.reward), self.again]
 
-    def begin(self, batch: int, seed: int) -> None:
-        if batch % self.each:
-            raise InputError(f"train.batch={batch} is no multiple of num_generations={self.each}")
-        self._count, self._seed = batch // self.each, seed
+    def written(self, writing: int, policy: Model) -> tuple[Dataset, Columns]:
+        rows = score(self.answers(writing, policy, self._asked(writing)), self.reward)
+        if self.compared:
+            rows = self._varied(writing, policy, rows)
+        columns = dict(self.objective.packed(rows, self.model, self.length).columns)
+        if self.drawn_otherwise:
+            columns["sampled"] = learnt_logprobs(policy, columns, self.sampling, self._dtype)
+        return rows, columns
 
-    def _asked(self, step: int) -> Dataset:
-        """The problems of a step, every epoch in an order of its own."""
-        N, first = len(self.problems), step * self._count
-        places = [divmod(i, N) for i in range(first, first + self._count)]
-        orders = {epoch: np.random.default_rng([self._seed, epoch]).permutation(N) for epoch, _ in places}
-        return self.problems.take(np.array([orders[epoch][place] for epoch, place in places], np.int64))
-
-    def next(self, step: int, params: Any) -> Columns:
-        now = join(self.model.network, params.model, self._frozen)
-        policy = self.model.with_params(now, f"{self.model.fingerprint} at step {step}")
-        own = hashlib.sha256(json.dumps([self._seed, step]).encode()).digest()
-        more = {"template": self.template, "each": self.each, "seed": int.from_bytes(own[:8]) >> 1, "round": step}
-        rows = score(generate(policy, self._asked(step), self.sampling, name=f"step-{step}", **more), self.reward)
-        known = [None if failed(s) else x for s, x in zip(rows.column("status"), rows.column("score"), strict=True)]
-        rewards_NG = np.array([np.nan if x is None else x for x in known], float).reshape(self._count, self.each)
-        away_NG = advantages(rewards_NG, self.signal, self.scale)
-        rows = rows.with_column("advantage", away_NG.reshape(-1).tolist())
-        if self.keep is not None and is_main():
-            os.makedirs(self.keep, exist_ok=True)
-            rows.write(os.path.join(self.keep, f"rollouts-{step:06d}.parquet"))
-        even_N1 = np.array([[len(set(r[~np.isnan(r)])) < 2] for r in rewards_NG], np.float32)
-        if even_N1.all():
+    def _varied(self, writing: int, policy: Model, rows: Dataset) -> Dataset:
+        """With other problems in place of those whose answers have equal rewards."""
+        for attempt in range(1, self.again + 1):
+            dull = np.flatnonzero(even(self._rewards(rows)))
+            if not len(dull):
+                break
+            N = len(self.problems)
+            others = self._random(writing, "others", attempt).choice(N, len(dull), replace=len(dull) > N)
+            more = score(self.answers(writing, policy, self.problems.take(others), attempt), self.reward)
+            better = np.flatnonzero(~even(self._rewards(more)))
+            order = np.arange(len(rows)).reshape(-1, self.each)
+            order[dull[: len(better)]] = len(rows) + better[:, None] * self.each + np.arange(self.each)
+            rows = Dataset.concat([rows, more]).take(order.reshape(-1))
+        dull = even(self._rewards(rows))
+        if self.again and dull.any():
+            why = why_even(self._rewards(rows)[dull])
+            say(
+                f"writing {writing}: {dull.sum():,} of {len(dull):,} groups have equal rewards after "
+                f"{self.again:,} more askings ({why}): problems that are too easy or too hard teach nothing"
+            )
+        elif dull.all():
             say_once("all groups of a step have equal rewards: it teaches nothing (problems too easy, or too hard?)")
-        columns = self.objective.pack(rows, self.model, self.length).columns
-        found = {"reward": np.nan_to_num(rewards_NG), "rewarded": ~np.isnan(rewards_NG)}
-        found["zero_variance"] = np.broadcast_to(even_N1, rewards_NG.shape)
-        return {**columns, **{name: x.reshape(-1).astype(np.float32) for name, x in found.items()}}
+        return rows
 
-    def summary(self, steps: int, batch: int) -> dict[str, Any]:
-        return {"rollouts": steps * batch, "epochs": round(steps * batch / self.each / len(self.problems), 3)}
+    def _rewards(self, rows: Dataset) -> np.ndarray:
+        """`[N, G]`, NaN where there is none."""
+        return self.objective.rewards(rows, "score").reshape(-1, self.each)
+
+    def batched(
+        self, writing: int, written: tuple[Dataset, Columns], policy: Model, params: Params, state: Any
+    ) -> Columns:
+        rows, columns = written
+        objective, rewards_NG = self.objective, self._rewards(rows)
+        mask_NT = columns["loss"][:, 0].astype(np.float32)
+        if self.staleness or self.drawn_otherwise:
+            columns |= self._weighed(columns, policy)
+        taken_NT = np.zeros_like(columns["old"])
+        if objective.kl_in_reward:
+            beta = float(state["beta"]) if objective.kl_target is not None else objective.beta
+            taken_NT = beta * (columns["old"] - columns["reference"]) * mask_NT[:, None]
+        if objective.signal == "gae":
+            columns["value"] = token_values(policy, columns, params.extra["value"], self._dtype)
+            each = [x[:, 0] for x in (taken_NT, columns["value"])]
+            found = objective.of_tokens(rewards_NG.reshape(-1), *each, mask_NT)
+            columns["advantage"], columns["return"] = (x[:, None].astype(np.float32) for x in found)
+            kept = [row[learnt > 0].tolist() for row, learnt in zip(found[0], mask_NT, strict=True)]
+        else:
+            less_NG = taken_NT.sum(axis=(1, 2)).reshape(rewards_NG.shape)
+            columns["advantage"] = objective.of_groups(rewards_NG - less_NG).reshape(-1)
+            kept = columns["advantage"].tolist()
+        self._kept(writing, rows.with_column("advantage", kept))
+        even_N = np.repeat(even(rewards_NG), self.each)
+        status = rows.column("status")
+        told = {"reward": np.nan_to_num(rewards_NG).reshape(-1), "rewarded": ~np.isnan(rewards_NG).reshape(-1)}
+        told |= {"even": even_N, "cut": [s == "length" for s in status], "length": [len(t) for t in rows.tokens()]}
+        return {**columns, **{name: np.asarray(x, np.float32) for name, x in told.items()}}
+
+    def _weighed(self, columns: Columns, policy: Model) -> Columns:
+        """`sampled`: log-probabilities that the tokens were drawn with; `old`: of the policy as it is now;
+        `importance`: how much a token counts."""
+        sampled = columns.get("sampled", columns["old"])
+        now = learnt_logprobs(policy, columns, dtype=self._dtype) if self.staleness else columns["old"]
+        weight = np.minimum(np.exp(now - sampled), self.objective.importance_sampling_cap)
+        return {"sampled": sampled, "old": now, "importance": weight.astype(np.float32)}

@@ -32,15 +32,18 @@ Columns = dict[str, np.ndarray]
 
 class Batches(Protocol):
     """Where training draws its batches from. `begin` says how large they are and what addresses their randomness;
-    `next` gives those of one step, host arrays `[batch, ...]` that are equal on every process. params: the current
-    ones, for batches that the model itself makes. A function of (seed, step, params) alone, so that a training resumes
-    to the bit."""
+    `next` gives those of one step, host arrays `[batch, ...]` that are equal on every process. params, state: the
+    current ones and the objective's, for batches that the model itself makes. A function of (seed, step, params, state)
+    alone, so that a training resumes to the bit.
+
+    They may have `resumable(step)`, whether a training that is saved after so many steps can go on (always, without
+    it), and `close()`, called at its end."""
 
     fingerprint: str
 
     def begin(self, batch: int, seed: int) -> None: ...
 
-    def next(self, step: int, params: Any) -> Columns: ...
+    def next(self, step: int, params: Any, state: Any) -> Columns: ...
 
     def summary(self, steps: int, batch: int) -> dict[str, Any]: ...
 
@@ -98,7 +101,7 @@ class Packed:
     def begin(self, batch: int, seed: int) -> None:
         self._settings, self._stream, self._at = (batch, seed), None, -1
 
-    def next(self, step: int, params: Any = None) -> Columns:
+    def next(self, step: int, params: Any = None, state: Any = None) -> Columns:
         if self._stream is None or step != self._at + 1:
             self._stream = batches(self, *self._settings, start=step)
         self._at = step

@@ -115,7 +115,8 @@ def uniform(c: ModelConfig) -> bool:
 
 
 class Transformer(nn.Module):
-    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the head: states_BTD, after the final norm.
+    """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the head: states_BTD, after the final norm;
+    `states_BTD=` goes on from there (tokens_BT is None).
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
@@ -144,9 +145,12 @@ class Transformer(nn.Module):
         branches=None,
         read_B=None,
         hidden=False,
+        states_BTD=None,
         key=None,
     ):
         c = self.config
+        if states_BTD is not None:
+            return self._outputs(states_BTD, weight(self, "embedding", (c.V, c.E), ("vocab_rows", None), 0.02))
         table_VD = weight(self, "embedding", (c.V, c.E), ("vocab_rows", None), 0.02)
         x_BTD = self._gather(table_VD, tokens_BT)
         if c.embedding_scale != 1.0:
@@ -175,20 +179,24 @@ class Transformer(nn.Module):
         if read_B is not None:
             x_BTD = jnp.take_along_axis(x_BTD, read_B[:, None, None], axis=1)
         x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
-        if hidden or c.head == "none":
-            out = x_BTD
-        elif c.head == "score":
-            rows = spec("batch", "time", None)
-            score_1D = weight(self, "score", (1, c.d_model), (None, None), c.d_model**-0.5)
-            out = jnp.einsum("btd,ud->btu", x_BTD, score_1D, out_sharding=rows, preferred_element_type=jnp.float32)
-        else:
-            x_BTD, head_VD = self._head(x_BTD, table_VD)
-            bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0) if c.head_bias else None
-            out = unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
+        out = x_BTD if hidden else self._outputs(x_BTD, table_VD)
         if cache is not None:
             keys, values = zip(*written, strict=True)
             return out, Cache(keys, values, cache.length_B + tokens_BT.shape[1])
         return out
+
+    def _outputs(self, x_BTD, table_VD):
+        """What the head makes of the states."""
+        c = self.config
+        if c.head == "none":
+            return x_BTD
+        if c.head == "score":
+            rows = spec("batch", "time", None)
+            score_1D = weight(self, "score", (1, c.d_model), (None, None), c.d_model**-0.5)
+            return jnp.einsum("btd,ud->btu", x_BTD, score_1D, out_sharding=rows, preferred_element_type=jnp.float32)
+        x_BTD, head_VD = self._head(x_BTD, table_VD)
+        bias_V = weight(self, "head_bias", (c.V,), ("vocab_rows",), 0.0) if c.head_bias else None
+        return unembed(x_BTD, head_VD, c.vocab, bias_V, c.logit_cap)
 
     def _gather(self, table, index_BT):
         return table.at[index_BT].get(out_sharding=spec("batch", "time", None))

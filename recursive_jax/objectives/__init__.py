@@ -5,9 +5,10 @@ from __future__ import annotations
 from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Params, Term, WholeBatch
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.objectives.contrastive import InfoNCE, info_nce
+from recursive_jax.objectives.credit import Credit, with_advantages
 from recursive_jax.objectives.distillation import Distill
 from recursive_jax.objectives.masked import Masked, mask_tokens
-from recursive_jax.objectives.policy import PolicyGradient, with_advantages
+from recursive_jax.objectives.policy import PolicyGradient
 from recursive_jax.objectives.policy_losses import (
     gae,
     generalized_jsd,
@@ -52,6 +53,7 @@ __all__ = [
     "ORPO",
     "Causal",
     "Context",
+    "Credit",
     "Distill",
     "Extra",
     "InfoNCE",

@@ -25,6 +25,8 @@ from recursive_jax.data.packing import Batches, pack_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
+from recursive_jax.models.read import Read, read_tokens
 
 
 @struct.dataclass
@@ -68,14 +70,23 @@ class Extra:
 class Context:
     """What a loss may use. apply(params, *inputs, **kw) -> outputs: the network, in the compute dtype, with its frozen
     part and its dropout; logits of a Transformer have columns beyond the vocabulary, which hold -1e30 (leave them out
-    of means over the vocabulary: `model.vocab`). others: name -> the same of a frozen model. key: for this micro-batch
-    of this step alone. step: int32, from 0. state: the objective's."""
+    of means over the vocabulary: `model.vocab`). read(params, inputs, segments, labels) -> Read: the labels'
+    log-probabilities, without the logits of all positions at once (`models/read.py`); read(..., of=name): a frozen
+    model's. others: name -> `apply` of a frozen model. key: for this micro-batch of this step alone. step: int32, from
+    0. state: the objective's."""
 
     apply: Callable[..., Any]
     others: Mapping[str, Callable[..., Any]]
     key: jax.Array
     step: jax.Array
     state: Any
+    network: Network | None = None
+    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+
+    def read(self, params: Any, inputs: jax.Array, segments: jax.Array, labels: jax.Array, of: str = "") -> Read:
+        apply, network = (self.others[of], self.networks.get(of)) if of else (self.apply, self.network)
+        found = read_tokens(network, apply, params, inputs, segments, labels)
+        return jax.lax.stop_gradient(found) if of else found
 
 
 class Objective(Value):

@@ -48,21 +48,6 @@ def leave_one_out(rewards_NG: np.ndarray) -> np.ndarray:
     return (away_NG * count_N1 / np.maximum(count_N1 - 1, 1)).astype(np.float32)
 
 
-SIGNALS = ("grpo", "rloo", "reinforce")
-
-
-def advantages(rewards_NG: np.ndarray, signal: str, scale: str = "group") -> np.ndarray:
-    """By name: `grpo` (`group_advantages`), `rloo` (`leave_one_out`), `reinforce` (the mean of all rewards taken off).
-    float32 `[N, G]`. Raises InputError for another."""
-    if signal not in SIGNALS:
-        raise InputError(f"signal={signal!r}: {', '.join(SIGNALS)} are there")
-    if signal == "grpo":
-        return group_advantages(rewards_NG, scale=scale)
-    if signal == "rloo":
-        return leave_one_out(rewards_NG)
-    return np.nan_to_num(rewards_NG - np.nanmean(rewards_NG)).astype(np.float32)
-
-
 def gae(
     rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, *, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[jax.Array, jax.Array]:
@@ -111,8 +96,10 @@ def policy_tokens(
     reference_logprobs_BT: jax.Array | None = None,
     kl: Literal["k1", "k2", "k3"] = "k3",
     use_bias_correction_kl: bool = True,
+    importance_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(losses, what is logged of each token), all `[B, T]`; `policy_loss` says what they are."""
+    """(losses, what is logged of each token), all `[B, T]`; `policy_loss` says what they are. The divergence counts
+    where reference_logprobs_BT is given. importance_BT: weights of the tokens' policy losses."""
     if loss_type not in LOSS_TYPES:
         raise InputError(f"loss_type={loss_type!r}: {', '.join(LOSS_TYPES)} are there")
     high = epsilon if epsilon_high is None else epsilon_high
@@ -134,9 +121,9 @@ def policy_tokens(
         losses_BT = -jnp.minimum(free_BT * advantages_BT, bounded_BT * advantages_BT)
         clipped_BT = (low_BT & (advantages_BT < 0)) | (high_BT & (advantages_BT > 0))
     logged = {"clip_ratio": clipped_BT.astype(jnp.float32), "ratio": ratio_BT}
-    if beta:
-        if reference_logprobs_BT is None:
-            raise InputError(f"beta={beta}: the divergence is from a reference: give reference_logprobs_BT")
+    if importance_BT is not None:
+        losses_BT = losses_BT * importance_BT
+    if reference_logprobs_BT is not None:
         kl_BT = jnp.where(mask_BT > 0, kl_estimate(logprobs_BT, reference_logprobs_BT, kl), 0.0)
         losses_BT = losses_BT + beta * kl_BT * (ratio_BT if use_bias_correction_kl else 1.0)
         logged["kl"] = kl_BT
@@ -183,11 +170,14 @@ def policy_loss(
     epsilon_high). delta: and never more than this. beta: weight of the divergence from the reference, by the estimator
     `kl`; with use_bias_correction_kl times the ratio, as trl does by default. Raises InputError for what is
     missing."""
+    if beta and reference_logprobs_BT is None:
+        raise InputError(f"beta={beta}: the divergence is from a reference: give reference_logprobs_BT")
     mask_BT = jnp.asarray(mask_BT, jnp.float32)
     losses_BT, logged = policy_tokens(
         logprobs_BT, old_logprobs_BT, advantages_BT, mask_BT, loss_type=loss_type, epsilon=epsilon,
         epsilon_high=epsilon_high, delta=delta, importance_sampling_level=importance_sampling_level, beta=beta,
-        reference_logprobs_BT=reference_logprobs_BT, kl=kl, use_bias_correction_kl=use_bias_correction_kl,
+        reference_logprobs_BT=reference_logprobs_BT if beta else None, kl=kl,
+        use_bias_correction_kl=use_bias_correction_kl,
     )  # fmt: skip
     total, count = policy_sums(losses_BT, mask_BT, loss_type, max_length)
     tokens = jnp.maximum(jnp.sum(mask_BT), 1.0)
@@ -199,9 +189,16 @@ def value_loss(
 ) -> jax.Array:
     """Half the squared error of a value head, clipped around its old values (arXiv:1707.06347, as in InstructGPT): the
     mean over the tokens that count."""
+    each_BT = value_tokens(values_BT, old_values_BT, returns_BT, clip=clip)
+    return jnp.sum(each_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+
+
+def value_tokens(
+    values_BT: jax.Array, old_values_BT: jax.Array, returns_BT: jax.Array, *, clip: float = 0.2
+) -> jax.Array:
+    """`value_loss` token by token, `[B, T]`."""
     held_BT = jnp.clip(values_BT, old_values_BT - clip, old_values_BT + clip)
-    worse_BT = jnp.maximum((values_BT - returns_BT) ** 2, (held_BT - returns_BT) ** 2)
-    return 0.5 * jnp.sum(worse_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+    return 0.5 * jnp.maximum((values_BT - returns_BT) ** 2, (held_BT - returns_BT) ** 2)
 
 
 def generalized_jsd(

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursive_jax import mesh as meshes
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, stack_groups
 from recursive_jax.data.preferences import preferences
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import fingerprint
+from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
-from recursive_jax.models.network import Network
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term, WholeBatch
-from recursive_jax.objectives.causal import targets, token_nll
+from recursive_jax.objectives.causal import targets
+from recursive_jax.objectives.passes import learnt_logprobs
 from recursive_jax.objectives.preference_losses import (
     OF_THE_BATCH,
     check_loss,
@@ -30,8 +30,6 @@ from recursive_jax.objectives.preference_losses import (
     orpo_loss,
     simpo_loss,
 )
-
-SCORED = 4096  # positions of one dispatch, on each shard of the batch, when a reference is scored
 
 
 class Grouped(Objective):
@@ -52,11 +50,11 @@ class Grouped(Objective):
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         return stack_groups(self.groups(data, model.tokenizer), length, model.tokenizer.pad)
 
-    def answers(self, apply: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def answers(self, read: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Of each answer `[B, G]`: `sum` of its log-probabilities (with ld_alpha those beyond the shorter answer of its
         group weigh less, arXiv:2409.06411), `count` of its tokens."""
         G = batch["tokens"].shape[1]
-        each = [answer_logprobs(apply, params, {n: batch[n][:, g] for n in Grouped.fields}) for g in range(G)]
+        each = [answer_logprobs(read, params, {n: batch[n][:, g] for n in Grouped.fields}) for g in range(G)]
         counts = [count_B for _, count_B in each]
         sums = [self._summed(logp_BT, batch["loss"][:, g, 1:], counts) for g, (logp_BT, _) in enumerate(each)]
         return {"sum": jnp.stack(sums, 1), "count": jnp.stack(counts, 1)}
@@ -69,11 +67,11 @@ class Grouped(Objective):
         return jnp.sum(jnp.where(place_BT > shared_B[:, None], self.ld_alpha, 1.0) * logp_BT, axis=-1)
 
 
-def answer_logprobs(apply: Any, params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def answer_logprobs(read: Any, params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """(log-probability of every learnt token, 0 elsewhere, float32 `[B, T]`; how many there are `[B]`)."""
     inputs, segments, labels, weight_BT = targets(rows)
-    nll_BT = token_nll(apply(params, inputs, segments), labels)
-    return -jnp.where(weight_BT > 0, weight_BT * nll_BT, 0.0), jnp.sum(weight_BT, axis=-1)
+    logp_BT = read(params, inputs, segments, labels).logprobs_BT
+    return jnp.where(weight_BT > 0, weight_BT * logp_BT, 0.0), jnp.sum(weight_BT, axis=-1)
 
 
 def check_beta(beta: float) -> None:
@@ -115,12 +113,12 @@ class Referenced(Grouped):
             return Packed({**packed.columns, "reference": found_NGT})
         # Named by the model, not by its numbers, whose last bits another mesh rounds otherwise.
         named = fingerprint([packed.fingerprint, reference.fingerprint])
-        return Packed({**packed.columns, "reference": reference_logprobs(reference, packed)}, named)
+        return Packed({**packed.columns, "reference": learnt_logprobs(reference, packed.columns)}, named)
 
     def of_reference(self, ctx: Context, batch: dict[str, jax.Array]) -> jax.Array:
         """The sums of the reference, `[B, G]`."""
         if self.reference_in_step:
-            return self.answers(ctx.others["reference"], None, batch)["sum"]
+            return self.answers(functools.partial(ctx.read, of="reference"), None, batch)["sum"]
         learnt_BGT = batch["loss"][:, :, 1:]
         counts = [jnp.sum((learnt_BGT[:, g] > 0).astype(jnp.float32), -1) for g in range(learnt_BGT.shape[1])]
         each = [
@@ -129,35 +127,8 @@ class Referenced(Grouped):
         return jnp.stack(each, 1)
 
     def represent(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        found = self.answers(ctx.apply, params, batch)
+        found = self.answers(ctx.read, params, batch)
         return {**found, "reference": jax.lax.stop_gradient(self.of_reference(ctx, batch))}
-
-
-def reference_logprobs(model: Model, packed: Packed) -> np.ndarray:
-    """The log-probability that a model gives every learnt token of packed groups, float32 `[N, G, T + 1]`, 0
-    elsewhere."""
-    model = model.on(model.mesh or meshes.make_mesh())
-    columns = {name: packed.columns[name] for name in ("tokens", "segments", "loss")}
-    N, G, width = columns["tokens"].shape
-    rows = {name: column.reshape(N * G, width) for name, column in columns.items()}
-    divisor = meshes.batch_divisor(model.mesh)
-    B = max(1, SCORED // width) * divisor
-    program = _reference_program(model.network)
-    found = []
-    with jax.set_mesh(model.mesh):
-        for begin in range(0, N * G, B):
-            part = {name: column[begin : begin + B] for name, column in rows.items()}
-            fill = -len(part["tokens"]) % (B if N * G > B else divisor)
-            part = {name: np.pad(column, ((0, fill), (0, 0))) for name, column in part.items()}
-            found.append(meshes.fetch(program(model.params, meshes.put_batch(model.mesh, part))))
-    logp_NT = np.concatenate(found)[: N * G].reshape(N, G, width - 1)
-    return np.pad(logp_NT, ((0, 0), (0, 0), (1, 0))).astype(np.float32)
-
-
-@functools.cache
-def _reference_program(network: Network) -> Any:
-    apply = network.bind()
-    return jax.jit(lambda params, rows: answer_logprobs(apply, params, rows)[0])
 
 
 def with_reference(data: Dataset, model: Model, objective: Referenced, length: int | None = None) -> Dataset:
@@ -165,7 +136,7 @@ def with_reference(data: Dataset, model: Model, objective: Referenced, length: i
     objective's own, or `model`). In a run: `round.dataset("pairs", with_reference, data, model, objective)`."""
     groups = objective.groups(data, model.tokenizer)
     packed = stack_groups(groups, length or model.max_length, model.tokenizer.pad)
-    found_NGT = reference_logprobs(objective.the_reference(model), packed)
+    found_NGT = learnt_logprobs(objective.the_reference(model), packed.columns)
     lists = [
         [found_NGT[n, g, : len(e.tokens)][e.loss > 0].tolist() for g, e in enumerate(group)]
         for n, group in enumerate(groups)
@@ -308,7 +279,7 @@ class KTO(Referenced, WholeBatch):
     def loss_of(self, ctx: Context, params: Params, represented: dict[str, jax.Array], batch: Any) -> Loss:
         ratio_BG = represented["sum"] - represented["reference"]
         kl = jnp.maximum(jnp.mean(jax.lax.stop_gradient(ratio_BG[:, 1])), 0.0)
-        liked_B = meshes.rows_like(batch["label"], len(ratio_BG)) > 0
+        liked_B = rows_like(batch["label"], len(ratio_BG)) > 0
         weights = {"desirable_weight": self.desirable_weight, "undesirable_weight": self.undesirable_weight}
         losses_B = kto_loss(ratio_BG[:, 0], liked_B, kl, beta=self.beta, loss_type=self.loss_type, **weights)
         rewards_B = self.beta * jax.lax.stop_gradient(ratio_BG[:, 0])
@@ -328,7 +299,7 @@ class ORPO(Grouped):
     beta: float = 0.1
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
-        found = self.answers(ctx.apply, params, batch)
+        found = self.answers(ctx.read, params, batch)
         (chosen_B, rejected_B), counts = found["sum"].T, found["count"].T
         means = [sum_B / jnp.maximum(c_B, 1.0) for sum_B, c_B in zip((chosen_B, rejected_B), counts, strict=True)]
         losses_B, count = orpo_loss(*means), jnp.float32(len(chosen_B))
@@ -345,7 +316,7 @@ class SimPO(Grouped):
     label_smoothing: float = 0.0
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
-        found = self.answers(ctx.apply, params, batch)
+        found = self.answers(ctx.read, params, batch)
         means = list((found["sum"] / jnp.maximum(found["count"], 1.0)).T)
         losses_B = simpo_loss(*means, beta=self.beta, gamma=self.gamma, label_smoothing=self.label_smoothing)
         terms = {"simpo": Term(jnp.sum(losses_B), jnp.float32(len(losses_B)))}

@@ -120,6 +120,7 @@ def train(
                 batches.begin(config.batch, seed)
                 state, loss = _run(state, step, batches, config, mesh, resume, log, start, label)
             finally:
+                getattr(batches, "close", lambda: None)()
                 log.close()
     finally:
         if resume is not None:
@@ -228,19 +229,24 @@ def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh
     pending = None
     loss = math.nan
     positions = getattr(batches, "positions", 1) * config.batch
+    resumable = getattr(batches, "resumable", lambda step: True)
+    due = False
     for step in range(start + 1, config.steps + 1):
-        columns = batches.next(step - 1, state.params)
+        columns = batches.next(step - 1, state.params, state.state)
         state, metrics = step_fn(state, meshes.put_batch(mesh, columns))
         if pending is not None:
             loss = _settle(*pending, log, positions, label, resume)
         pending = (step, metrics)
         stopping = signals.stop_requested() and step < config.steps  # after the last step there is nothing to save
-        if resume is not None and (stopping or (step % config.checkpoint_every == 0 and step < config.steps)):
+        due |= step % config.checkpoint_every == 0
+        if resume is not None and step < config.steps and (stopping or due) and resumable(step):
             loss = _settle(*pending, log, positions, label, resume)  # only a finite state is ever saved
-            pending = None
+            pending, due = None, False
             resume.save(step, state, wait=stopping)
         if stopping:
-            where = f"saved at step {step}" if resume is not None else "nothing is saved: no directory was given"
+            where = "nothing is saved: no directory was given"
+            if resume is not None:
+                where = f"saved at step {step}" if resumable(step) else f"saved at step {resume.latest or 0}"
             raise Preempted(f"{label}: stopped by a signal, {where}; the same command goes on from there")
     if pending is not None:
         loss = _settle(*pending, log, positions, label, resume)

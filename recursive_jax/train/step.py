@@ -94,10 +94,9 @@ def step_program(network: Network, objective: Objective, accumulate: int, dtype:
 
             return run
 
-        # Dropout and the objective's own draws share no random numbers.
-        return Context(
-            apply, {name: frozen_apply(name) for name in others}, jax.random.fold_in(key, 1), state.step, own
-        )
+        frozen_ones = {name: frozen_apply(name) for name in others}
+        draws = jax.random.fold_in(key, 1)  # dropout and the objective's own draws share no random numbers
+        return Context(apply, frozen_ones, draws, state.step, own, network, dict(held))
 
     def step(state: TrainState, batch, frozen, held_params):
         TRACES["train_step"] += 1

@@ -128,7 +128,7 @@ class Drawn:
     def begin(self, batch: int, seed: int) -> None:
         self._batch, self._seed = batch, seed
 
-    def next(self, step: int, params: Any = None) -> dict[str, np.ndarray]:
+    def next(self, step: int, params: Any = None, state: Any = None) -> dict[str, np.ndarray]:
         u_B = np.random.default_rng([self._seed, step]).random(self._batch) * self.until_N[-1]
         index_B = np.minimum(np.searchsorted(self.until_N, u_B, side="right"), len(self.images_NP) - 1)
         return {"images": self.images_NP[index_B]}
@@ -145,7 +145,7 @@ class Fresh(Drawn):
         leaves = [np.ascontiguousarray(x).data for x in jax.tree.leaves(params)]
         self.fingerprint = digest(network.fingerprint.encode(), *leaves)
 
-    def next(self, step: int, params: Any = None) -> dict[str, np.ndarray]:
+    def next(self, step: int, params: Any = None, state: Any = None) -> dict[str, np.ndarray]:
         key = jax.random.fold_in(meshes.random_key(self._seed), step)
         return {"images": np.asarray(_written(self.network, self._batch)(self.params, key))}
 
