@@ -20,7 +20,6 @@ from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError, Preempted
 from recursive_jax.models.model import transformer
 from recursive_jax.objectives import (
-    Distill,
     PolicyGradient,
     gae,
     generalized_jsd,
@@ -356,63 +355,3 @@ def test_rollouts_raise_the_reward(way, policy, tmp_path):
     logged = lines_of(tmp_path)
     assert np.mean([line["reward"] for line in logged[:3]]) < 0.1
     assert np.mean([line["reward"] for line in logged[-3:]]) > 0.8
-
-
-# ---- distillation
-
-
-def test_the_two_divergences_have_their_optima():
-    """A student of one hump, a teacher of two: KL(teacher || student) spreads over both, KL(student || teacher) takes
-    one (arXiv:2306.13649, fig. 2)."""
-    x = jnp.linspace(-4, 4, 81)
-    hump = lambda mean, log_width: -0.5 * ((x - mean) / jnp.exp(log_width)) ** 2
-    teacher = jnp.logaddexp(hump(-2.0, -1.0), hump(2.0, -1.0))[None, None]
-
-    def fitted(beta):
-        loss = lambda p: generalized_jsd(hump(*p)[None, None], teacher, jnp.ones((1, 1)), beta=beta)
-        step = jax.jit(lambda p: p - 0.03 * jax.grad(loss)(p))
-        p = jnp.array([1.0, -0.5])  # of the two humps the second is nearer
-        for _ in range(4000):
-            p = step(p)
-        share = np.asarray(jax.nn.softmax(hump(*p)), np.float64)
-        mean = share @ np.asarray(x)
-        return mean, np.sqrt(share @ (np.asarray(x) - mean) ** 2)
-
-    assert fitted(0.0) == pytest.approx((0.0, np.sqrt(4 + np.exp(-2.0))), abs=0.02), "the moments of the mixture"
-    assert fitted(1.0) == pytest.approx((2.0, np.exp(-1.0)), abs=0.02), "one hump, as it is"
-
-
-def test_a_student_comes_to_its_teacher(policy):
-    """By both divergences, on what the teacher wrote; the teacher is its own student at no loss."""
-    settings = {"steps": 25, "batch": 8, "learning_rate": 0.03, "warmup": 1, "schedule": "constant"}
-    teacher = rj.train(policy, ["abracadabra"] * 16, rj.objectives.causal, settings).model
-    rows = rj.generate(teacher, ["ab"] * 16, max_tokens=9, seed=3)
-    logits = lambda m: jax.nn.log_softmax(jnp.asarray(m.logits([[256, *b"abra"]]), jnp.float32)[0, -1])
-    far = lambda m: float(jnp.sum(jnp.exp(logits(teacher)) * (logits(teacher) - logits(m))))
-    assert far(policy) > 2
-    for more in ({}, {"beta": 1.0, "temperature": 2.0}, {"beta": 0.5, "hard": 0.1}):
-        nearer = far(rj.train(policy, rows, Distill(teacher, **more), settings).model)
-        assert nearer < 0.5 * far(policy), more  # 25 steps: 0.17, 0.36 and 0.30 of the way are left
-    at_once = lambda model, objective: rj.train(model, rows, objective, {**settings, "steps": 1}).summary["loss"]
-    both = at_once(policy, Distill(teacher, hard=2.0))
-    assert both == pytest.approx(
-        at_once(policy, Distill(teacher)) + 2 * at_once(policy, rj.objectives.causal), rel=1e-4
-    )
-    assert at_once(teacher, Distill(teacher)) == pytest.approx(0, abs=1e-6)
-
-
-def test_who_can_teach(policy, mesh):
-    class Other(ByteTokenizer):
-        def to_json(self):
-            return {"kind": "other"}
-
-    config = ModelConfig(layers=1, d_model=16, heads=2, max_length=32)
-    stranger = transformer(config, Other(), mesh).initialized(0)
-    with pytest.raises(InputError, match="tokenizers of their own"):
-        rj.train(policy, ["a text"], Distill(stranger), steps=1, batch=8)
-    with pytest.raises(InputError, match="a teacher that has params"):
-        rj.train(policy, ["a text"], Distill(), steps=1, batch=8)
-    with pytest.raises(InputError, match="beta=2"):
-        Distill(beta=2)
-    with pytest.raises(InputError, match="temperature=0"):
-        Distill(temperature=0)

@@ -107,7 +107,7 @@ def test_logits_in_pieces_are_the_logits(policy, mesh):
 
 
 def test_a_distribution_that_is_not_the_policys_is_put_right(policy, tmp_path):
-    """Of every token: its probability over the one it was drawn with, by the logits themselves; no more than the cap."""
+    """Of every token its probability over the one it was drawn with, by the logits; no more than the cap."""
     objective = PolicyGradient(importance_sampling_cap=1.5)
     made = rollouts(policy, objective, temperature=0.5, top_k=40, keep=tmp_path)
     made.begin(16, 3)

@@ -24,8 +24,9 @@ from recursive_jax.data.packing import Columns
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate, sampling_for
+from recursive_jax.generate.sampling import Rules, apply_rules
 from recursive_jax.identity import describe, fingerprint
-from recursive_jax.mesh import is_main, resolve_dtype
+from recursive_jax.mesh import is_main, local, resolve_dtype, spec
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective, Params
 from recursive_jax.train.step import join, split
@@ -35,6 +36,23 @@ REFUSED = ("repetition_penalty", "presence_penalty", "frequency_penalty", "bad_w
 REFUSED += ("beams", "best_of", "n_best", "regex", "json_schema", "grammar")
 #: Those that one does.
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnFrom:
+    """Logits `[B, T, V]` as those of the distribution that the settings draw from (`DRAWN`)."""
+
+    sampling: SamplingConfig
+
+    def __call__(self, logits_BTV: jax.Array) -> jax.Array:
+        rules = Rules.of([self.sampling])
+
+        def of_rows(logits_BTV):
+            flat = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+            whole = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(flat), *x.shape[1:])), rules)
+            return apply_rules(flat, whole).reshape(logits_BTV.shape)
+
+        return local(of_rows, (spec("batch"),), spec("batch"))(logits_BTV)
 
 
 class OnPolicy:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.config import SamplingConfig
-from recursive_jax.curate.on_policy import OnPolicy
+from recursive_jax.curate.on_policy import DrawnFrom, OnPolicy
 from recursive_jax.curate.rewards import score
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Columns
@@ -82,7 +82,7 @@ class Rollouts(OnPolicy):
             rows = self._varied(writing, policy, rows)
         columns = dict(self.objective.packed(rows, self.model, self.length).columns)
         if self.drawn_otherwise:
-            columns["sampled"] = learnt_logprobs(policy, columns, self.sampling, self._dtype)
+            columns["sampled"] = learnt_logprobs(policy, columns, DrawnFrom(self.sampling), self._dtype)
         return rows, columns
 
     def _varied(self, writing: int, policy: Model, rows: Dataset) -> Dataset:

@@ -236,6 +236,19 @@ def stack_groups(groups: Sequence[Sequence[Example]], length: int, pad: int | No
     return Packed({"tokens": tokens, "segments": segments, "loss": loss})
 
 
+def examples_of(data: Dataset, tokenizer: Tokenizer) -> list[Example]:
+    """Each row whole, its prompt (or the start token) and its tokens, of which `loss` says which are learnt."""
+    tokens = data.tokens()
+    losses = _per_token(data, "loss", tokens) if data.has("loss") else [None] * len(data)
+    found = []
+    for prompt, row, loss in zip(data.prompts(), tokens, losses, strict=True):
+        before = prompt if len(prompt) else np.array([tokenizer.bos], np.int32)
+        learnt = np.ones(len(row), bool) if loss is None else loss
+        ids = np.concatenate([before, row]).astype(np.int32)
+        found.append(Example(ids, np.concatenate([np.zeros(len(before), learnt.dtype), learnt])))
+    return found
+
+
 def stack_arrays(columns: Mapping[str, Any]) -> Packed:
     """Arrays `[N, ...]` as they are. Raises InputError for none, and for columns of unlike length."""
     found = {name: np.asarray(column) for name, column in columns.items()}

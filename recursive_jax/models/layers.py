@@ -163,6 +163,9 @@ class Attention(nn.Module):
             k = Norm(c, self.dtype, "rms", axes, name="key_norm")(k)
         if c.position == "rope":
             q, k = (rotate(x, positions_BT, kind.frequency_F, kind.turn) for x in (q, k))
+        if self.is_mutable_collection("taps") and not self.is_initializing():
+            self.sow("taps", "query", q)
+            self.sow("taps", "key", k)
         written = None
         if layer_cache is not None:  # T new tokens per row, from slot first_B on
             keys, values, first_B = layer_cache

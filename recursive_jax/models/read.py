@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from recursive_jax import mesh as meshes
+from recursive_jax.config import ModelConfig
+from recursive_jax.models.attention import MASKED
+from recursive_jax.models.masks import Mask
 from recursive_jax.models.network import Network, TransformerNetwork
+from recursive_jax.models.transformer import Taps
 
 HELD = 2**24  # values of logits that a device holds at once (64 MiB); more are computed in pieces
 
@@ -66,6 +70,25 @@ def read_tokens(
     labels_BT = meshes.rows_like(labels_BT, B)
     found = jax.lax.map(lambda piece: jax.checkpoint(head)(*piece), (cut(states_BTD), cut(labels_BT)))
     return Read(*map(join, found), states_BTD)
+
+
+def attention_logprobs(c: ModelConfig, layer: int, taps: Taps, segments_BT: jax.Array) -> jax.Array:
+    """What a layer attends to, as log-probabilities `[B, H, T, S]` float32; -1e30 where it may not look."""
+    q_BTHK, k_BTGK = (x.astype(jnp.float32) for x in (taps.query_BTHK, taps.key_BTGK))
+    B, T, H, K = q_BTHK.shape
+    window = c.sliding_window if c.is_windowed(layer) else None
+    visible_BTS = Mask(causal=c.causal, window=window, segments_BT=segments_BT).visible(jnp.arange(T), jnp.arange(T))
+
+    def of_rows(q_BTHK, k_BTGK, visible_BTS):
+        k_BTHK = jnp.repeat(k_BTGK, H // k_BTGK.shape[2], axis=2)
+        scale = K**-0.5 if c.attention_scale is None else c.attention_scale
+        scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BTHK)
+        if c.score_cap is not None:
+            scores_BHTS = c.score_cap * jnp.tanh(scores_BHTS / c.score_cap)
+        return jax.nn.log_softmax(jnp.where(visible_BTS[:, None], scores_BHTS, MASKED), axis=-1)
+
+    rows = meshes.spec("batch")
+    return meshes.local(of_rows, (rows, rows, rows), rows)(q_BTHK, k_BTGK, meshes.rows_like(visible_BTS, B))
 
 
 def _of_logits(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -114,6 +114,15 @@ def uniform(c: ModelConfig) -> bool:
     ) or c.layers == 1
 
 
+@struct.dataclass
+class Taps:
+    """What a layer made: its states, and the queries and keys of its attention, as they meet."""
+
+    states_BTD: jax.Array
+    query_BTHK: jax.Array
+    key_BTGK: jax.Array
+
+
 class Transformer(nn.Module):
     """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the head: states_BTD, after the final norm;
     `states_BTD=` goes on from there (tokens_BT is None).
@@ -122,7 +131,8 @@ class Transformer(nn.Module):
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
     position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh:
     the cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this
-    position of each row only (a prompt's others are not needed). key: randomness of the adapter's dropout.
+    position of each row only (a prompt's others are not needed). taps: returns (out, the
+    Taps of every layer). key: randomness of the adapter's dropout.
 
     The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
     """
@@ -146,6 +156,7 @@ class Transformer(nn.Module):
         read_B=None,
         hidden=False,
         states_BTD=None,
+        taps=False,
         key=None,
     ):
         c = self.config
@@ -175,7 +186,8 @@ class Transformer(nn.Module):
             branches=branches,
             prefix_B=prefix_B,
         )
-        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, key)
+        seen = [] if taps else None
+        x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, key, seen)
         if read_B is not None:
             x_BTD = jnp.take_along_axis(x_BTD, read_B[:, None, None], axis=1)
         x_BTD = Norm(c, self.dtype, name="final_norm")(x_BTD) if c.final_norm else x_BTD
@@ -183,7 +195,7 @@ class Transformer(nn.Module):
         if cache is not None:
             keys, values = zip(*written, strict=True)
             return out, Cache(keys, values, cache.length_B + tokens_BT.shape[1])
-        return out
+        return (out, tuple(seen)) if taps else out
 
     def _outputs(self, x_BTD, table_VD):
         """What the head makes of the states."""
@@ -216,8 +228,8 @@ class Transformer(nn.Module):
             return x_BTD, table_VD
         return x_BTD, weight(self, "head", (c.V, c.E), ("vocab_rows", None), c.E**-0.5)
 
-    def _blocks(self, x_BTD, positions_BT, mask, cache, key):
-        """Runs all layers over one stored layout: params stacked on the layer axis."""
+    def _blocks(self, x_BTD, positions_BT, mask, cache, key, seen=None):
+        """Runs all layers over one stored layout: params stacked on the layer axis. seen: a list that gets Taps."""
         c = self.config
         kinds = layer_kinds(c)
         if self.is_initializing():
@@ -240,7 +252,7 @@ class Transformer(nn.Module):
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
         # Four-bit weights are opened layer by layer only where layers are a loop: unrolled, XLA opens them all at once.
         loops = c.scan or any(isinstance(w, NF4) for w in jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, NF4)))
-        if loops and cache is None and not isinstance(blocks, tuple):
+        if loops and cache is None and seen is None and not isinstance(blocks, tuple):
             settings = None if uniform(c) else _traced(kinds)
 
             def body(x, layer):
@@ -256,7 +268,14 @@ class Transformer(nn.Module):
             variables = {room: layer(tree) for room, tree in stacked.items()}
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i], cache.length_B)
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            x_BTD, pair = run(x_BTD, variables, kind, layer_cache, layer_key)
+            if seen is None:
+                x_BTD, pair = run(x_BTD, variables, kind, layer_cache, layer_key)
+            else:
+                (x_BTD, pair), found = block.apply(
+                    variables, x_BTD, positions_BT, mask, kind, layer_cache, layer_key, mutable=["taps"]
+                )
+                inside = found["taps"]["attention"]
+                seen.append(Taps(x_BTD, inside["query"][0], inside["key"][0]))
             written.append(pair)
         return x_BTD, written
 

@@ -6,7 +6,7 @@ from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Param
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.objectives.contrastive import InfoNCE, info_nce
 from recursive_jax.objectives.credit import Credit, with_advantages
-from recursive_jax.objectives.distillation import Distill
+from recursive_jax.objectives.distillation import Distill, DistillTopK, SelfDistill
 from recursive_jax.objectives.masked import Masked, mask_tokens
 from recursive_jax.objectives.policy import PolicyGradient
 from recursive_jax.objectives.policy_losses import (
@@ -39,6 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimPO,
     "policy_gradient": PolicyGradient,
     "distill": Distill,
+    "distill_top_k": DistillTopK,
+    "self_distill": SelfDistill,
     "pairwise_reward": PairwiseReward,
     "listwise_reward": ListwiseReward,
     "process_reward": ProcessReward,
@@ -55,6 +57,7 @@ __all__ = [
     "Context",
     "Credit",
     "Distill",
+    "DistillTopK",
     "Extra",
     "InfoNCE",
     "ListwiseReward",
@@ -66,6 +69,7 @@ __all__ = [
     "Params",
     "PolicyGradient",
     "ProcessReward",
+    "SelfDistill",
     "SimPO",
     "Term",
     "WholeBatch",

@@ -21,7 +21,7 @@ from flax import struct
 
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.given import as_dataset
-from recursive_jax.data.packing import Batches, pack_tokens
+from recursive_jax.data.packing import Batches, Columns, pack_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
 from recursive_jax.models.model import Model
@@ -107,6 +107,10 @@ class Objective(Value):
     def pack(self, data: Dataset, model: Model, length: int) -> Batches:
         """The rows as batches of one shape; `length`: positions of a row."""
         return pack_tokens(data, length, model.tokenizer)
+
+    def unpacked(self, data: Dataset, model: Model, length: int) -> Columns:
+        """Each row by itself, for batches that the model writes as it learns: columns `[rows, ...]`."""
+        raise InputError(f"{type(self).__name__} does not learn from what the model writes as it learns")
 
     def resolved(self, model: Model) -> Objective:
         """With what is left to the model (ids of its tokenizer, say) filled in."""

@@ -14,24 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import SamplingConfig
 from recursive_jax.data.packing import Columns
-from recursive_jax.generate.sampling import Rules, apply_rules
-from recursive_jax.mesh import TRACES, local, spec
+from recursive_jax.mesh import TRACES
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network
 from recursive_jax.models.read import Read, read_tokens
 from recursive_jax.objectives.causal import targets
 
+Change = Callable[[jax.Array], jax.Array]
 AT_ONCE = 4096  # positions of one dispatch, on each shard of the batch
 
 
-def learnt_logprobs(
-    model: Model, columns: Columns, sampling: SamplingConfig | None = None, dtype: str = "float32"
-) -> np.ndarray:
-    """The log-probability that a model gives every learnt token, float32 `[N, G, T + 1]`, 0 elsewhere. sampling: of the
-    distribution that these settings draw from (temperature, top-k, top-p, min-p, typical)."""
-    return _over(model, columns, _logprob_program(model.network, dtype, sampling))
+def learnt_logprobs(model: Model, columns: Columns, change: Change | None = None, dtype: str = "float32") -> np.ndarray:
+    """The log-probability that a model gives every learnt token, float32 `[N, G, T + 1]`, 0 elsewhere. change: made of
+    the logits before, a hashable function."""
+    return _over(model, columns, _logprob_program(model.network, dtype, change))
 
 
 def token_values(model: Model, columns: Columns, value: Any, dtype: str = "float32") -> np.ndarray:
@@ -65,9 +62,8 @@ def _over(model: Model, columns: Columns, program: Callable, *more: Any) -> np.n
 
 
 @functools.cache
-def _logprob_program(network: Network, dtype: str, sampling: SamplingConfig | None) -> Callable:
+def _logprob_program(network: Network, dtype: str, change: Change | None) -> Callable:
     apply = network.bind(dtype)
-    change = None if sampling is None else functools.partial(_drawn_from, Rules.of([sampling]))
 
     def logprobs(params, rows):
         TRACES["learnt_logprobs"] += 1
@@ -76,15 +72,6 @@ def _logprob_program(network: Network, dtype: str, sampling: SamplingConfig | No
         return jnp.where(weight_BT > 0, found.logprobs_BT, 0.0)
 
     return jax.jit(logprobs)
-
-
-def _drawn_from(rules: Rules, logits_BTV: jax.Array) -> jax.Array:
-    def of_rows(logits_BTV):
-        flat = logits_BTV.reshape(-1, logits_BTV.shape[-1])
-        whole = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(flat), *x.shape[1:])), rules)
-        return apply_rules(flat, whole).reshape(logits_BTV.shape)
-
-    return local(of_rows, (spec("batch"),), spec("batch"))(logits_BTV)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.packing import Example, Packed, stack_groups
+from recursive_jax.data.packing import Example, Packed, examples_of, stack_groups
 from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import fingerprint
@@ -106,13 +106,9 @@ class PolicyGradient(Credit, Referenced):
         return given
 
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
-        found = []
         cut = [self.truncated == "mask" and s == "length" for s in data.column("status")]
-        for prompt, tokens, left in zip(data.prompts(), data.tokens(), cut, strict=True):
-            before = prompt if len(prompt) else np.array([tokenizer.bos], np.int32)
-            ids = np.concatenate([before, tokens]).astype(np.int32)
-            found.append([Example(ids, (np.arange(len(ids)) >= len(before)) & (not left))])
-        return found
+        examples = zip(examples_of(data, tokenizer), cut, strict=True)
+        return [[dataclasses.replace(e, loss=e.loss & False) if left else e] for e, left in examples]
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         if not data.has("advantage"):

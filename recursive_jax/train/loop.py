@@ -73,6 +73,11 @@ def train(
     objective = resolved_objective(objective, config, model)
     _check_head(model, objective)
     ready = all(hasattr(data, name) for name in ("begin", "next", "summary", "fingerprint"))
+    own = getattr(data, "objective", None)
+    if ready and own is not None and describe(own) != describe(objective):
+        raise InputError(
+            f"the {type(data).__name__} were made for {own!r}, and the training has {objective!r}: give both the same"
+        )
     batches = data if ready else objective.pack(objective.rows(data, model.tokenizer), model, length)
     try:
         hash(objective.static())
