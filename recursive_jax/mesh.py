@@ -181,25 +181,22 @@ def batch_divisor(mesh: Mesh) -> int:
 def put_batch(mesh: Mesh, rows: Any) -> Any:
     """Host arrays `[B, ...]`, equal on every process -> device arrays split over the batch axes."""
 
-    def place(array: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, P(BATCH, *(None,) * (array.ndim - 1)))
-        if jax.process_count() == 1:
-            return jax.device_put(array, sharding)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(place, rows)
+    return _put(rows, jax.tree.map(lambda x: NamedSharding(mesh, P(BATCH, *(None,) * (x.ndim - 1))), rows))
 
 
 def put_replicated(mesh: Mesh, tree: Any) -> Any:
     """Host values -> arrays present on every device."""
 
-    def place(value: Any) -> jax.Array:
-        array, sharding = np.asarray(value), NamedSharding(mesh, P())
-        if jax.process_count() == 1:
-            return jax.device_put(array, sharding)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    everywhere = NamedSharding(mesh, P())
+    tree = jax.tree.map(np.asarray, tree)
+    return _put(tree, jax.tree.map(lambda _: everywhere, tree))
 
-    return jax.tree.map(place, tree)
+
+def _put(tree: Any, shardings: Any) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)  # one call for all leaves: each costs a third of a millisecond
+    place = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(place, tree, shardings)
 
 
 def fetch(tree: Any) -> Any:

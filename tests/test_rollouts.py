@@ -341,3 +341,17 @@ def test_the_divergence_in_the_reward_of_a_group(policy, tmp_path):
         PolicyGradient(kl_in_reward=True)
     with pytest.raises(InputError, match="reference_in_step: with kl_in_reward"):
         PolicyGradient(beta=0.1, kl_in_reward=True, reference_in_step=True)
+
+
+def test_an_answer_is_not_right_by_being_itself(policy):
+    """A template reads the reply as `answer`; the problem's own answer, under the same name, is what it is held to."""
+    rows = Dataset.from_rows([{"q": "1+1=", "answer": "no such answer", "n": "7"}])
+    answers = rj.generate(policy, rows, template=rj.Template("{q}"), each=3, max_tokens=3)
+    assert answers.column("answer") == answers.column("text") and set(answers.column("source_answer")) == {
+        "no such answer"
+    }
+    for reward in (rj.rewards.exact_match("answer"), rj.rewards.rouge_l("answer")):
+        assert reward(answers) == [0.0] * 3
+    same = Dataset.from_rows([{"text": "12", "answer": "12", "source_answer": "12"}])
+    for name in ("exact_match", "numeric_match", "math_equal", "rouge_l"):
+        assert getattr(rj.rewards, name)("answer")(same) == [1.0]

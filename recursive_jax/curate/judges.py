@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recursive_jax.curate.rewards import Grade, Reward, Row, as_row_dicts, field
+from recursive_jax.curate.rewards import Grade, Reward, Row, as_row_dicts, field, truth
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.parsers import Label
@@ -80,7 +80,7 @@ class Judge(Reward):
         return out
 
     def _compared(self, rows: Sequence[Row]) -> list[Grade]:
-        pairs = [(field(row, self.of), field(row, self.against)) for row in rows]
+        pairs = [(field(row, self.of), truth(row, self.against)) for row in rows]
         forth = [{**row, "first": a, "second": b} for row, (a, b) in zip(rows, pairs, strict=True)]
         back = [{**row, "first": b, "second": a} for row, (a, b) in zip(rows, pairs, strict=True)]
         replies = self._ask([*forth, *back], self.samples)

@@ -294,6 +294,12 @@ def field(row: Row, name: str) -> Any:
     return row[name]
 
 
+def truth(row: Row, name: str) -> Any:
+    """A value of the row that was asked. Where the reply's template read a field of the same name, that is the reply's,
+    and the row's own is kept as `source_<name>`: an answer is never right by being itself."""
+    return field(row, f"source_{name}" if f"source_{name}" in row else name)
+
+
 #: name -> (module, class). A row's own module is imported when it is first asked for.
 REWARDS: dict[str, str] = {
     "exact_match": "curate.verifiers:ExactMatch",

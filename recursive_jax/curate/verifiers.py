@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from rapidfuzz.distance import LCSseq
 
 from recursive_jax.curate.arithmetic import NotArithmetic, arithmetic
-from recursive_jax.curate.rewards import Reward, Row, field
+from recursive_jax.curate.rewards import Reward, Row, field, truth
 from recursive_jax.data.json_parser import Json
 from recursive_jax.data.parser import ParseError
 from recursive_jax.data.parsers import Answer
@@ -26,12 +26,14 @@ class ExactMatch(Reward):
     """1 where a text is that of a column, blanks around both left out; 0 where not. fold: case and white space do not
     count either."""
 
+    version: ClassVar[int] = 2
+
     column: str = "answer"
     of: str = "text"
     fold: bool = False
 
     def of_row(self, row: Row) -> float | None:
-        found, right = field(row, self.of), field(row, self.column)
+        found, right = field(row, self.of), truth(row, self.column)
         return None if right is None else float(found is not None and self._plain(found) == self._plain(right))
 
     def _plain(self, value: Any) -> str:
@@ -44,13 +46,15 @@ class NumericMatch(Reward):
     """1 where the number that a text ends in (`\\boxed{}`, `####`, or the last one) is that of a column, to a relative
     `tolerance`; 0 where there is another, or none. form: where it is looked for, as in `parsers.Answer`."""
 
+    version: ClassVar[int] = 2
+
     column: str = "answer"
     of: str = "text"
     tolerance: float = 1e-6
     form: str = "any"
 
     def of_row(self, row: Row) -> float | None:
-        right = number_of(field(row, self.column))
+        right = number_of(truth(row, self.column))
         if right is None:
             return None
         found = number_of(field(row, self.of), self.form)
@@ -75,6 +79,8 @@ class MathEqual(Reward):
     process of its own: an expression that takes longer than `seconds` has no score and the status `timeout`. Needs the
     extra [math]."""
 
+    version: ClassVar[int] = 2
+
     OUTSIDE: ClassVar[bool] = True
 
     column: str = "answer"
@@ -86,7 +92,7 @@ class MathEqual(Reward):
             from math_verify import parse, verify
         except ImportError:
             raise InputError("math_equal needs math-verify: pip install 'recursive-jax[math]'") from None
-        right = field(row, self.column)
+        right = truth(row, self.column)
         if right is None:
             return None
         logging.getLogger("math_verify").setLevel(logging.ERROR)  # it says that its own time limit is off: ours is on
@@ -104,18 +110,20 @@ class Equation(Reward):
     number of a column; 0 where it is another or it is none. names: the column with the numbers that `number0`,
     `number1`, ... stand for, as in MAWPS."""
 
+    version: ClassVar[int] = 2
+
     column: str = "answer"
     of: str = "text"
     names: str = ""
     tolerance: float = 1e-4
 
     def of_row(self, row: Row) -> float | None:
-        right = number_of(field(row, self.column))
+        right = number_of(truth(row, self.column))
         if right is None:
             return None
         values = {}
         if self.names:
-            listed = field(row, self.names)
+            listed = truth(row, self.names)
             listed = listed.split() if isinstance(listed, str) else listed or []
             values = {f"number{n}": value for n, value in enumerate(listed)}
         try:
@@ -228,11 +236,13 @@ def rouge_l(one: list[str], other: list[str]) -> float:
 class RougeL(Reward):
     """ROUGE-L F1 of a text against a column's, equal to the package `rouge_score`'s without a stemmer."""
 
+    version: ClassVar[int] = 2
+
     column: str = "answer"
     of: str = "text"
 
     def of_row(self, row: Row) -> float | None:
-        right = field(row, self.column)
+        right = truth(row, self.column)
         return None if right is None else rouge_l(rouge_tokens(str(right)), rouge_tokens(str(field(row, self.of))))
 
 

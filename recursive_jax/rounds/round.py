@@ -120,6 +120,8 @@ class Round(DurableFolder):
         def produce(folder: epath.Path) -> tuple[dict[str, Any], Model]:
             label = f"{self.label} · train {name}"
             rows = value_of(data)
+            if getattr(rows, "keep", "") is None:  # what the model writes as it learns is kept with what it became
+                rows.keep = str(folder / "rollouts")
             quiet = self.run.progress.quiet
             plain = config.model_copy(update={"truncate": 1.0})  # the objective knows
             trained = train(model, rows, objective, plain, seed=seed, directory=folder, label=label, quiet=quiet)

@@ -34,6 +34,10 @@ def number(value: float) -> str:
     return text if "e" not in text else f"{value:.1e}"
 
 
+def figure(title: str, note: str, svg: str) -> str:
+    return f"<figure><figcaption><strong>{html.escape(title)}</strong>{html.escape(note)}</figcaption>{svg}</figure>"
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover [low, high]."""
     span = (high - low) or abs(high) or 1.0

@@ -24,7 +24,7 @@ from recursive_jax.rounds.ledger import ledger, reasons_of, told
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.profile import run_profiles
 from recursive_jax.rounds.progress import failures
-from recursive_jax.rounds.report import charts
+from recursive_jax.rounds.report import charts, rewards
 from recursive_jax.rounds.report.series import Arm, arms_of, null_band
 
 
@@ -121,7 +121,14 @@ def render(view: View, layout: Layout = plain_layout) -> str:
     seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
-    body += [_training(view), _rounds(view), _ledger(view.stored), _lineage(view.stored), _settings(view.record)]
+    body += [
+        rewards.section(view.run, view.stored),
+        _training(view),
+        _rounds(view),
+        _ledger(view.stored),
+        _lineage(view.stored),
+        _settings(view.record),
+    ]
     css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -132,10 +139,6 @@ def render(view: View, layout: Layout = plain_layout) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' if n != 1 else ''}"
-
-
-def figure(title: str, note: str, svg: str) -> str:
-    return f"<figure><figcaption><strong>{html.escape(title)}</strong>{html.escape(note)}</figcaption>{svg}</figure>"
 
 
 OF_GROUPS = frozenset(m.name for m in TEXT)
@@ -178,7 +181,9 @@ def curves(view: View, shown: list[Metric]) -> str:
     """A chart for each metric that more than one round has."""
     found = panels_of(view, shown)
     figures = [
-        figure(p.metric.title, p.note, charts.lines(p.series, p.metric.title, reference=p.reference, null=p.null))
+        charts.figure(
+            p.metric.title, p.note, charts.lines(p.series, p.metric.title, reference=p.reference, null=p.null)
+        )
         for p in found
     ]
     if not figures:
@@ -215,7 +220,7 @@ def _training(view: View) -> str:
     all_of = sum(m["verb"] == "train" for m in view.stored)
     left_out = f"; {len(shown)} of {all_of} trainings, the first and the last" if len(shown) < all_of else ""
     note = f"by step, as train.jsonl has it; a name and its round{left_out}"
-    return f"<h2>Training</h2><div class=one>{figure('Loss', note, drawn)}</div>"
+    return f"<h2>Training</h2><div class=one>{charts.figure('Loss', note, drawn)}</div>"
 
 
 def losses(log: epath.Path, most: int = 200) -> list[tuple[int, float]]:

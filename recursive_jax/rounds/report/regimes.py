@@ -11,7 +11,7 @@ import numpy as np
 from recursive_jax.collapse.likelihood import merged_bins
 from recursive_jax.collapse.metrics import panels
 from recursive_jax.rounds.report import charts
-from recursive_jax.rounds.report.page import Layout, View, curves, figure
+from recursive_jax.rounds.report.page import Layout, View, curves
 from recursive_jax.rounds.report.series import Arm, change
 from recursive_jax.rounds.report.verdicts import attribution_section, verdict_section
 
@@ -82,7 +82,7 @@ def _split(arms: list[Arm]) -> str:
     for arm in arms:
         ks = arm.numbers("kl_total")
         parts = [(name, [arm.mean(key, k) for k in ks]) for key, name in PARTS]
-        figures.append(figure(arm.name, "", charts.stacked(parts, ks, f"KL split, {arm.name}", top)))
+        figures.append(charts.figure(arm.name, "", charts.stacked(parts, ks, f"KL split, {arm.name}", top)))
     key = "".join(f'<span class=key style="background:var(--p{i})"></span>{name}' for i, (_, name) in enumerate(PARTS))
     return (
         "<h2>Where the loss is</h2><p class=soft>The exact KL per token is the sum of four parts: mass on tokens of "
@@ -115,7 +115,7 @@ def _tails(arms: list[Arm]) -> str:
     figures = []
     for name, (names, rows) in tail_deciles(arms).items():
         columns = [str(i + 1) for i in range(len(rows[0]))]
-        figures.append(figure(name, "", charts.heatmap(rows, names, columns, f"Tail, {name}", tip)))
+        figures.append(charts.figure(name, "", charts.heatmap(rows, names, columns, f"Tail, {name}", tip)))
     note = (
         "Percent of token types that do not occur in the samples, by how frequent they are in the truth; by chance: "
         "what as many independent draws from the truth would miss."
@@ -150,7 +150,7 @@ def _histograms(arms: list[Arm], base: dict) -> str:
     for arm in (a for a in arms if a.name in by_arm):
         rounds, rows = by_arm[arm.name]
         names, label = [f"round {k}" for k in rounds], f"Perplexity histogram, {arm.name}"
-        figures.append(figure(arm.name, "", charts.ridges(rows, edges, names, arm.colour, label)))
+        figures.append(charts.figure(arm.name, "", charts.ridges(rows, edges, names, arm.colour, label)))
     note = (
         "How probable each round's rows look to the round-0 model. Mass moving left is text that grows more ordinary; "
         "a tail growing on the "
