@@ -3,8 +3,8 @@
     python benchmarks/rewards.py --work DIR [--seeds 3] [--steps 100] [--methods grpo,rloo,ppo,dpo]
 
 A model of 0.6M params learns sums of two numbers below 100 from texts, until it is right about every third time. Then
-it answers other problems, an exact check rewards it, and what is learnt is measured on held-out ones: the share of right
-answers, drawn (temperature 1) and greedy. Runs are kept in DIR and go on where they stopped."""
+it answers other problems, an exact check rewards it, and what is learnt is measured on held-out ones: the share of
+right answers, drawn (temperature 1) and greedy. Runs are kept in DIR and go on where they stopped."""
 
 import argparse
 import json

@@ -26,7 +26,9 @@ def embedding_gradient(model):
 
 def close(found, wanted, digits=1e-6):
     """Six digits of the largest value: float32 sums in two orders."""
-    np.testing.assert_allclose(np.asarray(found), wanted, atol=digits * max(1.0, np.abs(wanted).max()) * 5, rtol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(found), wanted, atol=digits * max(1.0, np.abs(wanted).max()) * 5, rtol=20 * digits
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
@@ -201,7 +203,8 @@ def test_dpo_is_that_of_trl(kinds, ld_alpha, mesh, tmp_path):
     with jax.set_mesh(mesh):
         (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
     assert float(found) == pytest.approx(float(wanted), rel=2e-6, abs=1e-6)
-    close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model))
+    digits = 2e-5 if "discopop" in kinds else 1e-6  # it divides log-ratios by 0.05: their rounding grows twentyfold
+    close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model), digits)
     for ours, theirs in (
         ("rewards/chosen", "rewards/chosen"),
         ("rewards/rejected", "rewards/rejected"),
@@ -239,6 +242,133 @@ def test_odds_and_margins_are_those_of_trl():
         gradients = jax.grad(lambda a, b, ours=ours: jnp.sum(ours(a, b)), argnums=(0, 1))(*map(jnp.asarray, given))
         for mine, theirs in zip(gradients, (chosen, rejected), strict=True):
             np.testing.assert_allclose(mine, theirs.grad.numpy(), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
+def test_kto_is_that_of_trl(kind, mesh, tmp_path):
+    """The trainer's own loss, on its own model and frozen reference: value, gradient, divergence and rewards."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    import tokenizers
+
+    policy, reference = (
+        transformers.AutoModelForCausalLM.from_pretrained(FOLDER / "llama", dtype=torch.float32) for _ in range(2)
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    reference.save_pretrained(tmp_path / "reference")
+    words = {f"w{i}": i for i in range(policy.config.vocab_size)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="w0", eos_token="w2", bos_token="w1"
+    )
+    rows = datasets.Dataset.from_dict({"prompt": ["w5 w6"] * 2, "completion": [" w7", " w8"], "label": [True, False]})
+    settings = trl.KTOConfig(
+        str(tmp_path / "out"), beta=0.3, loss_type=kind, desirable_weight=1.3, undesirable_weight=0.6, report_to=[],
+        use_cpu=True, bf16=False, gradient_checkpointing=False, per_device_train_batch_size=2, disable_dropout=True,
+        train_sampling_strategy="sequential",
+    )  # fmt: skip
+    trainer = trl.KTOTrainer(policy, reference, settings, train_dataset=rows, processing_class=tokenizer)
+    rng = np.random.default_rng(2)
+    B, T, start = 4, 11, 4
+    tokens = rng.integers(3, policy.config.vocab_size, (2, B, T))  # the answers, and others to the same prompts
+    tokens[:, :, :start] = tokens[0, :, :start]
+    lengths = rng.integers(start + 2, T + 1, (2, B))
+    valid = np.arange(T) < lengths[..., None]
+    learnt = valid & (np.arange(T) >= start)
+    label = np.array([True, False, True, True])
+    inputs = {"label": torch.tensor(label)}
+    for g, before in enumerate(("", "KL_")):
+        inputs |= {
+            f"{before}input_ids": torch.tensor(np.where(valid, tokens, 0)[g]),
+            f"{before}attention_mask": torch.tensor(valid[g].astype(np.int64)),
+            f"{before}completion_mask": torch.tensor(learnt[g].astype(np.int64)),
+        }
+    trainer.model.train()
+    wanted = trainer._compute_loss(trainer.model, inputs, False)
+    wanted.backward()
+    model, frozen = load_model(FOLDER / "llama", mesh), load_model(tmp_path / "reference", mesh)
+    stack = lambda x, dtype: jnp.asarray(np.stack([x[0], x[1]], axis=1), dtype)
+    batch = {
+        "tokens": stack(np.where(valid, tokens, 0), jnp.int32), "segments": stack(valid, jnp.int32),
+        "loss": stack(learnt, bool), "label": jnp.asarray(label, jnp.float32),
+    }  # fmt: skip
+    weights = {"desirable_weight": 1.3, "undesirable_weight": 0.6}
+    objective = objectives.KTO(beta=0.3, loss_type=kind, reference_in_step=True, **weights)
+    others = {"reference": lambda _, *x, **kw: frozen.network.apply(frozen.params, *x, **kw)}
+
+    def value(params):
+        loss = loss_of(objective, model.network.apply, params, batch, others)
+        return loss.terms["kto"].sum / loss.terms["kto"].count, loss.metrics
+
+    with jax.set_mesh(mesh):
+        (found, metrics), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(model.params)
+    assert float(found) == pytest.approx(float(wanted), rel=2e-6, abs=1e-6)
+    close(gradient["embedding"][: model.vocab], embedding_gradient(trainer.model))
+    if kind == "kto":
+        (kl,) = trainer._metrics["train"]["kl"]
+        assert float(metrics["kl"][0] / metrics["kl"][1]) == pytest.approx(kl, rel=2e-5, abs=2e-5)
+
+
+def test_rewards_and_divergences_are_those_of_trl():
+    """RewardTrainer's loss with margin and centring, GKDTrainer's generalised Jensen-Shannon divergence: values and
+    gradients."""
+    from collections import defaultdict
+    from types import SimpleNamespace
+
+    pytest.importorskip("trl")
+    from trl import RewardTrainer
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    rng = np.random.default_rng(0)
+    chosen, rejected, margin = rng.normal(size=(3, 5)).astype(np.float32)
+    same = lambda x: x
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=0.1),
+        accelerator=SimpleNamespace(gather=same, gather_for_metrics=same), _total_train_tokens=0, _tp_size=1,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )  # fmt: skip
+    scores = torch.tensor(np.concatenate([chosen, rejected])[:, None], requires_grad=True)
+    given = {"margin": torch.tensor(margin), "attention_mask": torch.ones(10, 1)}
+    wanted = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=scores), given)
+    wanted.backward()
+    ours = lambda c, r: jnp.mean(objectives.pairwise_reward(c, r, margin, centering=0.1))
+    assert float(ours(chosen, rejected)) == pytest.approx(float(wanted), rel=2e-6)
+    gradients = np.concatenate(jax.grad(ours, argnums=(0, 1))(chosen, rejected))
+    np.testing.assert_allclose(gradients, scores.grad.numpy()[:, 0], rtol=2e-5, atol=1e-7)
+
+    student, teacher = rng.normal(size=(2, 3, 6, 11)).astype(np.float32)
+    mask = (np.arange(6) < np.array([[6], [2], [4]])).astype(np.float32)
+    for beta in (0.0, 0.3, 1.0):
+        logits = torch.tensor(student, requires_grad=True)
+        labels = torch.tensor(np.where(mask > 0, 1, -100))
+        wanted = GKDTrainer.generalized_jsd_loss(logits, torch.tensor(teacher), labels, beta=beta, temperature=0.9)
+        wanted.backward()
+        ours = lambda x: objectives.generalized_jsd(x, teacher, mask, beta=beta, temperature=0.9)  # noqa: B023
+        assert float(ours(student)) == pytest.approx(float(wanted), rel=2e-5)
+        np.testing.assert_allclose(jax.grad(ours)(jnp.asarray(student)), logits.grad.numpy(), rtol=2e-4, atol=1e-6)
+
+
+def test_what_a_layer_attends_to_is_what_transformers_says(mesh):
+    """Attention by heads and the states after every layer, which distillation compares."""
+    from recursive_jax.models.read import attention_logprobs
+
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        FOLDER / "llama", dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = np.random.default_rng(0).integers(3, oracle.config.vocab_size, (8, 9)).astype(np.int32)
+    wanted = oracle(torch.tensor(tokens), output_attentions=True, output_hidden_states=True)
+    model = load_model(FOLDER / "llama", mesh)
+    with jax.set_mesh(mesh):
+        _, taps = model.network.apply(model.params, jnp.asarray(tokens), jnp.ones_like(tokens), taps=True)
+        for layer, tap in enumerate(taps):
+            found = attention_logprobs(model.network.config, layer, tap, jnp.ones_like(tokens))
+            np.testing.assert_allclose(jnp.exp(found), wanted.attentions[layer].detach().numpy(), atol=2e-6)
+            if layer < len(taps) - 1:  # transformers' last states are behind the final norm
+                np.testing.assert_allclose(tap.states_BTD, wanted.hidden_states[layer + 1].detach().numpy(), atol=2e-5)
 
 
 GRPO = [({"loss_type": kind}, {}) for kind in ("grpo", "bnpo", "dr_grpo", "dapo")]

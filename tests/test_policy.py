@@ -32,6 +32,7 @@ from recursive_jax.objectives import (
 from recursive_jax.objectives.policy_losses import LOSS_TYPES, kl_estimate
 from recursive_jax.train import signals
 from recursive_jax.train.loop import train
+from tests.conftest import ROOT
 
 NAN = float("nan")
 
@@ -66,6 +67,25 @@ def test_gae_is_the_discounted_sum_of_its_errors():
             assert float(advantages[b, t]) == pytest.approx(wanted, abs=1e-5)
             if t in places:
                 assert float(returns[b, t]) == pytest.approx(wanted + values[b, t], abs=1e-5)
+
+
+def test_ppo_is_that_of_torchtune():
+    """Its numbers, frozen (it is maintained no more): returns, whitened advantages, policy and value loss."""
+    given = json.loads((ROOT / "tests/fixtures/ppo_torchtune.json").read_text())
+    mask, old, new, values, old_values, rewards, wanted, returns = (
+        np.array(given[name], np.float32)
+        for name in ("mask", "old", "new", "values", "old_values", "rewards", "advantages", "returns")
+    )
+    advantages, found = gae(rewards * mask, values * mask, mask, gamma=0.9, lam=0.8)
+    np.testing.assert_allclose(found * mask, returns * mask, atol=2e-6)
+    own = np.asarray(advantages)[mask > 0]
+    whitened = (np.asarray(advantages) - own.mean()) / np.sqrt(own.var(ddof=1) + 1e-8) + own.mean()  # it keeps the mean
+    np.testing.assert_allclose(whitened * mask, wanted * mask, atol=5e-6)
+    _, policy, value, _, clipped = given["loss"]
+    loss, metrics = policy_loss(new, old, wanted, mask, loss_type="ppo")
+    assert float(loss) == pytest.approx(policy, rel=2e-6)
+    assert float(metrics["clip_ratio"]) == pytest.approx(clipped, rel=1e-6)
+    assert float(value_loss(values, old_values, returns, mask)) == pytest.approx(value, rel=2e-6)
 
 
 def by_hand(new, old, advantage, mask, kind, low, high, delta=None, sequence=False):

@@ -24,7 +24,7 @@ def test_every_block_runs(mesh, capsys, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     for number, block in enumerate(blocks):
         exec(compile(block, f"block {number}", "exec"), names)
-    assert len(blocks) == 7 and capsys.readouterr().out.startswith("4\n")
+    assert len(blocks) == 10 and capsys.readouterr().out.startswith("4\n")
     assert np.isfinite(rj.rewards.reward_model(names["judge"])([{"text": "x"}])).all()
     assert names["policy"].fingerprint != model.fingerprint
 

@@ -27,12 +27,14 @@ mesh: {data: 2, fsdp: 2}
 """
 
 
-def start(folder: Path, processes: int, devices: int, *overrides: str) -> list[subprocess.Popen]:
+def start(
+    folder: Path, processes: int, devices: int, *overrides: str, words: list[str] | None = None
+) -> list[subprocess.Popen]:
     (folder / "config.yaml").write_text(CONFIG)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = [
+    words = words or [
         sys.executable,
         "-m",
         "recursive_jax.cli",
@@ -107,3 +109,54 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path, alone):
     saved = [p.name for p in (tmp_path / "run/rounds/0000/teacher/resume").iterdir()]
     steps = [int(n) for n in saved if n.isdigit()]
     assert max(steps) == len(log.read_text().splitlines()) < 4000
+
+
+#: A policy with a value head, twice over each writing, on all devices of the job: written to FOLDER.
+POLICY = """
+import sys
+import recursive_jax as rj
+from recursive_jax.curate.rollouts import Rollouts
+from recursive_jax.data.tokenizers import ByteTokenizer
+
+
+rj.mesh.start_distributed()
+mesh = rj.mesh.make_mesh(rj.MeshConfig(data=2, fsdp=2) if rj.mesh.all_devices()[1:] else None)
+config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=16)
+policy = rj.transformer(config, ByteTokenizer(), mesh).initialized(0)
+objective = rj.objectives.PolicyGradient(
+    signal="gae", loss_type="ppo", beta=0.05, kl_in_reward=True, kl_target=0.1, kl_horizon=64
+)
+
+
+def odd(data):
+    return [float(len(t) > 0 and ord(t[0]) % 2) for t in data.column("text")]
+
+
+with rj.Run(sys.argv[1], {"name": "policy"}, quiet=True) as run:
+    made = Rollouts(policy, [{"q": f"{n}"} for n in range(6)], rj.Template("{q}"), rj.named("odd", 1)(odd), objective,
+                    num_generations=4, num_iterations=2, max_tokens=3)
+    settings = {"steps": 6, "batch": 16, "learning_rate": 0.01, "log_every": 1, "tensorboard": False}
+    run.round(1).train("student", policy, made, settings, objective)
+"""
+
+
+@pytest.mark.slow
+def test_a_policy_learns_alike_on_one_device_four_and_two_processes(tmp_path):
+    """Equal answers and rewards, equal losses to float tolerance."""
+    found = []
+    for name, processes, devices in (("one", 1, 1), ("four", 1, 4), ("two", 2, 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        finish(start(folder, processes, devices, words=[sys.executable, "-c", POLICY, str(folder / "run")]))
+        student = folder / "run/rounds/0001/student"
+        lines = [json.loads(line) for line in (student / "train.jsonl").read_text().splitlines()]
+        rows = [pq.read_table(file) for file in sorted((student / "rollouts").iterdir())]
+        found.append((lines, [(t["tokens"].to_pylist(), t["score"].to_pylist()) for t in rows]))
+    (one, rows), *others = found
+    assert len(rows) == 3 and len(one) == 6
+    for lines, more in others:
+        assert more == rows
+        for name in ("loss", "loss/policy", "loss/value", "reward", "kl", "beta", "entropy"):
+            gap = [abs(a[name] - b[name]) for a, b in zip(one, lines, strict=True)]
+            assert max(gap) < 2e-5, (name, gap)
+        assert lines[0]["sampling/logp_difference"] < 1e-4

@@ -355,3 +355,52 @@ def test_an_answer_is_not_right_by_being_itself(policy):
     same = Dataset.from_rows([{"text": "12", "answer": "12", "source_answer": "12"}])
     for name in ("exact_match", "numeric_match", "math_equal", "rouge_l"):
         assert getattr(rj.rewards, name)("answer")(same) == [1.0]
+
+
+# ---- in a run
+
+
+def test_a_run_keeps_its_rollouts_and_its_report_shows_them(policy, tmp_path):
+    """Rows are files of the training's result, checked as any; a second start makes nothing anew; the page has the
+    curves, the answers over time, and what a reward of length does."""
+    objective = PolicyGradient(loss_type="grpo", beta=0.01)
+    problems = [{"q": f"{n}"} for n in range(4)]
+
+    def chain():
+        with rj.Run(tmp_path / "run", {"name": "rewards"}, quiet=True) as run:
+            model = policy
+            for number in (1, 2):
+                made = Rollouts(model, problems, rj.Template("{q}"), low_bytes, objective, num_generations=4, length=8,
+                                max_tokens=3)  # fmt: skip
+                model = run.round(number).train("student", model, made, CONFIG, objective)
+        return model.fingerprint
+
+    first = chain()
+    folder = tmp_path / "run/rounds/0001/student"
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    names = sorted(n for n in files if n.startswith("rollouts/"))
+    assert len(names) == 6 and len(kept(folder / "rollouts")) == 6
+    made = [(p.stat().st_mtime_ns, p.name) for p in sorted((folder / "rollouts").iterdir())]
+    assert (
+        chain() == first and [(p.stat().st_mtime_ns, p.name) for p in sorted((folder / "rollouts").iterdir())] == made
+    )
+    page = rj.write_report(tmp_path / "run").read_text()
+    for title in ("Learning from rewards", "Divergence from the reference", "Different answers to one prompt",
+                  "Answers of student 1 over time", "No sign that the reward is gamed"):  # fmt: skip
+        assert title in page, title
+    (folder / "rollouts" / "rollouts-000002.parquet").write_bytes(b"rubbish")
+    with pytest.raises(InputError, match=r"rollouts-000002\.parquet is damaged"):
+        chain()
+
+
+def test_signs_that_a_reward_is_gamed():
+    from recursive_jax.rounds.report.rewards import gaming
+
+    line = lambda low, high: [(float(n), low + (high - low) * n / 19) for n in range(20)]
+    grows = {"length": line(10, 40), "length_reward": line(0.0, 0.8), "distinct": line(0.9, 0.9)}
+    (sign,) = gaming("student 1", grows)
+    assert "answers grow (13.2 to 36.8 tokens) and longer ones are rewarded (correlation 0.72)" in sign
+    (sign,) = gaming("s", {"length": line(10, 10), "length_reward": line(0.8, 0.8), "distinct": line(0.9, 0.1)})
+    assert "grow alike (82% of a group differ at first, 18% at last)" in sign
+    assert gaming("s", {"length": line(40, 10), "length_reward": line(0.8, 0.8), "distinct": line(0.5, 0.6)}) == []
+    assert gaming("s", {"length": [], "length_reward": [], "distinct": []}) == []

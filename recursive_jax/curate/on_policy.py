@@ -24,6 +24,7 @@ from recursive_jax.data.packing import Columns
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate, sampling_for
+from recursive_jax.generate.request import FromTemplate
 from recursive_jax.generate.sampling import Rules, apply_rules
 from recursive_jax.identity import describe, fingerprint
 from recursive_jax.mesh import is_main, local, resolve_dtype, spec
@@ -60,8 +61,9 @@ class OnPolicy:
     answers as its batches hold together) `num_iterations` times over.
 
     staleness: 1: the answers of a writing are written while the training learns from those before, in a thread of its
-    own, by the params of one writing ago; every `refresh`-th is not, and a training is saved there. keep: a folder that
-    gets every writing's rows; in a run it is the training's own by default.
+    own, by the params of one writing ago; every `refresh`-th is not, and a training is saved there. length:
+    positions of a row, by default what the longest prompt and `max_tokens` need. keep: a folder that gets every
+    writing's rows; in a run it is the training's own by default.
 
     Subclasses have `written` and `batched`."""
 
@@ -106,12 +108,23 @@ class OnPolicy:
                 f"{', '.join(DRAWN)}, which is put right), or their log-probabilities would be of another distribution"
             )
         self.drawn_otherwise = any(getattr(self.sampling, name) != getattr(plain, name) for name in DRAWN)
-        self.length = length or model.max_length
+        self.length = length or self._longest()
         self._dtype = resolve_dtype(self.sampling.dtype, model.mesh)
         self._frozen = split(model.network, model.params)[1] if model.params is not None else {}
         self._pool: ThreadPoolExecutor | None = None
         self._later: tuple[int, Future] | None = None
         self._held: tuple[int, Columns] | None = None
+
+    def _longest(self) -> int:
+        """Positions of the longest prompt with an answer behind it: batches are no wider than they must be."""
+        if self.sampling.max_tokens is None:
+            return self.model.max_length
+        return min(self.model.max_length, self._prompts(self.template) + self.sampling.max_tokens - 1)
+
+    def _prompts(self, template: Template) -> int:
+        """The longest prompt that a template makes of the problems, in tokens."""
+        asked = FromTemplate(self.problems, template, self.model.tokenizer)
+        return max(1, *(len(request.prompt) for request in asked(0, len(asked))))
 
     @property
     def fingerprint(self) -> str:

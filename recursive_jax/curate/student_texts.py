@@ -65,19 +65,30 @@ class StudentTexts(OnPolicy):
                 f"lmbda={lmbda}: the other texts are the problems' column {completion!r}, and there is none"
             )
 
+    def _longest(self) -> int:
+        """What the teacher's prompts and the given answers need, too."""
+        found = super()._longest()
+        if self.sampling.max_tokens is None:
+            return found
+        most = [] if self.shown is None else [self._prompts(self.shown) + self.sampling.max_tokens - 1]
+        if self.lmbda < 1.0 and self.problems.has(self.completion):
+            sizes = [len(r["prompt"]) + len(r["tokens"]) - 1 for r in self._given(self.problems)]
+            most.append(max(sizes))
+        return min(self.model.max_length, max([found, *most]))
+
     def _named(self) -> list[Any]:
         return [*super()._named(), self.lmbda, self.completion, describe(self.shown)]
 
     def written(self, writing: int, policy: Model) -> Dataset:
         asked = self._asked(writing)
         own = self._random(writing, "share", 0).random() < self.lmbda
-        rows = self.answers(writing, policy, asked) if own else self._given(asked)
+        rows = self.answers(writing, policy, asked) if own else Dataset.from_rows(self._given(asked))
         if self.shown is None:
             return rows
         requests = FromTemplate(asked, self.shown, self.model.tokenizer, self.each)
         return rows.with_column("teacher_prompt", [r.prompt.tolist() for r in requests(0, len(requests))])
 
-    def _given(self, asked: Dataset) -> Dataset:
+    def _given(self, asked: Dataset) -> list[dict[str, Any]]:
         """The problems' own answers as rows."""
         tokenizer, requests = self.model.tokenizer, FromTemplate(asked, self.template, self.model.tokenizer, self.each)
         answers = np.repeat(np.array(asked.column(self.completion), object), self.each)
@@ -86,7 +97,7 @@ class StudentTexts(OnPolicy):
             tokens = [*map(int, tokenizer.encode(str(text))), tokenizer.eos]
             rows.append({"id": f"given/{n}", "parents": list(request.parents), "prompt": request.prompt.tolist(),
                          "tokens": tokens, "text": str(text), "status": "ok"})  # fmt: skip
-        return Dataset.from_rows(rows)
+        return rows
 
     def batched(self, writing: int, written: Dataset, policy: Model, params: Params, state: Any) -> Columns:
         self._kept(writing, written)

@@ -153,8 +153,8 @@ class FromRows:
 
 @dataclasses.dataclass(frozen=True)
 class FromTemplate:
-    """Requests that ask a template's question of each row, `each` times: request `row * each + sample`. Columns of the
-    user's go along."""
+    """Requests that ask a template's question of each row, `each` times: request `row * each + sample`. `{text}` is
+    what the row says; columns of the user's go along."""
 
     data: Dataset
     template: Template
@@ -162,8 +162,8 @@ class FromTemplate:
     each: int = 1
 
     @functools.cached_property
-    def _rows(self) -> tuple[list[str], list[dict[str, Any]]]:
-        return self.data.column("id"), own_columns(self.data)
+    def _rows(self) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+        return self.data.column("id"), own_columns(self.data), self.data.column("text")
 
     def __len__(self) -> int:
         return len(self.data) * self.each
@@ -174,7 +174,7 @@ class FromTemplate:
         return own_types(self.data)
 
     def __call__(self, first: int, count: int) -> list[Request]:
-        ids, _ = self._rows
+        ids, *_ = self._rows
         if first + count > len(self):
             raise InputError(f"{first + count} requests are asked for, {len(ids)} rows give {len(self)}")
         return [self._request(r, r) for r in range(first, first + count)]
@@ -184,9 +184,9 @@ class FromTemplate:
         return [self._request(r, attempt * len(self) + r) for r in which]
 
     def _request(self, number: int, name: int) -> Request:
-        ids, rows = self._rows
+        ids, rows, texts = self._rows
         row = rows[number // self.each]
-        prompt = self.template.request(row, self.tokenizer)
+        prompt = self.template.request({"text": texts[number // self.each], **row}, self.tokenizer)
         return Request(name, prompt, (ids[number // self.each],), opened=True, columns=row)
 
 

@@ -17,6 +17,7 @@ from recursive_jax.recipes.recipe import Recipe, RecipeConfig
 RECIPES = {
     "collapse": "recursive_jax.recipes.collapse:recipe",
     "finetune": "recursive_jax.recipes.finetune:recipe",
+    "llm2llm": "recursive_jax.recipes.llm2llm:recipe",
 }
 
 

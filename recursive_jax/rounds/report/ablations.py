@@ -1,0 +1,101 @@
+"""The report of a recipe whose arms differ in one thing each: accuracy by round, and a verdict for every arm against
+the first, by a paired test over the same held-out rows."""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+
+from recursive_jax.collapse.paired import paired_p
+from recursive_jax.rounds.gate import scores
+from recursive_jax.rounds.lineage import stored_rows
+from recursive_jax.rounds.report import charts
+from recursive_jax.rounds.report.page import Layout, View
+
+ALPHA = 0.05
+
+
+def header(view: View) -> str:
+    c = view.config
+    return (
+        f"{html.escape(str(c['base']))} on {html.escape(str(c['task']['path']))}; more rows from "
+        f"{html.escape(str(c.get('teacher')))}, over {c.get('rounds')} rounds."
+    )
+
+
+def sections(view: View) -> list[str]:
+    return [_curves(view), _verdicts(view), _answers(view)] if view.arms else []
+
+
+ablations_layout = Layout(header, sections)
+
+
+def held_out(view: View) -> dict[str, dict[int, list[np.ndarray]]]:
+    """arm -> round -> the scores of the held-out rows, one array for each replicate."""
+    found: dict[str, dict[int, list[np.ndarray]]] = {}
+    for m in view.stored:
+        if m["name"] == "held-out":
+            found.setdefault(m["arm"], {}).setdefault(m["round"], []).append(scores(stored_rows(view.run, m)))
+    return found
+
+
+def verdict(first: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, float, str]:
+    """(difference, p, verdict) of two arms' last students; all replicates' rows together."""
+    a, b = (np.concatenate(x[: min(len(first), len(other))]) for x in (first, other))
+    gain = float(np.nanmean(a) - np.nanmean(b))
+    p = paired_p(a, b)[0] if gain >= 0 else paired_p(b, a)[0]
+    p = min(1.0, 2 * p)  # either may be better
+    said = "no difference beyond chance" if p > ALPHA else "better" if gain > 0 else "worse"
+    return gain, p, said
+
+
+def _curves(view: View) -> str:
+    series = [s for arm in view.arms if len(arm.numbers("score")) > 1 for s in [arm.series("score")]]
+    rows = [
+        charts.Series(arm.name, arm.colour, ks, [arm.mean("data_rows", k) for k in ks])
+        for arm in view.arms
+        if len(ks := arm.numbers("data_rows")) > 1
+    ]
+    drawn = (
+        [charts.figure("Right answers", "held-out rows, greedy", charts.lines(series, "Right answers"))]
+        if series
+        else []
+    )
+    drawn += [charts.figure("Rows learnt from", "seed and new", charts.lines(rows, "Rows"))] if rows else []
+    return f"<h2>Round by round</h2><div class=grid2>{''.join(drawn)}</div>"
+
+
+def _verdicts(view: View) -> str:
+    found = held_out(view)
+    first = view.arms[0].name
+    lines = []
+    base = found[first][0]
+    last = {arm: by_round[max(by_round)] for arm, by_round in found.items()}
+    for name, other in [("the seed alone", base), *((arm, s) for arm, s in last.items() if arm != first)]:
+        gain, p, said = verdict(last[first], other)
+        means = [float(np.nanmean(np.concatenate(s))) for s in (last[first], other)]
+        cells = [f"{first} against {name}", f"{means[0]:.3f}", f"{means[1]:.3f}", f"{gain:+.3f}", f"{p:.2g}", said]
+        lines.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
+    heads = "".join(f"<th>{h}</th>" for h in ("", first, "the other", "difference", "p", f"{first} is"))
+    return (
+        "<h2>Verdicts</h2><p class=soft>Last students on the same held-out rows; McNemar's exact test, two-sided, over "
+        f"all replicates' rows.</p><div class=scroll><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
+    )
+
+
+def _answers(view: View, show: int = 8) -> str:
+    """The first held-out rows, answered by the first and by the last student."""
+    stored = [
+        m for m in view.stored if m["name"] == "held-out" and m["arm"] == view.arms[0].name and not m["replicate"]
+    ]
+    ends = [min(stored, key=lambda m: m["round"]), max(stored, key=lambda m: m["round"])]
+    both = [stored_rows(view.run, m) for m in ends]
+    lines = []
+    for n in range(min(show, len(both[0]))):
+        cells = [f"{'✓' if d.column('score')[n] == 1 else '✗'} {d.column('text')[n][:300]}" for d in both]
+        lines.append("<tr>" + "".join(f"<td class=text>{html.escape(c)}</td>" for c in cells) + "</tr>")
+    return (
+        "<h2>Answers, side by side</h2><table><tr><th class=left>seed alone</th><th class=left>last round</th></tr>"
+        f"{''.join(lines)}</table>"
+    )

@@ -1,0 +1,168 @@
+"""Recipes from end to end on small models: the loop of the paper, resumed, with its report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import recursive_jax as rj
+from recursive_jax.curate.oracle import NumberSlots, SlotValues, oracle_of
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.tokenizers import ByteTokenizer
+from recursive_jax.errors import InputError
+from recursive_jax.recipes import load_config, run
+from recursive_jax.recipes.llm2llm_config import chosen
+from recursive_jax.rounds.report.ablations import verdict
+
+PROBLEMS = [
+    {
+        "Question": f"{who} has number0 {what} and {verb} number1 . How many ?",
+        "Numbers": f"{a}.0 {b}.0",
+        "Equation": f"{operator} number0 number1",
+    }
+    for who, a, b in (("Ann", 12, 5), ("Bo", 30, 7), ("Cy", 25, 11))
+    for what in ("nuts", "pens")
+    for verb, operator in (("buys", "+"), ("loses", "-"))
+]
+
+
+# ---- oracles
+
+
+def test_numbers_are_drawn_anew_and_the_answer_is_computed():
+    oracle = NumberSlots()
+    assert oracle.filled(PROBLEMS[0])["question"] == "Ann has 12 nuts and buys 5 . How many ?"
+    new = oracle.varied(PROBLEMS, each=5, seed=1)
+    assert len(new) == 5 * len(PROBLEMS) and new == oracle.varied(PROBLEMS, each=5, seed=1)
+    for row in new:
+        a, b = map(float, row["Numbers"].split())
+        assert row["question"].count(f" {a:g} ") and 10 <= a <= 99
+        assert float(row["answer"]) == (a + b if row["Equation"][0] == "+" else a - b) >= 0
+    assert new[0]["parents"] == ["0"] and len({row["question"] for row in new}) > 50
+    money = {"Question": "A pen costs number0 and a nut number1 . Together ?", "Numbers": "1.25 0.5"}
+    (found,) = oracle.varied([{**money, "Equation": "number0 + number1"}])
+    a, b = found["Numbers"].split()
+    assert len(a.partition(".")[2]) <= 2 and float(found["answer"]) == pytest.approx(float(a) + float(b))
+    half = {"Question": "number0 cakes for number1 .", "Numbers": "12 4", "Equation": "number0 / number1"}
+    assert all(row["answer"].isdigit() for row in oracle.varied([half], each=9))
+    assert oracle.varied([{**half, "Equation": "12 / 4", "Question": "12 cakes for 4 ."}]) == []
+    with pytest.raises(InputError, match="no Equation"):
+        oracle.varied([{"Question": "How many ?"}])
+
+
+def test_slots_get_values_of_other_rows():
+    rows = [
+        {"text": "play some jazz by miles davis", "slots": "O O B-genre O B-artist I-artist", "intent": "Play"},
+        {"text": "play abba", "slots": "O B-artist", "intent": "Play"},
+        {"text": "rain in new york", "slots": "B-weather O B-city I-city", "intent": "Weather"},
+    ]
+    assert isinstance(oracle_of(rows), SlotValues) and isinstance(oracle_of(PROBLEMS), NumberSlots)
+    first, second = SlotValues().varied(rows, each=1, seed=0)  # of a city there is only one
+    assert first["text"] == "play some jazz by abba" and first["slots"] == "O O B-genre O B-artist"
+    assert second["text"] == "play miles davis" and second["slots"] == "O B-artist I-artist"
+    assert first["intent"] == "Play" and first["parents"] == ["0"]
+    with pytest.raises(InputError, match="2 words in 'text', 1 tags in 'slots'"):
+        SlotValues().varied([{"text": "play abba", "slots": "O"}])
+    with pytest.raises(InputError, match="these have text"):
+        oracle_of([{"text": "x"}])
+
+
+# ---- LLM2LLM
+
+
+@pytest.fixture(scope="module")
+def base(mesh, tmp_path_factory):
+    """A model that has seen the form of the task."""
+    model = rj.transformer(rj.ModelConfig(layers=1, d_model=32, heads=2, max_length=256), ByteTokenizer(), mesh)
+    folder = tmp_path_factory.mktemp("base")
+    rows = [{"prompt": f"{row['question']}\n", "completion": f"= {row['answer']}"}
+            for row in NumberSlots().varied(PROBLEMS, each=3, seed=9)]  # fmt: skip
+    with rj.Run(folder / "run", {"name": "base"}, quiet=True) as made:
+        made.round(0).train("base", model, rows, {"steps": 40, "batch": 16, "length": 80, "learning_rate": 3e-3})
+        made.name_model("base", made.round(0), "base", default=True)
+    return folder / "run"
+
+
+def config_of(base, folder, **more):
+    folder.mkdir(exist_ok=True)
+    for name, rows in (("train", PROBLEMS), ("test", PROBLEMS[:4])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = {
+        "recipe": "llm2llm", "base": str(base), "rounds": 2, "epochs": 4, "novelty": 0.99,
+        "task": {"path": str(folder / "train.jsonl"), "validation": str(folder / "test.jsonl"),
+                 "prompt": "{question}\n", "completion": "= {answer}"},
+        "train": {"batch": 8, "length": 80, "learning_rate": 1e-3, "tensorboard": False},
+        "sampling": {"max_tokens": 8}, **more,
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(json.dumps(raw))
+    return load_config(folder / "config.yaml")
+
+
+def test_mistakes_are_varied_round_after_round(base, tmp_path):
+    """Every ablation adds as many rows as the main arm, from its own parents; the seed is in every round; a second
+    start makes nothing anew; the report judges each arm."""
+    config = config_of(base, tmp_path / "task", ablations=True)
+    records = run(config, tmp_path / "run", quiet=True)
+    sizes = {}
+    for record in records:
+        sizes.setdefault(record["arm"], {})[record["round"]] = record["metrics"]["data_rows"]
+    assert sizes["main"][0] == 12 and sizes["main"][2] > sizes["main"][1] > 12
+    grown = {arm: by_round[max(by_round)] for arm, by_round in sizes.items()}
+    assert set(grown) == {"main", "untargeted", "bulk", "continued", "all-parents"}
+    assert len(set(grown.values())) == 1 and set(sizes["bulk"]) == {1}
+    stored = lambda *path: Dataset.read([str(tmp_path / "run" / "/".join(path) / "rows-00000.parquet")])
+    graded, picked = (stored("rounds/0001", name) for name in ("graded", "picked"))
+    wrong = [n for n, score in enumerate(graded.column("score")) if score < 1]
+    assert picked.column("id") == [f"seed/{n}" for n in wrong]
+    data = stored("rounds/0002", "data")
+    assert data.column("id")[:12] == [f"seed/{n}" for n in range(12)] and data.column("id")[-1].startswith("2/new/")
+    for row in data.table.to_pylist():
+        a, b = map(float, row["Numbers"].split())
+        assert float(row["answer"]) == (a + b if row["Equation"][0] == "+" else a - b)
+    every = stored("all-parents/rounds/0002", "graded")
+    assert len(every) == len(stored("all-parents/rounds/0001", "data")) > 12
+    before = (tmp_path / "run/commits.jsonl").read_bytes()
+    assert run(config, tmp_path / "run", quiet=True) == records
+    assert (tmp_path / "run/commits.jsonl").read_bytes() == before
+    page = (tmp_path / "run/report.html").read_text()
+    for text in (
+        "main against the seed alone",
+        "main against untargeted",
+        "main against all-parents",
+        "Rows learnt from",
+    ):
+        assert text in page, text
+
+
+def test_a_model_teaches(base, tmp_path):
+    """A teacher that writes rubbish loses no row and stops no run."""
+    config = config_of(base, tmp_path / "task", teacher=str(base), rounds=1)
+    records = run(config, tmp_path / "run", quiet=True)
+    assert [r["metrics"]["data_rows"] for r in records] == [12, 12]
+    replies = Dataset.read([str(tmp_path / "run/rounds/0001/new/rows-00000.parquet")])
+    assert len(replies) > 0 and all(s.startswith("parse_error") or s == "length" for s in replies.column("status"))
+    with pytest.raises(InputError, match="recipe=llm2llm needs base"):
+        load_config(overrides=["recipe=llm2llm", "task={path: x}"])
+    with pytest.raises(InputError, match="does not exist"):
+        run(config.model_copy(update={"task": config.task.model_copy(update={"path": "none.jsonl"})}), tmp_path / "b")
+
+
+def test_rows_to_vary():
+    rows = Dataset.from_rows([{"id": f"{n}", "score": float(n % 2)} for n in range(6)])
+    ids = lambda *more: chosen(rows, rows, *more).column("id")
+    assert ids(True, 2, None, 0) == ["0", "0", "2", "2", "4", "4"]
+    assert sorted(ids(True, 1, 7, 0)) == sorted(["0", "2", "4"] * 2 + [ids(True, 1, 7, 0)[-1]])
+    assert len(set(ids(False, 1, 6, 0))) == 6 and len(ids(False, 1, None, 0)) == 3
+    right = rows.with_column("score", [1.0] * 6)
+    assert len(chosen(right, right, True, 1, 5, 0)) == 0
+
+
+def test_a_verdict_is_of_the_same_rows():
+    rng = np.random.default_rng(0)
+    a = (rng.random(300) < 0.6).astype(float)
+    worse = np.where(rng.random(300) < 0.3, 0.0, a)
+    gain, p, said = verdict([a], [worse])
+    assert gain > 0.1 and p < 1e-6 and said == "better" and verdict([worse], [a])[2] == "worse"
+    assert verdict([a], [a])[1:] == (1.0, "no difference beyond chance")
