@@ -166,3 +166,60 @@ def test_a_verdict_is_of_the_same_rows():
     gain, p, said = verdict([a], [worse])
     assert gain > 0.1 and p < 1e-6 and said == "better" and verdict([worse], [a])[2] == "worse"
     assert verdict([a], [a])[1:] == (1.0, "no difference beyond chance")
+
+
+# ---- self-training
+
+
+def sums(base, folder, recipe, **more):
+    """Short sums with their working; a model that has seen a few solutions."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"question": f"{a}+{b}", "solution": f"{a}+{b}={a + b}. #### {a + b}", "answer": f"{a + b}"}
+        for a in range(1, 6) for b in range(1, 5)
+    ]  # fmt: skip
+    for name, part in (("train", rows), ("test", rows[:4])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    raw = {
+        "recipe": recipe, "base": str(base), "solved": 12, "epochs": 40,
+        "task": {"path": str(folder / "train.jsonl"), "validation": str(folder / "test.jsonl"),
+                 "prompt": "{question}\n", "completion": "{solution}"},
+        "train": {"batch": 8, "length": 40, "learning_rate": 3e-3, "tensorboard": False},
+        "sampling": {"max_tokens": 16}, **more,
+    }  # fmt: skip
+    (folder / f"{recipe}.yaml").write_text(json.dumps(raw))
+    return load_config(folder / f"{recipe}.yaml")
+
+
+@pytest.mark.parametrize("recipe", ["star", "rft", "rest_em"])
+def test_a_model_learns_from_its_own_right_answers(recipe, base, tmp_path):
+    """Every generated row that is learnt from is right, with the question it is asked by; what each paper keeps of them
+    is kept; a second start makes nothing anew."""
+    more = {"star": {"rounds": 2, "first_steps": 20, "growth": 1.5, "keep_seed": True},
+            "rft": {"samples": 6}, "rest_em": {"rounds": 1, "samples": 6, "cap": 2, "keep_seed": False}}  # fmt: skip
+    config = sums(base, tmp_path / "task", recipe, **more[recipe])
+    records = run(config, tmp_path / "run", quiet=True)
+    assert [r["round"] for r in records] == list(range(config.rounds + 1))
+    folder = tmp_path / "run/rounds"
+    rows = Dataset.read([str(folder / "0001/data/rows-00000.parquet")])
+    seed = 0 if recipe == "rest_em" else 12
+    assert records[1]["metrics"]["data_rows"] == len(rows) > seed
+    own = rows.take(np.arange(seed, len(rows)))
+    for prompt, text in zip(own.prompts(), own.column("text"), strict=True):
+        a, b = bytes(prompt[1:].astype(np.uint8)).decode().strip().split("+")
+        assert rj.rewards.numeric_match("sum")([{"text": text, "sum": int(a) + int(b)}]) == [1.0], text
+    if recipe == "rest_em":
+        assert max(np.unique([p[0] for p in own.column("parents")], return_counts=True)[1]) <= 2
+    if recipe == "star":
+        steps = [len((folder / f"000{k}/student/train.jsonl").read_text().splitlines()) for k in (1, 2)]
+        last = [
+            json.loads((folder / f"000{k}/student/train.jsonl").read_text().splitlines()[-1])["step"] for k in (1, 2)
+        ]
+        assert last == [20, 30] and min(steps) > 0
+        wrong = Dataset.read([str(folder / "0001/wrong/rows-00000.parquet")])
+        graded = Dataset.read([str(folder / "0001/answers-graded/rows-00000.parquet")])
+        assert len(wrong) == sum(s != 1.0 for s in graded.column("score"))
+    before = (tmp_path / "run/commits.jsonl").read_bytes()
+    assert run(config, tmp_path / "run", quiet=True) == records
+    assert (tmp_path / "run/commits.jsonl").read_bytes() == before
+    assert "Round" in (tmp_path / "run/report.html").read_text()

@@ -18,6 +18,9 @@ RECIPES = {
     "collapse": "recursive_jax.recipes.collapse:recipe",
     "finetune": "recursive_jax.recipes.finetune:recipe",
     "llm2llm": "recursive_jax.recipes.llm2llm:recipe",
+    "star": "recursive_jax.recipes.star:recipe",
+    "rft": "recursive_jax.recipes.rft:recipe",
+    "rest_em": "recursive_jax.recipes.rest_em:recipe",
 }
 
 
