@@ -191,7 +191,7 @@ def sums(base, folder, recipe, **more):
     return load_config(folder / f"{recipe}.yaml")
 
 
-@pytest.mark.parametrize("recipe", ["star", "rft", "rest_em"])
+@pytest.mark.parametrize("recipe", ["star", "rest_em", pytest.param("rft", marks=pytest.mark.slow)])
 def test_a_model_learns_from_its_own_right_answers(recipe, base, tmp_path):
     """Every generated row that is learnt from is right, with the question it is asked by; what each paper keeps of them
     is kept; a second start makes nothing anew."""
@@ -223,3 +223,26 @@ def test_a_model_learns_from_its_own_right_answers(recipe, base, tmp_path):
     assert run(config, tmp_path / "run", quiet=True) == records
     assert (tmp_path / "run/commits.jsonl").read_bytes() == before
     assert "Round" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["spin", pytest.param("iterative_dpo", marks=pytest.mark.slow)])
+def test_a_model_learns_from_pairs_of_its_answers(recipe, base, tmp_path):
+    """Chosen is the given solution, or a right answer; rejected is the model's own, or a wrong one; SPIN's second round
+    has the pairs of the first too; a second start makes nothing anew."""
+    more = {"preference_rate": 1e-4, "temperature": 1.0, "rounds": 2}
+    config = sums(base, tmp_path / "task", recipe, **more, **({"samples": 6} if recipe == "iterative_dpo" else {}))
+    records = run(config, tmp_path / "run", quiet=True)
+    assert [r["round"] for r in records] == [0, 1, 2]
+    read = lambda k, name: Dataset.read([str(tmp_path / f"run/rounds/000{k}/{name}/rows-00000.parquet")])
+    rows, text = read(1, "pairs"), lambda ids: bytes(i for i in ids if i < 256).decode(errors="replace")
+    sizes = [len(read(k, "data")) for k in (1, 2)]
+    assert records[2]["metrics"]["data_rows"] == sizes[1] > 0
+    for prompt, chosen_, rejected in zip(rows.prompts(), rows.column("chosen"), rows.column("rejected"), strict=True):
+        a, b = map(int, text(prompt).strip().split("+"))
+        if recipe == "spin":
+            assert text(chosen_) == f"{a}+{b}={a + b}. #### {a + b}" and rejected != chosen_ and chosen_[-1] == 257
+        else:
+            graded = rj.rewards.numeric_match("sum")([{"text": t, "sum": a + b} for t in (chosen_, rejected)])
+            assert graded == [1.0, 0.0]
+    assert sizes[1] == sizes[0] + len(read(2, "pairs")) if recipe == "spin" else sizes[1] == len(read(2, "pairs"))
+    assert run(config, tmp_path / "run", quiet=True) == records

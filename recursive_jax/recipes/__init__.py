@@ -21,6 +21,8 @@ RECIPES = {
     "star": "recursive_jax.recipes.star:recipe",
     "rft": "recursive_jax.recipes.rft:recipe",
     "rest_em": "recursive_jax.recipes.rest_em:recipe",
+    "spin": "recursive_jax.recipes.spin:recipe",
+    "iterative_dpo": "recursive_jax.recipes.iterative_dpo:recipe",
 }
 
 

@@ -24,10 +24,10 @@ from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
 from recursive_jax.recipes import llm2llm_config as rows
 from recursive_jax.recipes.llm2llm_config import Arm, Llm2llmConfig
-from recursive_jax.recipes.recipe import Recipe, model_cost
+from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import batch_problems
+from recursive_jax.rounds.preflight import batch_problems, training_cost
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.ablations import ablations_layout
 from recursive_jax.rounds.round import Chain, Round
@@ -111,6 +111,14 @@ def grown(
     return round.dataset("data", rows.joined, data, kept, names, count, f"{round.number}/new")
 
 
+def cost(config: Llm2llmConfig) -> list[str]:
+    """Of all students, if every round had the seed's rows alone: at least that."""
+    steps = math.ceil(config.epochs * len(rows.task_of(config)[0]) / config.train.batch)
+    students = 1 + (len(rows.arms_of(config)) * config.rounds)
+    train = config.train.model_copy(update={"steps": steps * students * config.replicates})
+    return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
+
+
 def check(config: Llm2llmConfig) -> list[str]:
     """What can be said before a model is loaded: the files are there, the first rows fill the template, and the oracle
     can vary them."""
@@ -132,7 +140,7 @@ recipe = Recipe(
     Llm2llmConfig,
     llm2llm,
     check,
-    lambda config: model_cost(load_model(config.base).network, config),
+    cost,
     ablations_layout,
     paper="arXiv:2403.15042",
     example="recursive-jax run configs/llm2llm.yaml --workdir runs/llm2llm",

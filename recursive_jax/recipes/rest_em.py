@@ -15,10 +15,9 @@ from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, model_cost
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, check, self_training
+from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, check, cost, self_training
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 
@@ -53,7 +52,7 @@ recipe = Recipe(
     RestEmConfig,
     rest_em,
     check,
-    lambda config: model_cost(load_model(config.base).network, config),
+    cost,
     paper="arXiv:2312.06585",
     example="recursive-jax run configs/rest_em.yaml --workdir runs/rest_em",
 )

@@ -16,10 +16,9 @@ from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, model_cost
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, check, self_training
+from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, check, cost, self_training
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 
@@ -51,7 +50,7 @@ recipe = Recipe(
     RftConfig,
     rft,
     check,
-    lambda config: model_cost(load_model(config.base).network, config),
+    cost,
     paper="arXiv:2308.01825",
     example="recursive-jax run configs/rft.yaml --workdir runs/rft",
 )

@@ -25,7 +25,7 @@ from recursive_jax.models.model import Model
 from recursive_jax.recipes.recipe import RecipeConfig
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import batch_problems
+from recursive_jax.rounds.preflight import batch_problems, training_cost
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -67,6 +67,7 @@ class Course:
     def __init__(self, config: SelfTrainingConfig, template: Template, problems: Dataset):
         self.config, self.template, self.problems = config, template, problems
         self.reward = getattr(rewards, config.right)(config.column)
+        self.solved = problems.take(np.arange(min(len(problems), config.solved or len(problems))))
 
     def answers(self, round: Round, name: str, model: Model, problems: Any, template: Template | None = None,
                 each: int = 1, **sampling: Any) -> Stored:  # fmt: skip
@@ -92,8 +93,7 @@ def self_training(config: SelfTrainingConfig, workdir: Any, right: Right, *, for
     start = base if config.lora is None else adapted_model(base, config.lora, seed=config.seed)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 + 8 * config.rounds
-        solved = problems.take(np.arange(min(len(problems), config.solved or len(problems))))
-        seed = run.round(0).dataset("seed", examples_dataset, solved, template, base.tokenizer)
+        seed = run.round(0).dataset("seed", examples_dataset, course.solved, template, base.tokenizer)
         data, student = seed, start
         for number in range(config.rounds + 1):
             round = run.round(number)
@@ -124,6 +124,15 @@ def together(seed: Dataset, right: Dataset, keep_seed: bool) -> Dataset:
 def bare(data: Dataset) -> Dataset:
     """Without the columns of the user's."""
     return data.without(*(name for name in data.table.column_names if name not in SCHEMA.names))
+
+
+def cost(config: SelfTrainingConfig) -> list[str]:
+    """Of all students, if every round had the solved rows alone: at least that."""
+    rows = len(task_rows(config.task, config.seed)[0])
+    steps = sum(config.steps(min(rows, config.solved or rows), number) for number in range(config.rounds + 1))
+    train = config.train.model_copy(update={"steps": steps})
+    network = load_model(config.base).network
+    return training_cost(network, train, meshes.make_mesh(config.mesh))
 
 
 def check(config: SelfTrainingConfig) -> list[str]:

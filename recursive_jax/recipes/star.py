@@ -22,10 +22,9 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template
 from recursive_jax.generate.request import FromTemplate
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, model_cost
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, bare, check, self_training
+from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, bare, check, cost, self_training
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 
@@ -88,7 +87,7 @@ recipe = Recipe(
     StarConfig,
     star,
     check,
-    lambda config: model_cost(load_model(config.base).network, config),
+    cost,
     paper="arXiv:2203.14465",
     example="recursive-jax run configs/star.yaml --workdir runs/star",
 )
