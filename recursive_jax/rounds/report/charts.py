@@ -8,6 +8,8 @@ import html
 import math
 from collections.abc import Sequence
 
+MARKS = 10  # of an axis, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -109,7 +111,10 @@ def lines(
     ys += [reference[1]] if reference else []
     ys += [*null[1], *null[2]] if null else []
     axes = Axes([x for s in series for x in s.x], ys or [0, 1], zero=zero)
-    body = axes.frame(xlabel, sorted({x for s in series for x in s.x}))
+    xs = sorted({x for s in series for x in s.x})
+    if len(xs) > MARKS:  # steps: round numbers, not every n-th of those that there are
+        xs = [x for x in ticks(xs[0], xs[-1], MARKS - 3) if xs[0] <= x <= xs[-1]]
+    body = axes.frame(xlabel, xs)
     if null:
         upper = [(axes.px(x), axes.py(v)) for x, v in zip(null[0], null[2], strict=True)]
         lower = [(axes.px(x), axes.py(v)) for x, v in zip(null[0], null[1], strict=True)]

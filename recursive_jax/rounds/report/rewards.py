@@ -9,10 +9,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.generate.request import own_types
 from recursive_jax.rounds.lineage import stored_rows
 from recursive_jax.rounds.report import charts
 
@@ -104,7 +106,7 @@ def section(run: epath.Path, stored: Sequence[dict]) -> str:
             points = points[:: max(1, -(-len(points) // POINTS))]
             if len(points) > 1:
                 series.append(charts.Series(course.name, colour % 8, *zip(*points, strict=True)))
-        if series:
+        if any(value for s in series for value in s.y):
             figures.append(charts.figure(title, note, charts.lines(series, title, xlabel="step", dots=False)))
     told = {course.name: course.measured() for course in shown if course.written}
     logged = {name for course in shown for line in course.logged for name in line}
@@ -153,32 +155,45 @@ def gaming(name: str, measured: dict[str, list[tuple[float, float]]]) -> list[st
 
 
 def _answers(course: Course, prompts: int = 4) -> str:
-    """The same prompts' first answers over time, side by side."""
+    """The same prompts' first answers over time, side by side; where no prompt comes twice, the first answers."""
     seen: dict[str, list[tuple[float, str, float | None, str]]] = {}
     for when, rows in course.written:
+        question = _question(rows)
         columns = (rows.column(n) for n in ("parents", "text", "score", "id"))
-        for parents, text, score, id_ in zip(*columns, strict=True):
+        for n, (parents, text, score, id_) in enumerate(zip(*columns, strict=True)):
             of_prompt = seen.setdefault((parents or [id_])[0], [])
             if not of_prompt or of_prompt[-1][0] != when:
-                of_prompt.append((when, text, score, id_))
-    widest = sorted((s for s in seen.items() if len(s[1]) > 1), key=lambda s: s[1][0][0] - s[1][-1][0])[:prompts]
+                of_prompt.append((when, text, score, question[n]))
+    ordered = sorted((s for s in seen.values() if len(s) > 1), key=lambda s: s[0][0] - s[-1][0])[:prompts]
+    if not ordered:
+        times = [course.written[i][0] for i in _ends(len(course.written))]
+        firsts = [[s[0] for s in seen.values() if s[0][0] == when][:prompts] for when in times]
+        ordered = [list(row) for row in zip(*firsts, strict=False)]
     lines = []
-    for prompt, answers in widest:
-        places = sorted({0, (len(answers) - 1) // 2, len(answers) - 1})
-        cells = [answers[i] for i in places]
-        body = "".join(
-            f"<td class=text><div>{html.escape(text[:400]) or '(empty)'}</div>"
-            f"<span class=soft>{when:g}: {'no reward' if score is None else charts.number(score)}</span></td>"
-            for when, text, score, _ in cells
-        )
-        lines.append(f"<tr><td class=left>{html.escape(prompt)}</td>{body}</tr>")
-    if not lines:
-        return ""
+    for answers in ordered:
+        cells = []
+        for when, text, score, asked in (answers[i] for i in _ends(len(answers))):
+            graded = "no reward" if score is None else f"reward {charts.number(score)}"
+            below = html.escape(f"{asked[:80]} · {when:g} · {graded}")
+            body = html.escape(text[:400]) or "(empty)"
+            cells.append(f"<td class=text><div>{body}</div><span class=soft>{below}</span></td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f"<h3>Answers of {html.escape(course.name)} over time</h3><p class=soft>The first answer to a prompt, early, "
-        f"midway and late, with when it was written and its reward.</p><div class=scroll><table>{''.join(lines)}"
-        "</table></div>"
+        "midway and late; below it what was asked, when it was written, and its reward.</p>"
+        f"<div class=scroll><table>{''.join(lines)}</table></div>"
     )
+
+
+def _ends(count: int) -> list[int]:
+    return sorted({0, (count - 1) // 2, count - 1})
+
+
+def _question(rows: Dataset) -> list[str]:
+    """What was asked: the first text column that the rows took from their problem, else the problem's id."""
+    own = [n for n, kind in own_types(rows).items() if pa.types.is_large_string(kind) or pa.types.is_string(kind)]
+    own = [n for n in own if not n.startswith(("score", "source_"))]
+    return [str(x) for x in rows.column(own[0])] if own else [(p or [""])[0] for p in rows.column("parents")]
 
 
 def _log(file: epath.Path) -> list[dict]:
