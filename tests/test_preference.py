@@ -135,7 +135,7 @@ def test_a_reference_in_a_column_is_one_in_the_step(mesh):
     assert [len(x) for x in stored.column("reference")[0]] == [4, 2], "a log-probability for each token, the end too"
     again = trained(policy, stored, DPO(reference=model(mesh, 7)), steps=3)
     assert again.summary["loss"] == column.summary["loss"], "the column is what counts"
-    with pytest.raises(InputError, match="does not belong to its answers"):
+    with pytest.raises(InputError, match="is not the log-probabilities of its answers"):
         trained(policy, stored.with_column("chosen", ["another"] * 8), DPO(), steps=1)
     with pytest.raises(InputError, match="starts from a trained model"):
         trained(transformer(SMALL, ByteTokenizer(), mesh), PAIRS, DPO())

@@ -13,7 +13,7 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.recipes import load_config, run
-from recursive_jax.recipes.llm2llm_config import chosen
+from recursive_jax.recipes.llm2llm_rows import chosen
 from recursive_jax.rounds.report.ablations import verdict
 
 PROBLEMS = [
@@ -187,6 +187,7 @@ def sums(base, folder, recipe, **more):
         "train": {"batch": 8, "length": 40, "learning_rate": 3e-3, "tensorboard": False},
         "sampling": {"max_tokens": 16}, **more,
     }  # fmt: skip
+    raw = {key: value for key, value in raw.items() if value is not None}
     (folder / f"{recipe}.yaml").write_text(json.dumps(raw))
     return load_config(folder / f"{recipe}.yaml")
 
@@ -246,3 +247,47 @@ def test_a_model_learns_from_pairs_of_its_answers(recipe, base, tmp_path):
             assert graded == [1.0, 0.0]
     assert sizes[1] == sizes[0] + len(read(2, "pairs")) if recipe == "spin" else sizes[1] == len(read(2, "pairs"))
     assert run(config, tmp_path / "run", quiet=True) == records
+
+
+# ---- corrections
+
+
+@pytest.mark.parametrize("recipe", ["best_of_n", "self_consistency", "self_refine"])
+def test_corrections_are_held_against_the_greedy_answer(recipe, base, tmp_path):
+    """A graded answer to every problem before and after, in their order, and the paired test of the two."""
+    more = {
+        "best_of_n": {"samples": 4},
+        "self_consistency": {"samples": 5},
+        "self_refine": {"turns": 2, "only": "wrong"},
+    }
+    config = sums(base, tmp_path / "task", recipe, solved=None, epochs=None, **more[recipe])
+    first, second = run(config, tmp_path / "run", quiet=True)
+    read = lambda k, name: Dataset.read([str(tmp_path / f"run/rounds/000{k}/{name}/rows-00000.parquet")])
+    before, after = (read(k, "held-out") for k in (0, 1))
+    assert [p[0] for p in after.column("parents")] == [f"problem/{n}" for n in range(4)] and len(before) == 4
+    new, old = np.array(after.column("score")), np.array(before.column("score"))
+    m = second["metrics"]
+    assert (
+        (m["accuracy"], m["accuracy_before"])
+        == (new.mean(), old.mean())
+        == (m["accuracy"], first["metrics"]["accuracy"])
+    )
+    assert (m["became_right"], m["became_wrong"]) == ((new > old).sum(), (new < old).sum()) and 0 <= m["p"] <= 1
+    if recipe == "best_of_n":
+        scored = read(1, "scored")
+        for n, row in enumerate(after.column("id")):
+            own = [i for i, p in enumerate(scored.column("parents")) if p == [f"problem/{n}"]]
+            best = max(own, key=lambda i: scored.column("choice")[i])
+            assert scored.column("id")[best] == row
+    if recipe == "self_refine":
+        assert set(read(1, "open-1").column("id")) == {f"problem/{n}" for n in range(4) if old[n] < 1}
+    assert run(config, tmp_path / "run", quiet=True) == [first, second]
+    assert "Before and after" in (tmp_path / "run/report.html").read_text()
+
+
+def test_most_answers_win():
+    from recursive_jax.recipes.self_consistency import majority
+
+    texts = {"a": ["so 3", "it is 4", "4.0", "3 or 5"], "b": ["none", "2", "none "]}
+    rows = [{"id": f"{p}{n}", "parents": [p], "text": t} for p, found in texts.items() for n, t in enumerate(found)]
+    assert majority(Dataset.from_rows(rows)).column("id") == ["a1", "b0"]

@@ -6,6 +6,7 @@ batch is a function of (seed, step, params), so that a training that was killed 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -89,8 +90,10 @@ class OnPolicy:
             raise InputError("there are no problems to answer")
         counts = {"num_generations": num_generations, "num_iterations": num_iterations}
         for name, count in {**counts, "steps_per_generation": steps_per_generation, "refresh": refresh}.items():
-            if count < 1:
-                raise InputError(f"{name}={count}: at least 1 is wanted")
+            if not isinstance(count, int) or count < 1:
+                raise InputError(f"{name}={count!r}: a whole number of at least 1 is wanted")
+        if not isinstance(template, Template):
+            raise InputError(f"template={template!r}: rj.Template(...) is wanted, which asks the problems")
         if staleness not in (0, 1):
             raise InputError(f"staleness={staleness}: 0 or 1 is wanted, answers are at most one writing old")
         if staleness and jax.process_count() > 1:
@@ -108,9 +111,11 @@ class OnPolicy:
                 f"{', '.join(DRAWN)}, which is put right), or their log-probabilities would be of another distribution"
             )
         self.drawn_otherwise = any(getattr(self.sampling, name) != getattr(plain, name) for name in DRAWN)
-        self.length = length or self._longest()
+        needed = self._longest()
+        if length is not None and length < needed:
+            raise InputError(f"length={length}: the longest prompt with its answer needs {needed}; leave it out")
+        self.length = length or needed
         self._dtype = resolve_dtype(self.sampling.dtype, model.mesh)
-        self._frozen = split(model.network, model.params)[1] if model.params is not None else {}
         self._pool: ThreadPoolExecutor | None = None
         self._later: tuple[int, Future] | None = None
         self._held: tuple[int, Columns] | None = None
@@ -125,6 +130,12 @@ class OnPolicy:
         """The longest prompt that a template makes of the problems, in tokens."""
         asked = FromTemplate(self.problems, template, self.model.tokenizer)
         return max(1, *(len(request.prompt) for request in asked(0, len(asked))))
+
+    def bound(self, model: Model) -> OnPolicy:
+        """The same for one training of `model`, which is the policy, and by default its own reference."""
+        found = copy.copy(self)
+        found.model, found._pool, found._later, found._held = model, None, None, None
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -192,11 +203,12 @@ class OnPolicy:
         if self._later is not None and self._later[0] == writing:
             found = self._later[1].result()
         else:
-            found = self.written(writing, self._policy(params, writing))
+            found = self.written(writing, self._policy(params, writing * self._steps))
         self._later = None
         if self.staleness and (writing + 1) % self.refresh:
             self._pool = self._pool or ThreadPoolExecutor(1)
-            still = self._policy(dataclasses.replace(params, model=jax.tree.map(jnp.copy, params.model)), writing)
+            copied = dataclasses.replace(params, model=jax.tree.map(jnp.copy, params.model))
+            still = self._policy(copied, writing * self._steps)
             self._later = writing + 1, self._pool.submit(self.written, writing + 1, still)
         return found
 
@@ -207,7 +219,8 @@ class OnPolicy:
             self._pool = self._later = None
 
     def _policy(self, params: Params, step: int) -> Model:
-        now = join(self.model.network, params.model, self._frozen)
+        frozen = split(self.model.network, self.model.params)[1] if self.model.params is not None else {}
+        now = join(self.model.network, params.model, frozen)
         return self.model.with_params(now, f"{self.model.fingerprint} at step {step}")
 
     def _random(self, writing: int, what: str, number: int) -> np.random.Generator:
@@ -215,11 +228,14 @@ class OnPolicy:
         return np.random.default_rng(int.from_bytes(named[:16]))
 
     def _asked(self, writing: int) -> Dataset:
+        return self.problems.take(self._places(writing))
+
+    def _places(self, writing: int) -> np.ndarray:
         """The problems of a writing, every epoch in an order of its own."""
         N, first = len(self.problems), writing * self._count
         places = [divmod(i, N) for i in range(first, first + self._count)]
         orders = {epoch: np.random.default_rng([self._seed, epoch]).permutation(N) for epoch, _ in places}
-        return self.problems.take(np.array([orders[epoch][place] for epoch, place in places], np.int64))
+        return np.array([orders[epoch][place] for epoch, place in places], np.int64)
 
     def _kept(self, writing: int, rows: Dataset) -> None:
         if self.keep is not None and is_main():

@@ -21,7 +21,7 @@ from recursive_jax.errors import InputError, say, say_once
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Params
-from recursive_jax.objectives.credit import even, why_even
+from recursive_jax.objectives.credit import WRITTEN, even, why_even
 from recursive_jax.objectives.passes import learnt_logprobs, token_values
 from recursive_jax.objectives.policy import PolicyGradient
 
@@ -57,10 +57,14 @@ class Rollouts(OnPolicy):
         keep: Any = None,
         **settings: Any,
     ):
+        if not isinstance(objective, PolicyGradient):
+            raise InputError(f"objective={type(objective).__name__}: Rollouts are for a PolicyGradient")
         self.reward, self.again = reward, dynamic_sampling
+        if not callable(reward):
+            raise InputError(f"reward={reward!r}: a Reward or a function of a Dataset is wanted")
         describe(reward)  # a closure without a name is refused here
         self.compared = objective.signal in ("grpo", "rloo")  # within groups
-        if num_generations < 2 and self.compared:
+        if isinstance(num_generations, int) and num_generations < 2 and self.compared:
             raise InputError(f"num_generations={num_generations}: answers are compared, at least 2 are wanted")
         if dynamic_sampling < 0 or (dynamic_sampling and not self.compared):
             raise InputError(
@@ -80,10 +84,21 @@ class Rollouts(OnPolicy):
         rows = score(self.answers(writing, policy, self._asked(writing)), self.reward)
         if self.compared:
             rows = self._varied(writing, policy, rows)
-        columns = dict(self.objective.packed(rows, self.model, self.length).columns)
+        columns = dict(self.objective.packed(self._learnable(rows), self.model, self.length).columns)
         if self.drawn_otherwise:
             columns["sampled"] = learnt_logprobs(policy, columns, DrawnFrom(self.sampling), self._dtype)
         return rows, columns
+
+    def _learnable(self, rows: Dataset) -> Dataset:
+        """Without the problems' own column `reference`; a row that failed (its prompt may not even fit) is empty."""
+        failed = [status not in WRITTEN for status in rows.column("status")]
+        rows = rows.without("reference")
+        if not any(failed):
+            return rows
+        for name in ("prompt", "tokens", "logprobs"):
+            kept = [[] if bad else x.tolist() for bad, x in zip(failed, rows.lists(name), strict=True)]
+            rows = rows.with_column(name, kept)
+        return rows
 
     def _varied(self, writing: int, policy: Model, rows: Dataset) -> Dataset:
         """With other problems in place of those whose answers have equal rewards."""
@@ -91,13 +106,14 @@ class Rollouts(OnPolicy):
             dull = np.flatnonzero(even(self._rewards(rows)))
             if not len(dull):
                 break
-            N = len(self.problems)
-            others = self._random(writing, "others", attempt).choice(N, len(dull), replace=len(dull) > N)
+            draw, asked = self._random(writing, "others", attempt), set(self._places(writing).tolist())
+            fresh = [n for n in range(len(self.problems)) if n not in asked] or list(range(len(self.problems)))
+            others = draw.choice(fresh, len(dull), replace=len(dull) > len(fresh))
             more = score(self.answers(writing, policy, self.problems.take(others), attempt), self.reward)
             better = np.flatnonzero(~even(self._rewards(more)))
             order = np.arange(len(rows)).reshape(-1, self.each)
             order[dull[: len(better)]] = len(rows) + better[:, None] * self.each + np.arange(self.each)
-            rows = Dataset.concat([rows, more]).take(order.reshape(-1))
+            rows = Dataset.concat([rows, more], fill=True).take(order.reshape(-1))
         dull = even(self._rewards(rows))
         if self.again and dull.any():
             why = why_even(self._rewards(rows)[dull])
@@ -106,7 +122,7 @@ class Rollouts(OnPolicy):
                 f"{self.again:,} more askings ({why}): problems that are too easy or too hard teach nothing"
             )
         elif dull.all():
-            say_once("all groups of a step have equal rewards: it teaches nothing (problems too easy, or too hard?)")
+            say_once(f"all groups of a step have equal rewards ({why_even(self._rewards(rows))}): it teaches nothing")
         return rows
 
     def _rewards(self, rows: Dataset) -> np.ndarray:
@@ -118,12 +134,16 @@ class Rollouts(OnPolicy):
     ) -> Columns:
         rows, columns = written
         objective, rewards_NG = self.objective, self._rewards(rows)
+        unknown_B = np.isnan(rewards_NG).reshape(-1)
+        columns["loss"] = np.where(unknown_B[:, None, None], np.zeros_like(columns["loss"]), columns["loss"])
+        if not columns["loss"].any():
+            say_once("no answer of a step can be learnt from: none has a reward, or all were cut and truncated='mask'")
         mask_NT = columns["loss"][:, 0].astype(np.float32)
         if self.staleness or self.drawn_otherwise:
             columns |= self._weighed(columns, policy)
         taken_NT = np.zeros_like(columns["old"])
         if objective.kl_in_reward:
-            beta = float(state["beta"]) if objective.kl_target is not None else objective.beta
+            beta = float(objective.settled(state)) if objective.kl_target is not None else objective.beta
             taken_NT = beta * (columns["old"] - columns["reference"]) * mask_NT[:, None]
         if objective.signal == "gae":
             columns["value"] = token_values(policy, columns, params.extra["value"], self._dtype)
@@ -136,10 +156,11 @@ class Rollouts(OnPolicy):
             columns["advantage"] = objective.of_groups(rewards_NG - less_NG).reshape(-1)
             kept = columns["advantage"].tolist()
         self._kept(writing, rows.with_column("advantage", kept))
-        even_N = np.repeat(even(rewards_NG), self.each)
         status = rows.column("status")
         told = {"reward": np.nan_to_num(rewards_NG).reshape(-1), "rewarded": ~np.isnan(rewards_NG).reshape(-1)}
-        told |= {"even": even_N, "cut": [s == "length" for s in status], "length": [len(t) for t in rows.tokens()]}
+        if self.compared:
+            told["even"] = np.repeat(even(rewards_NG), self.each)
+        told |= {"cut": [s == "length" for s in status], "length": [len(t) for t in rows.tokens()]}
         return {**columns, **{name: np.asarray(x, np.float32) for name, x in told.items()}}
 
     def _weighed(self, columns: Columns, policy: Model) -> Columns:

@@ -20,6 +20,7 @@ from recursive_jax.generate.request import FromTemplate
 from recursive_jax.identity import describe
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Objective, Params
+from recursive_jax.objectives.distillation import SelfDistill
 
 
 class StudentTexts(OnPolicy):
@@ -55,6 +56,8 @@ class StudentTexts(OnPolicy):
         if not 0.0 <= lmbda <= 1.0:
             raise InputError(f"lmbda={lmbda}: the share of the student's own texts is between 0 and 1")
         self.lmbda, self.completion, self.shown = lmbda, completion, shown
+        if isinstance(objective, SelfDistill) and shown is None:
+            raise InputError("SelfDistill: shown= is wanted, the template that its teacher reads")
         super().__init__(
             model, problems, template, objective, num_generations=num_generations, num_iterations=num_iterations,
             steps_per_generation=steps_per_generation, staleness=staleness, refresh=refresh, length=length,
@@ -94,6 +97,8 @@ class StudentTexts(OnPolicy):
         answers = np.repeat(np.array(asked.column(self.completion), object), self.each)
         rows = []
         for n, (request, text) in enumerate(zip(requests(0, len(requests)), answers, strict=True)):
+            if text is None:
+                raise InputError(f"problem {n // self.each} has nothing in {self.completion!r}: a text is wanted")
             tokens = [*map(int, tokenizer.encode(str(text))), tokenizer.eos]
             rows.append({"id": f"given/{n}", "parents": list(request.parents), "prompt": request.prompt.tolist(),
                          "tokens": tokens, "text": str(text), "status": "ok"})  # fmt: skip

@@ -20,6 +20,7 @@ def with_teacher(data: Dataset, teacher: Model, top_k: int = 32) -> Dataset:
     lead = np.array([teacher.tokenizer.bos], np.int32)
     tokens = data.tokens()
     whole = [np.concatenate([p if len(p) else lead, t]) for p, t in zip(data.prompts(), tokens, strict=True)]
+    whole = [row if len(t) else lead for row, t in zip(whole, tokens, strict=True)]
     long = [n for n, row in enumerate(whole) if len(row) > teacher.max_length + 1]
     if long:
         raise InputError(f"row {long[0]} has {len(whole[long[0]])} tokens, the teacher reads {teacher.max_length}")

@@ -44,6 +44,9 @@ class Credit:
         for name, kind in (("signal", Signal), ("scale_rewards", Scale), ("truncated", Truncated)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}={getattr(self, name)!r}: {', '.join(get_args(kind))} are there")
+        for name in ("gamma", "lam"):
+            if not isinstance(getattr(self, name), (int, float)) or not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name}={getattr(self, name)!r}: between 0 and 1 is wanted")
         if self.truncated == "soft" and not (self.max_length and 0 < self.overlong_buffer <= self.max_length):
             raise InputError(
                 f"truncated='soft' takes up to 1 off over the last overlong_buffer={self.overlong_buffer} tokens "
@@ -54,6 +57,9 @@ class Credit:
         """float64 `[rows]`, NaN where a row has none or failed; of truncated answers as `truncated` says."""
         status = data.column("status")
         known = [x if s in WRITTEN else None for x, s in zip(data.column(column), status, strict=True)]
+        odd = next((x for x in known if x is not None and not isinstance(x, (int, float))), None)
+        if odd is not None:
+            raise InputError(f"column {column!r} holds {odd!r}: numbers are wanted, or nothing")
         found_B = np.array([np.nan if x is None else x for x in known], float)
         cut_B = np.array([s == "length" for s in status])
         if self.truncated == "zero":
@@ -72,7 +78,8 @@ class Credit:
             return group_advantages(rewards_NG, scale=self.scale_rewards)
         if self.signal == "rloo":
             return leave_one_out(rewards_NG)
-        return np.nan_to_num(rewards_NG - np.nanmean(rewards_NG)).astype(np.float32)
+        known = rewards_NG[~np.isnan(rewards_NG)]
+        return np.nan_to_num(rewards_NG - (known.mean() if len(known) else 0.0)).astype(np.float32)
 
     def of_tokens(
         self, rewards_B: np.ndarray, taken_BT: np.ndarray, values_BT: np.ndarray, mask_BT: np.ndarray
@@ -87,7 +94,8 @@ class Credit:
         advantages_BT, returns_BT = map(np.asarray, jax.device_get(found))
         if self.scale_rewards != "none":
             own = advantages_BT[mask_BT > 0]
-            advantages_BT = (advantages_BT - own.mean()) / (own.std(ddof=1) + 1e-8) * mask_BT
+            spread = own.std(ddof=1) if len(own) > 1 else 0.0
+            advantages_BT = (advantages_BT - (own.mean() if len(own) else 0.0)) / (spread + 1e-8) * mask_BT
         return advantages_BT, returns_BT
 
 
@@ -113,6 +121,10 @@ def with_advantages(data: Dataset, column: str = "score", credit: Credit | None 
 
     Says how many groups have rewards that are all equal: nothing is learnt from them. Raises InputError where no group
     has two different ones, and where rows have no column of that name."""
+    if credit is not None and not isinstance(credit, Credit):
+        raise InputError(f"credit={credit!r}: a Credit is wanted, such as a PolicyGradient; or settings, signal='rloo'")
+    if not len(data):
+        raise InputError("there are no rows to compare")
     unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(Credit)})
     if unknown:
         raise InputError(f"{unknown[0]} is no setting of a Credit: {', '.join(Credit.__dataclass_fields__)} are there")
@@ -128,7 +140,10 @@ def with_advantages(data: Dataset, column: str = "score", credit: Credit | None 
     rewards_NG = np.full((len(groups), size), np.nan)
     for n, places in enumerate(groups.values()):
         rewards_NG[n, : len(places)] = rewards_B[places]
-    even_N = even(rewards_NG)
+    compared = credit.signal in ("grpo", "rloo")
+    if compared and size < 2:
+        raise InputError("every prompt has one answer: answers to one prompt are compared, those with equal `parents`")
+    even_N = even(rewards_NG if compared else rewards_NG.reshape(1, -1))
     if even_N.all():
         raise InputError(
             f"no group has two different rewards ({why_even(rewards_NG)}): every answer is as good as the others to "
@@ -141,4 +156,7 @@ def with_advantages(data: Dataset, column: str = "score", credit: Credit | None 
     found_B = np.zeros(len(data), np.float32)
     for n, places in enumerate(groups.values()):
         found_B[places] = advantages_NG[n, : len(places)]
-    return data.with_column("advantage", found_B.tolist()).take(np.flatnonzero(~np.isnan(rewards_B)))
+    keep_B = ~np.isnan(rewards_B)
+    if credit.truncated == "mask":
+        keep_B &= np.array([s != "length" for s in data.column("status")])
+    return data.with_column("advantage", found_B.tolist()).take(np.flatnonzero(keep_B))

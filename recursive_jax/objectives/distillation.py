@@ -54,6 +54,12 @@ class Distill(Objective):
 
     def __post_init__(self):
         _check(self.beta, self.temperature)
+        for name in ("hard", "hidden", "attention"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)}: 0 or more is wanted")
+        pairs = [len(pair) == 2 if isinstance(pair, tuple) else False for pair in self.layers]
+        if not pairs or not all(pairs):
+            raise InputError(f"layers={self.layers}: pairs (the student's, the teacher's) are wanted, ((-1, -1),)")
 
     def models(self, model: Model) -> dict[str, Model]:
         teacher = the_teacher(self, self.teacher, model)
@@ -150,15 +156,16 @@ class DistillTopK(Objective):
         columns = {name: column[:, 0] for name, column in stacked.columns.items()}
         N, width = columns["tokens"].shape
         ids, logprobs = data.column("teacher_ids"), data.column("teacher_logprobs")
-        K = max(len(place) for row in ids for place in row)
+        K = max((len(place) for row in ids for place in row), default=1)
         columns["teacher_ids"] = np.zeros((N, width, K), np.int32)
         columns["teacher_logprobs"] = np.full((N, width, K), -np.inf, np.float32)
         for n, (example, row, own) in enumerate(zip(examples, data.tokens(), ids, strict=True)):
             stop, size = len(example.tokens), len(row)
             if len(own) != size or len(logprobs[n]) != size:
                 raise InputError(f"row {n}: the column `teacher_ids` does not belong to its {size} tokens")
-            columns["teacher_ids"][n, stop - size : stop] = own
-            columns["teacher_logprobs"][n, stop - size : stop] = logprobs[n]
+            for at, (best, logp) in enumerate(zip(own, logprobs[n], strict=True), stop - size):
+                columns["teacher_ids"][n, at, : len(best)] = best
+                columns["teacher_logprobs"][n, at, : len(logp)] = logp
         return Packed(columns, fingerprint(columns))
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
@@ -198,7 +205,8 @@ class SelfDistill(Objective):
     right answer, feedback), on `tokens`, which the student wrote (`curate.student_texts.StudentTexts`).
 
     beta, temperature: as in `Distill`; 1: KL(student || teacher). ema: the teacher is the mean of the student's own
-    params over about 1 / (1 - ema) steps; 1: it stays as the model is before this training."""
+    params over about 1 / (1 - ema) steps; 1: it stays as the model is before this training, 0: it is the student of the
+    step before."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss")
 
@@ -209,7 +217,7 @@ class SelfDistill(Objective):
     def __post_init__(self):
         _check(self.beta, self.temperature)
         if not 0.0 <= self.ema <= 1.0:
-            raise InputError(f"ema={self.ema}: between 0 (the teacher is the student) and 1 (it stays) is wanted")
+            raise InputError(f"ema={self.ema}: between 0 (the student of the step before) and 1 (it stays) is wanted")
 
     def init(self, key: jax.Array, model: Model) -> Extra:
         if model.params is None:
@@ -231,7 +239,8 @@ class SelfDistill(Objective):
         own, other = ({name: batch[name][:, g] for name in self.fields} for g in (0, 1))
         held = Params(ctx.state["params"], params.extra)
         student_BTV, weight_BT = _of_answer(ctx, params, own)
-        teacher_BTV, _ = _of_answer(ctx, held, other)
+        sure = {"key": None} if ctx.network is not None and ctx.network.has_dropout else {}
+        teacher_BTV, _ = _of_answer(ctx, held, other, **sure)
         each_BT, entropy_BT = _divergence(student_BTV, jax.lax.stop_gradient(teacher_BTV), self, ctx.network)
         of = lambda x_BT: jnp.sum(jnp.where(weight_BT > 0, x_BT, 0.0))
         count = jnp.sum(weight_BT)
@@ -244,10 +253,12 @@ class SelfDistill(Objective):
         return Loss({"divergence": Term(of(each_BT), count)}, metrics, state)
 
 
-def _of_answer(ctx: Context, params: Params, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _of_answer(
+    ctx: Context, params: Params, rows: dict[str, jax.Array], **keywords: Any
+) -> tuple[jax.Array, jax.Array]:
     """The logits before each token of the answer, moved to the front of their row, and 1 where there is one."""
     inputs, segments, _, weight_BT = targets(rows)
-    logits_BTV = whole_vocabulary(ctx.apply(params, inputs, segments))
+    logits_BTV = whole_vocabulary(ctx.apply(params, inputs, segments, **keywords))
 
     def moved(logits_BTV, weight_BT):
         T = weight_BT.shape[1]

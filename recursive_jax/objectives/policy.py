@@ -31,6 +31,11 @@ from recursive_jax.objectives.passes import values_of
 from recursive_jax.objectives.policy_losses import LOSS_TYPES, kl_estimate, policy_sums, policy_tokens, value_tokens
 from recursive_jax.objectives.preference import Referenced
 
+CHOICES = {"loss_type": LOSS_TYPES, "kl": ("k1", "k2", "k3"), "importance_sampling_level": ("token", "sequence")}
+#: Settings that are numbers: 0 where that is allowed, else above it.
+LEAST = {"beta": 0, "value_coef": 0, "epsilon": None, "epsilon_high": None, "delta": None, "value_clip": None}
+LEAST |= {"importance_sampling_cap": None, "kl_target": None, "kl_horizon": None}
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(Credit, Referenced):
@@ -74,10 +79,15 @@ class PolicyGradient(Credit, Referenced):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_type not in LOSS_TYPES:
-            raise InputError(f"loss_type={self.loss_type!r}: {', '.join(LOSS_TYPES)} are there")
         if self.loss_type == "dr_grpo" and self.max_length is None:
             raise InputError("loss_type='dr_grpo' wants max_length, the most tokens that an answer may have")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)!r}: {' or '.join(choices)} is wanted")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and (value > 0 or value == least)):
+                raise InputError(f"{name}={value!r}: a number {'of 0 or more' if least == 0 else 'above 0'} is wanted")
         if (self.kl_target is not None or self.kl_in_reward) and not self.beta > 0:
             raise InputError(f"beta={self.beta}: kl_target and kl_in_reward want a weight to start with, above 0")
         if self.kl_in_reward and self.reference_in_step:
@@ -95,7 +105,8 @@ class PolicyGradient(Credit, Referenced):
                 raise InputError("signal='gae' puts a value head on the states, and a model of user functions has none")
             params["value"] = {"weight": jnp.zeros((width,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
         if self.kl_target is not None:
-            state["beta"] = jnp.float32(self.beta)
+            zero = jnp.float32(0.0)
+            state |= {"beta": jnp.float32(self.beta), "gap": zero, "rows": zero, "step": jnp.int32(-1)}
         return Extra(params, state)
 
     def rows(self, given: Any, tokenizer: Any) -> Dataset:
@@ -108,7 +119,7 @@ class PolicyGradient(Credit, Referenced):
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         cut = [self.truncated == "mask" and s == "length" for s in data.column("status")]
         examples = zip(examples_of(data, tokenizer), cut, strict=True)
-        return [[dataclasses.replace(e, loss=e.loss & False) if left else e] for e, left in examples]
+        return [[dataclasses.replace(e, loss=np.zeros_like(e.loss)) if left else e] for e, left in examples]
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         if not data.has("advantage"):
@@ -152,7 +163,7 @@ class PolicyGradient(Credit, Referenced):
             logprobs_BT, old_BT, advantage, mask_BT, loss_type=self.loss_type, epsilon=self.epsilon,
             epsilon_high=self.epsilon_high, delta=self.delta, importance_sampling_level=self.importance_sampling_level,
             importance_BT=of_tokens("importance") if "importance" in batch else None,
-            beta=ctx.state["beta"] if self.kl_target is not None else self.beta,
+            beta=self.beta if self.kl_target is None else self._held(ctx)["beta"],
             reference_logprobs_BT=None if self.kl_in_reward else reference_BT, kl=self.kl,
             use_bias_correction_kl=self.use_bias_correction_kl,
         )  # fmt: skip
@@ -175,7 +186,8 @@ class PolicyGradient(Credit, Referenced):
         metrics = {name: (jax.lax.stop_gradient(of(x_BT)), tokens) for name, x_BT in logged.items()}
         state = None
         if self.kl_target is not None:
-            state, metrics["beta"] = self._adapted(ctx.state, logprobs_BT, reference_BT, mask_BT, batch)
+            state = self._seen(self._held(ctx), logprobs_BT, reference_BT, mask_BT, batch)
+            metrics["beta"] = (state["beta"], jnp.float32(1.0))
         return Loss(terms, {**metrics, **_of_rollouts(batch, mask_BT)}, state)
 
     def _reference(self, ctx: Context, rows: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array | None:
@@ -185,17 +197,23 @@ class PolicyGradient(Credit, Referenced):
             return rows_like(batch["reference"][:, 0, 1:], len(rows["tokens"]))
         return ctx.read(None, *targets(rows)[:3], of="reference").logprobs_BT
 
-    def _adapted(
-        self, state: Any, logprobs_BT, reference_BT, mask_BT, batch
-    ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        """The next weight of the divergence, from answers that are seen for the first time."""
+    def settled(self, state: Any) -> jax.Array:
+        """The weight of the divergence after the steps so far: how far answers that were seen for the first time are
+        from the reference, against the target."""
+        away = state["gap"] / jnp.maximum(state["rows"], 1.0) / self.kl_target - 1.0
+        return state["beta"] * (1.0 + jnp.clip(away, -0.2, 0.2) * state["rows"] / self.kl_horizon)
+
+    def _held(self, ctx: Context) -> Any:
+        """The state as this step begins: one weight for all its micro-batches."""
+        before, first = ctx.state, ctx.step > ctx.state["step"]
+        fresh = {"beta": self.settled(before), "gap": jnp.float32(0.0), "rows": jnp.float32(0.0), "step": ctx.step}
+        return jax.tree.map(lambda new, old: jnp.where(first, new, old), fresh, before)
+
+    def _seen(self, state: Any, logprobs_BT, reference_BT, mask_BT, batch: dict[str, jax.Array]) -> Any:
         first_B = rows_like(batch["first"], len(mask_BT)) if "first" in batch else jnp.ones(len(mask_BT))
         gap_BT = jnp.where(mask_BT > 0, logprobs_BT - reference_BT, 0.0) * first_B[:, None]
-        rows = jnp.sum(first_B)
-        away = jnp.sum(gap_BT) / jnp.maximum(rows, 1.0) / self.kl_target - 1.0
-        beta = state["beta"] * (1.0 + jnp.clip(away, -0.2, 0.2) * rows / self.kl_horizon)
-        beta = jax.lax.stop_gradient(beta)
-        return {"beta": beta}, (beta, jnp.float32(1.0))
+        added = {**state, "gap": state["gap"] + jnp.sum(gap_BT), "rows": state["rows"] + jnp.sum(first_B)}
+        return jax.lax.stop_gradient(added)
 
 
 def _of_rollouts(batch: dict[str, jax.Array], mask_BT: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -206,7 +224,7 @@ def _of_rollouts(batch: dict[str, jax.Array], mask_BT: jax.Array) -> dict[str, t
     rewarded_B, rows = batch["rewarded"], jnp.float32(len(batch["reward"]))
     return {
         "reward": (jnp.sum(batch["reward"] * rewarded_B), jnp.sum(rewarded_B)),
-        "frac_reward_zero_std": (jnp.sum(batch["even"]), rows),
+        **({"frac_reward_zero_std": (jnp.sum(batch["even"]), rows)} if "even" in batch else {}),
         "completions/clipped_ratio": (jnp.sum(batch["cut"]), rows),
         "completions/mean_length": (jnp.sum(batch["length"]), rows),
     }

@@ -149,8 +149,9 @@ def _placed(lists: list[Any], groups: list[list[Example]], packed: Packed) -> np
     found_NGT = np.zeros(packed.columns["tokens"].shape, np.float32)
     for n, (row, group) in enumerate(zip(lists, groups, strict=True)):
         sizes = [int((e.loss > 0).sum()) for e in group]
-        if row is None or [len(x) for x in row] != sizes:
-            raise InputError(f"row {n}: the column `reference` does not belong to its answers, of {sizes} tokens")
+        lists = isinstance(row, list) and all(isinstance(x, list) for x in row)
+        if not lists or [len(x) for x in row] != sizes:
+            raise InputError(f"row {n}: `reference` is not the log-probabilities of its answers, of {sizes} tokens")
         for g, e in enumerate(group):
             found_NGT[n, g, : len(e.tokens)][e.loss > 0] = row[g]
     return found_NGT

@@ -21,6 +21,9 @@ RECIPES = {
     "star": "recursive_jax.recipes.star:recipe",
     "rft": "recursive_jax.recipes.rft:recipe",
     "rest_em": "recursive_jax.recipes.rest_em:recipe",
+    "best_of_n": "recursive_jax.recipes.best_of_n:recipe",
+    "self_consistency": "recursive_jax.recipes.self_consistency:recipe",
+    "self_refine": "recursive_jax.recipes.self_refine:recipe",
     "spin": "recursive_jax.recipes.spin:recipe",
     "iterative_dpo": "recursive_jax.recipes.iterative_dpo:recipe",
 }

@@ -22,8 +22,8 @@ from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
-from recursive_jax.recipes import llm2llm_config as rows
-from recursive_jax.recipes.llm2llm_config import Arm, Llm2llmConfig
+from recursive_jax.recipes import llm2llm_rows as rows
+from recursive_jax.recipes.llm2llm_config import Arm, Llm2llmConfig, arms_of
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
@@ -45,7 +45,7 @@ def llm2llm(config: Llm2llmConfig, workdir: Any, *, fork: Any = None, quiet: boo
     seed_rows, held_out = rows.task_of(config)
     template = Template.of(config.task, base.tokenizer)
     task = rows.held_out_task(held_out, template, config.sampling.max_tokens or 64)
-    arms = rows.arms_of(config)
+    arms = arms_of(config)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = len(arms) * config.replicates * (9 * config.rounds + 5)
         for replicate in range(config.replicates):
@@ -114,7 +114,7 @@ def grown(
 def cost(config: Llm2llmConfig) -> list[str]:
     """Of all students, if every round had the seed's rows alone: at least that."""
     steps = math.ceil(config.epochs * len(rows.task_of(config)[0]) / config.train.batch)
-    students = 1 + (len(rows.arms_of(config)) * config.rounds)
+    students = 1 + (len(arms_of(config)) * config.rounds)
     train = config.train.model_copy(update={"steps": steps * students * config.replicates})
     return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
 

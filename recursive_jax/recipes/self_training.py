@@ -31,23 +31,13 @@ from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
 
 
-class SelfTrainingConfig(RecipeConfig):
-    """Rounds of a model that learns from its own right answers."""
+class AnswersConfig(RecipeConfig):
+    """A model that answers problems whose answer is known."""
 
     base: str = Field("", description="the model before every round: a run, a Hugging Face folder, a GGUF, smollm2")
     task: TaskConfig
-    lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
-    right: Literal["numeric_match", "exact_match", "math_equal"] = Field(
-        "numeric_match", description="when an answer is right"
-    )
+    right: Literal["numeric_match", "exact_match", "math_equal"] = Field("numeric_match", description="what is right")
     column: str = Field("answer", description="the rows' column with the right answer")
-    rounds: PositiveInt = Field(1, description="of answering and training, after the student of the seed")
-    solved: PositiveInt | None = Field(
-        None,
-        description="rows whose own solution is learnt from, the first; of the others only the answer is used",
-    )
-    keep_seed: bool = Field(True, description="learn from the rows' own solutions too, every round")
-    epochs: float = Field(3.0, gt=0.0, description="over a round's rows; decides train.steps")
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +47,19 @@ class SelfTrainingConfig(RecipeConfig):
             raise ValueError("\n".join(f"recipe={raw.get('recipe')} needs {key}" for key in missing))
         return raw
 
+
+class SelfTrainingConfig(AnswersConfig):
+    """Rounds of a model that learns from its own right answers."""
+
+    lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
+    rounds: PositiveInt = Field(1, description="of answering and training, after the student of the seed")
+    solved: PositiveInt | None = Field(
+        None,
+        description="rows whose own solution is learnt from, the first; of the others only the answer is used",
+    )
+    keep_seed: bool = Field(True, description="learn from the rows' own solutions too, every round")
+    epochs: float = Field(3.0, gt=0.0, description="over a round's rows; decides train.steps")
+
     def steps(self, rows: int, number: int) -> int:
         return max(1, math.ceil(self.epochs * rows / self.train.batch))
 
@@ -64,10 +67,10 @@ class SelfTrainingConfig(RecipeConfig):
 class Course:
     """What a recipe writes with: the round, its last student, the problems and how they are asked and graded."""
 
-    def __init__(self, config: SelfTrainingConfig, template: Template, problems: Dataset):
+    def __init__(self, config: AnswersConfig, template: Template, problems: Dataset):
         self.config, self.template, self.problems = config, template, problems
         self.reward = getattr(rewards, config.right)(config.column)
-        self.solved = problems.take(np.arange(min(len(problems), config.solved or len(problems))))
+        self.solved = problems.take(np.arange(len(problems))[: getattr(config, "solved", None)])
 
     def answers(self, round: Round, name: str, model: Model, problems: Any, template: Template | None = None,
                 each: int = 1, **sampling: Any) -> Stored:  # fmt: skip
@@ -118,7 +121,7 @@ def together(seed: Dataset, right: Dataset, keep_seed: bool) -> Dataset:
     parts = [part for part in ([seed] if keep_seed else []) + [right] if len(part)]
     if not parts:
         raise InputError("no answer was right, and without the seed's rows (keep_seed=false) there is nothing to learn")
-    return Dataset.concat([bare(part) for part in parts])
+    return Dataset.concat(map(bare, parts))
 
 
 def bare(data: Dataset) -> Dataset:
@@ -131,8 +134,7 @@ def cost(config: SelfTrainingConfig) -> list[str]:
     rows = len(task_rows(config.task, config.seed)[0])
     steps = sum(config.steps(min(rows, config.solved or rows), number) for number in range(config.rounds + 1))
     train = config.train.model_copy(update={"steps": steps})
-    network = load_model(config.base).network
-    return training_cost(network, train, meshes.make_mesh(config.mesh))
+    return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
 
 
 def check(config: SelfTrainingConfig) -> list[str]:

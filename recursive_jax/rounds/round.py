@@ -3,6 +3,7 @@ returns the stored result, or goes on in the middle of a half-done one."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -121,6 +122,7 @@ class Round(DurableFolder):
             label = f"{self.label} · train {name}"
             rows = value_of(data)
             if getattr(rows, "keep", "") is None:  # what the model writes as it learns is kept with what it became
+                rows = copy.copy(rows)
                 rows.keep = str(folder / "rollouts")
             quiet = self.run.progress.quiet
             plain = config.model_copy(update={"truncate": 1.0})  # the objective knows

@@ -78,6 +78,8 @@ def train(
         raise InputError(
             f"the {type(data).__name__} were made for {own!r}, and the training has {objective!r}: give both the same"
         )
+    if hasattr(data, "bound"):  # what the model writes as it learns, it writes itself
+        data = data.bound(model)
     batches = data if ready else objective.pack(objective.rows(data, model.tokenizer), model, length)
     try:
         hash(objective.static())
@@ -251,7 +253,8 @@ def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh
         if stopping:
             where = "nothing is saved: no directory was given"
             if resume is not None:
-                where = f"saved at step {step}" if resumable(step) else f"saved at step {resume.latest or 0}"
+                kept = step if resumable(step) else resume.latest
+                where = f"saved at step {kept}" if kept else "nothing was saved yet"
             raise Preempted(f"{label}: stopped by a signal, {where}; the same command goes on from there")
     if pending is not None:
         loss = _settle(*pending, log, positions, label, resume)

@@ -81,6 +81,8 @@ def courses(run: epath.Path, stored: Sequence[dict]) -> list[Course]:
         arm = "" if m["arm"] == "main" or not m["round"] else f"{m['arm']} "
         if m["verb"] == "train":
             files = sorted(n for n in m["files"] if n.startswith("rollouts/"))
+            if files and "score" not in pq.read_schema(str(folder / files[0])).names:
+                continue  # a student's texts, which nobody rewarded
             logged = _log(folder / "train.jsonl")
             if files or any("clip_ratio" in line for line in logged):
                 chosen = sorted({round(i) for i in np.linspace(0, len(files) - 1, min(READ, len(files)))})

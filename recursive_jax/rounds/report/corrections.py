@@ -1,0 +1,58 @@
+"""The report of a correction: accuracy before and after, with the paired test, and the answers that changed."""
+
+from __future__ import annotations
+
+import html
+
+from recursive_jax.rounds.lineage import stored_rows
+from recursive_jax.rounds.report.page import Layout, View
+
+
+def header(view: View) -> str:
+    c = view.config
+    return f"{html.escape(str(c['base']))} on {html.escape(str(c['task'].get('validation') or c['task']['path']))}."
+
+
+def sections(view: View) -> list[str]:
+    return [_numbers(view), _changed(view)] if len(view.records) > 1 else []
+
+
+correction_layout = Layout(header, sections)
+
+
+def _numbers(view: View) -> str:
+    m = next(r["metrics"] for r in view.records if r["round"] == 1)
+    gain = m["accuracy"] - m["accuracy_before"]
+    said = "chance explains the difference" if m["p"] > 0.05 else "better" if gain > 0 else "worse"
+    written = [r["counts"]["tokens"] for r in view.stored if r["verb"] == "generate" and "tokens" in r["counts"]]
+    rounds = [r["round"] for r in view.stored if r["verb"] == "generate" and "tokens" in r["counts"]]
+    before, after = (sum(t for t, k in zip(written, rounds, strict=True) if k == number) for number in (0, 1))
+    return (
+        f'<h2>Before and after</h2><div class=arms><div class=arm style="--accent:var(--c0)"><h3>Right answers</h3>'
+        f"<b>{m['accuracy_before']:.3f} → {m['accuracy']:.3f}</b><div class=verdict>{said}</div>"
+        f"<div class=soft>p = {m['p']:.2g} (McNemar, two-sided) over {m['rows']:,} problems; {m['became_right']} "
+        f"became right, {m['became_wrong']} wrong</div></div>"
+        f'<div class=arm style="--accent:var(--c1)"><h3>Tokens written</h3>'
+        f"<b>{before:,} → {before + after:,}</b></div></div>"
+    )
+
+
+def _changed(view: View, show: int = 10) -> str:
+    both = [
+        stored_rows(view.run, m)
+        for m in sorted((m for m in view.stored if m["name"] == "held-out"), key=lambda m: m["round"])
+    ]
+    old, new = both
+    lines = []
+    for a, b, was, is_ in zip(
+        old.column("text"), new.column("text"), old.column("score"), new.column("score"), strict=True
+    ):
+        if was != is_ and len(lines) < show:
+            cells = [f"{'✓' if s == 1 else '✗'} {t[:400]}" for s, t in ((was, a), (is_, b))]
+            lines.append("<tr>" + "".join(f"<td class=text>{html.escape(c)}</td>" for c in cells) + "</tr>")
+    if not lines:
+        return "<p class=soft>No answer became right or wrong.</p>"
+    return (
+        "<h2>Answers that became right or wrong</h2><table><tr><th class=left>before</th><th class=left>after</th></tr>"
+        f"{''.join(lines)}</table>"
+    )
