@@ -100,6 +100,7 @@ def config_of(base, folder, **more):
     return load_config(folder / "config.yaml")
 
 
+@pytest.mark.slow
 def test_mistakes_are_varied_round_after_round(base, tmp_path):
     """Every ablation adds as many rows as the main arm, from its own parents; the seed is in every round; a second
     start makes nothing anew; the report judges each arm."""

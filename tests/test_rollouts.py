@@ -408,6 +408,7 @@ def test_signs_that_a_reward_is_gamed():
 # ---- what a reader found
 
 
+@pytest.mark.slow
 def test_rollouts_are_of_the_model_that_is_trained(policy, mesh, tmp_path):
     """One object serves trainings of two models, and rounds of a run, each with its own rows, policy and reference."""
     objective = PolicyGradient(loss_type="grpo", beta=0.1)

@@ -57,9 +57,10 @@ class Distill(Objective):
         for name in ("hard", "hidden", "attention"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)}: 0 or more is wanted")
-        pairs = [len(pair) == 2 if isinstance(pair, tuple) else False for pair in self.layers]
-        if not pairs or not all(pairs):
+        pairs = tuple(tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in self.layers)
+        if not pairs or not all(len(pair) == 2 for pair in pairs):
             raise InputError(f"layers={self.layers}: pairs (the student's, the teacher's) are wanted, ((-1, -1),)")
+        object.__setattr__(self, "layers", pairs)
 
     def models(self, model: Model) -> dict[str, Model]:
         teacher = the_teacher(self, self.teacher, model)
