@@ -153,10 +153,10 @@ def test_divergences():
     assert float(value_loss(values, old, returns, mask)) == pytest.approx(0.5 * mean(worse), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["grpo", "dapo", "ppo"])
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "ppo", "rloo"])
 def test_the_optimum_under_a_constraint(kind):
     """pi0 exp(r / beta) / Z on four answers: every answer counted at its probability, gradients on the policy's own
-    terms (arXiv:1910.00177, eq. 3)."""
+    terms (arXiv:1910.00177, eq. 3). rloo: the divergence is in the reward (arXiv:2402.14740, eq. 4)."""
     start, rewards, beta = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.0, 0.3, 0.1, 0.6]), 0.4
     logits = jnp.log(jnp.asarray(start, jnp.float32))
 
@@ -167,10 +167,14 @@ def test_the_optimum_under_a_constraint(kind):
         def loss(theta):
             logp = jax.nn.log_softmax(theta)[:, None]
             old, reference = jax.lax.stop_gradient(logp), jnp.log(jnp.asarray(start, jnp.float32))[:, None]
-            advantage = jnp.asarray(rewards, jnp.float32)[:, None] - jnp.sum(p * jnp.asarray(rewards, jnp.float32))
+            rewarded = jnp.asarray(rewards, jnp.float32)[:, None]
+            inside = kind == "rloo"
+            rewarded = rewarded - beta * (old - reference) if inside else rewarded
+            advantage = rewarded - jnp.sum(p[:, None] * rewarded)
+            settings = {"loss_type": "ppo"} if inside else {"loss_type": kind, "beta": beta}
             each = [
-                policy_loss(logp[a : a + 1], old[a : a + 1], advantage[a : a + 1], jnp.ones((1, 1)), loss_type=kind,
-                            beta=beta, reference_logprobs_BT=reference[a : a + 1])[0]
+                policy_loss(logp[a : a + 1], old[a : a + 1], advantage[a : a + 1], jnp.ones((1, 1)), **settings,
+                            reference_logprobs_BT=reference[a : a + 1])[0]
                 for a in range(4)
             ]  # fmt: skip
             return jnp.sum(jax.lax.stop_gradient(p) * jnp.stack(each))
