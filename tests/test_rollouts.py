@@ -194,6 +194,11 @@ def test_a_step_behind(policy, tmp_path):
         policy, rollouts(policy, objective, **more), objective, CONFIG, directory=tmp_path / "half", quiet=True
     )
     assert same(whole.model.params, again.model.params)
+    alone = policy.on(rj.make_mesh(devices=jax.devices()[:1]))  # where a thread writes
+    found = train(alone, rollouts(alone, objective, **more), objective, CONFIG, directory=tmp_path / "one", quiet=True)
+    both = zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "whole"), strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["reward"] == b["reward"] for a, b in both)
+    assert found.summary["rollouts"] == 96
     with pytest.raises(InputError, match="staleness=2: 0 or 1"):
         rollouts(policy, objective, staleness=2)
 

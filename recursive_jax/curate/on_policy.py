@@ -61,9 +61,9 @@ class OnPolicy:
     """`Batches` of `num_generations` answers to each problem. A writing serves `steps_per_generation` steps (of as many
     answers as its batches hold together) `num_iterations` times over.
 
-    staleness: 1: the answers of a writing are written while the training learns from those before, in a thread of its
-    own, by the params of one writing ago; every `refresh`-th is not, and a training is saved there. length:
-    positions of a row, by default what the longest prompt and `max_tokens` need. keep: a folder that gets every
+    staleness: 1: the answers of a writing are written while the training learns from those before (on one device, in a
+    thread of its own), by the params of one writing ago; every `refresh`-th is not, and a training is saved there.
+    length: positions of a row, by default what the longest prompt and `max_tokens` need. keep: a folder that gets every
     writing's rows; in a run it is the training's own by default.
 
     Subclasses have `written` and `batched`."""
@@ -96,8 +96,6 @@ class OnPolicy:
             raise InputError(f"template={template!r}: rj.Template(...) is wanted, which asks the problems")
         if staleness not in (0, 1):
             raise InputError(f"staleness={staleness}: 0 or 1 is wanted, answers are at most one writing old")
-        if staleness and jax.process_count() > 1:
-            raise InputError("staleness=1 writes in a thread of its own: with several processes leave it at 0")
         self.model, self.template, self.objective = model, template, objective
         self.each, self.iterations, self.parts = num_generations, num_iterations, steps_per_generation
         self.staleness, self.refresh, self.keep = staleness, refresh, keep
@@ -206,11 +204,20 @@ class OnPolicy:
             found = self.written(writing, self._policy(params, writing * self._steps))
         self._later = None
         if self.staleness and (writing + 1) % self.refresh:
-            self._pool = self._pool or ThreadPoolExecutor(1)
             copied = dataclasses.replace(params, model=jax.tree.map(jnp.copy, params.model))
             still = self._policy(copied, writing * self._steps)
-            self._later = writing + 1, self._pool.submit(self.written, writing + 1, still)
+            self._later = writing + 1, self._begun(writing + 1, still)
         return found
+
+    def _begun(self, writing: int, policy: Model) -> Future:
+        """A writing on its way: in a thread where there is one device; on several at once, since two programs whose
+        devices wait for one another must not be mixed."""
+        if self.model.mesh is not None and self.model.mesh.size == 1:
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            return self._pool.submit(self.written, writing, policy)
+        done: Future = Future()
+        done.set_result(self.written(writing, policy))
+        return done
 
     def close(self) -> None:
         """Waits for what is being written."""
