@@ -12,6 +12,7 @@ from recursive_jax.rounds.gate import scores
 from recursive_jax.rounds.lineage import stored_rows
 from recursive_jax.rounds.report import charts
 from recursive_jax.rounds.report.page import Layout, View
+from recursive_jax.rounds.report.rewards import asked_of
 
 ALPHA = 0.05
 
@@ -94,8 +95,7 @@ def _answers(view: View, show: int = 8) -> str:
     lines = []
     for n in range(min(show, len(both[0]))):
         cells = [f"{'✓' if d.column('score')[n] == 1 else '✗'} {d.column('text')[n][:300]}" for d in both]
+        cells.insert(0, asked_of(both[1])[n][:300])
         lines.append("<tr>" + "".join(f"<td class=text>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    return (
-        "<h2>Answers, side by side</h2><table><tr><th class=left>seed alone</th><th class=left>last round</th></tr>"
-        f"{''.join(lines)}</table>"
-    )
+    heads = "".join(f"<th class=left>{h}</th>" for h in ("asked", "seed alone", "last round"))
+    return f"<h2>Answers, side by side</h2><table><tr>{heads}</tr>{''.join(lines)}</table>"

@@ -6,6 +6,7 @@ import html
 
 from recursive_jax.rounds.lineage import stored_rows
 from recursive_jax.rounds.report.page import Layout, View
+from recursive_jax.rounds.report.rewards import asked_of
 
 
 def header(view: View) -> str:
@@ -38,21 +39,15 @@ def _numbers(view: View) -> str:
 
 
 def _changed(view: View, show: int = 10) -> str:
-    both = [
-        stored_rows(view.run, m)
-        for m in sorted((m for m in view.stored if m["name"] == "held-out"), key=lambda m: m["round"])
-    ]
-    old, new = both
+    stored = sorted((m for m in view.stored if m["name"] == "held-out"), key=lambda m: m["round"])
+    old, new = (stored_rows(view.run, m) for m in stored)
+    columns = (asked_of(new), *(d.column(c) for c in ("text", "score") for d in (old, new)))
     lines = []
-    for a, b, was, is_ in zip(
-        old.column("text"), new.column("text"), old.column("score"), new.column("score"), strict=True
-    ):
-        if was != is_ and len(lines) < show:
-            cells = [f"{'✓' if s == 1 else '✗'} {t[:400]}" for s, t in ((was, a), (is_, b))]
+    for asked, before, after, was, became in zip(*columns, strict=True):
+        if was != became and len(lines) < show:
+            cells = [asked[:300], *(f"{'✓' if s == 1 else '✗'} {t[:400]}" for s, t in ((was, before), (became, after)))]
             lines.append("<tr>" + "".join(f"<td class=text>{html.escape(c)}</td>" for c in cells) + "</tr>")
     if not lines:
         return "<p class=soft>No answer became right or wrong.</p>"
-    return (
-        "<h2>Answers that became right or wrong</h2><table><tr><th class=left>before</th><th class=left>after</th></tr>"
-        f"{''.join(lines)}</table>"
-    )
+    heads = "".join(f"<th class=left>{h}</th>" for h in ("asked", "before", "after"))
+    return f"<h2>Answers that became right or wrong</h2><table><tr>{heads}</tr>{''.join(lines)}</table>"

@@ -160,7 +160,7 @@ def _answers(course: Course, prompts: int = 4) -> str:
     """The same prompts' first answers over time, side by side; where no prompt comes twice, the first answers."""
     seen: dict[str, list[tuple[float, str, float | None, str]]] = {}
     for when, rows in course.written:
-        question = _question(rows)
+        question = asked_of(rows)
         columns = (rows.column(n) for n in ("parents", "text", "score", "id"))
         for n, (parents, text, score, id_) in enumerate(zip(*columns, strict=True)):
             of_prompt = seen.setdefault((parents or [id_])[0], [])
@@ -191,7 +191,7 @@ def _ends(count: int) -> list[int]:
     return sorted({0, (count - 1) // 2, count - 1})
 
 
-def _question(rows: Dataset) -> list[str]:
+def asked_of(rows: Dataset) -> list[str]:
     """What was asked: the first text column that the rows took from their problem, else the problem's id."""
     own = [n for n, kind in own_types(rows).items() if pa.types.is_large_string(kind) or pa.types.is_string(kind)]
     own = [n for n in own if not n.startswith(("score", "source_"))]
