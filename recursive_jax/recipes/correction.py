@@ -32,7 +32,7 @@ def correction(config: AnswersConfig, workdir: Any, corrected: Corrected, *, for
     model = load_model(config.base, meshes.make_mesh(config.mesh))
     _, held_out, _ = task_rows(config.task, config.seed)
     template = Template.of(config.task, model.tokenizer)
-    problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(held_out)])
+    problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(held_out[: config.problems])])
     course = Course(config, template, problems)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 8

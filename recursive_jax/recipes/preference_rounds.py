@@ -52,7 +52,7 @@ def preference_rounds(
     problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(train_rows)])
     course = Course(config, template, problems)
     settings = {"temperature": 0.0, "max_tokens": config.sampling.max_tokens or 256}
-    task = Task("held-out", tuple(held_out), template, course.reward, settings)
+    task = Task("held-out", tuple(held_out[: config.problems]), template, course.reward, settings)
     start = base if config.lora is None else adapted_model(base, config.lora, seed=config.seed)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 + 7 * config.rounds

@@ -38,6 +38,7 @@ class AnswersConfig(RecipeConfig):
     task: TaskConfig
     right: Literal["numeric_match", "exact_match", "math_equal"] = Field("numeric_match", description="what is right")
     column: str = Field("answer", description="the rows' column with the right answer")
+    problems: PositiveInt | None = Field(None, description="held-out problems, the first ones; default: all")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,15 +85,14 @@ Right = Callable[[Course, Round, Model], Stored]
 
 
 def self_training(config: SelfTrainingConfig, workdir: Any, right: Right, *, fork: Any = None, quiet: bool = False):
-    """Runs (or goes on with) the rounds and returns the metrics records. right(course, round, student): the rows of a
-    round that are learnt from."""
+    """Runs (or goes on with) the rounds; the metrics records. right(course, round, student): rows that are learnt."""
     base = load_model(config.base, meshes.make_mesh(config.mesh))
     train_rows, held_out, _ = task_rows(config.task, config.seed)
     template = Template.of(config.task, base.tokenizer)
     problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(train_rows)])
     course = Course(config, template, problems)
     settings = {"temperature": 0.0, "max_tokens": config.sampling.max_tokens or 256}
-    task = Task("held-out", tuple(held_out), template, course.reward, settings)
+    task = Task("held-out", tuple(held_out[: config.problems]), template, course.reward, settings)
     start = base if config.lora is None else adapted_model(base, config.lora, seed=config.seed)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 + 8 * config.rounds
@@ -120,7 +120,7 @@ def together(seed: Dataset, right: Dataset, keep_seed: bool) -> Dataset:
     """The rows of a round: prompts and tokens, those of the seed first."""
     parts = [part for part in ([seed] if keep_seed else []) + [right] if len(part)]
     if not parts:
-        raise InputError("no answer was right, and without the seed's rows (keep_seed=false) there is nothing to learn")
+        raise InputError("no answer was right, and without the seed's rows (keep_seed=false) nothing is learnt")
     return Dataset.concat(map(bare, parts))
 
 
