@@ -1,6 +1,6 @@
-"""Rounds of rewards on arithmetic: GRPO, RLOO, PPO and DPO from one base model, three rounds each, several seeds.
+"""Rounds of rewards on arithmetic: GRPO, RLOO, PPO, DPO from one base model, three rounds each, several seeds.
 
-    python benchmarks/rewards.py --work DIR [--seeds 3] [--steps 100] [--methods grpo,rloo,ppo,dpo]
+    python benchmarks/rewards.py --work DIR [--seeds 3] [--steps 100] [--methods grpo,rloo,ppo,dpo,dpo_sft]
 
 A model of 0.6M params learns sums of two numbers below 100 from texts, until it is right about every third time. Then
 it answers other problems, an exact check rewards it, and what is learnt is measured on held-out ones: the share of
@@ -31,6 +31,7 @@ METHODS = {
     "rloo": (o.PolicyGradient(signal="rloo", loss_type="ppo", beta=0.02, kl_in_reward=True), 1e-4),
     "ppo": (o.PolicyGradient(signal="gae", loss_type="ppo", beta=0.02, kl_in_reward=True, value_coef=0.5), 1e-4),
     "dpo": (o.DPO(beta=0.1), 3e-5),
+    "dpo_sft": (o.DPO(beta=0.1, loss_type=("sigmoid", "sft")), 3e-5),
 }
 
 
@@ -62,7 +63,7 @@ def course(folder: Path, name: str, seed: int, steps: int) -> list[dict]:
         found = [run.round(0).evaluate("held-out", policy, measured, policy, held)]
         for number in (1, 2, 3):
             round, config = run.round(number), {**TRAIN, "steps": steps, "learning_rate": rate}
-            if name == "dpo":
+            if name.startswith("dpo"):
                 answers = round.generate("answers", policy, asked, {"max_tokens": TOKENS}, template=ASK, each=EACH)
                 pairs = round.select("pairs", round.score("graded", answers, RIGHT), rj.rules.pairs())
                 policy = round.train("student", policy, pairs, config, objective)

@@ -3,10 +3,11 @@ model's own answers to a problem, again and again.
 
     answers_k = `samples` answers of student_k-1 to every problem, at `temperature`
     pairs_k   = of each problem whose answers are not all alike, a right one and a wrong one
-    student_k = dpo(student_k-1, pairs_k), reference student_k-1
+    student_k = dpo(student_k-1, pairs_k), reference student_k-1, and `sft_weight` times the chosen answers' own loss
 
-Departure: no term for the chosen answer's own likelihood (arXiv:2404.19733 adds one). Expect: gains that shrink over
-three or four rounds."""
+Departure: that loss is a mean over all tokens (arXiv:2404.19733, eq. 2, divides by each answer's length). Expect: gains
+that shrink over three or four rounds. Without it (`sft_weight: 0`) the right answers' own probability falls with the
+wrong ones', and accuracy with it (docs/benchmarks.md)."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ class IterativeDpoConfig(PreferenceConfig):
 
     rounds: PositiveInt = 3
     samples: PositiveInt = Field(8, description="answers to a problem")
+    sft_weight: float = Field(1.0, ge=0.0, description="of the chosen answers' own loss beside it; 0: none")
 
 
 def pairs(course: Course, round: Round, student: Model) -> Stored:

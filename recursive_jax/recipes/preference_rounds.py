@@ -36,6 +36,13 @@ class PreferenceConfig(SelfTrainingConfig):
     preference_rate: float = Field(5e-6, gt=0.0, description="learning rate of the rounds; train has the first one's")
     preference_epochs: float = Field(1.0, gt=0.0, description="over a round's pairs")
     window: PositiveInt = Field(1, description="rounds whose pairs a student learns from")
+    sft_weight: float = Field(0.0, ge=0.0, description="of the chosen answers' own loss beside it; 0: none")
+
+    @property
+    def objective(self) -> DPO:
+        if not self.sft_weight:
+            return DPO(beta=self.beta)
+        return DPO(beta=self.beta, loss_type=("sigmoid", "sft"), loss_weights=(1.0, self.sft_weight))
 
 
 Pairs = Callable[[Course, Round, Model], Stored]
@@ -67,7 +74,7 @@ def preference_rounds(
                 data = round.dataset("data", together, *found[-config.window :])
                 steps = max(1, math.ceil(config.preference_epochs * len(data) / config.train.batch))
                 changed = {"steps": steps, "learning_rate": config.preference_rate}
-                student = round.train("student", student, data, train.model_copy(update=changed), DPO(beta=config.beta))
+                student = round.train("student", student, data, train.model_copy(update=changed), config.objective)
             held = round.dataset("held-out", answered, student, task, {})
             count = len(data) if number else len(seed)
             round.evaluate("evaluation", student, measured, task, held, count, inputs={"answers": held})
