@@ -48,6 +48,10 @@ def test_numbers_are_drawn_anew_and_the_answer_is_computed():
     half = {"Question": "number0 cakes for number1 .", "Numbers": "12 4", "Equation": "number0 / number1"}
     assert all(row["answer"].isdigit() for row in oracle.varied([half], each=9))
     assert oracle.varied([{**half, "Equation": "12 / 4", "Question": "12 cakes for 4 ."}]) == []
+    literal = {**half, "Equation": "12 / 4"}  # slots in the text alone: it is read, and has no variation
+    assert oracle.filled(literal)["question"] == "12 cakes for 4 ." and oracle.varied([literal]) == []
+    with pytest.raises(InputError, match="names number1, and Numbers='12' has no value for it"):
+        oracle.filled({**half, "Numbers": "12"})
     with pytest.raises(InputError, match="no Equation"):
         oracle.varied([{"Question": "How many ?"}])
 

@@ -33,6 +33,11 @@ def paired_p(new: np.ndarray, old: np.ndarray) -> tuple[float, str]:
     return bootstrap_p(new - old), "paired bootstrap"
 
 
+def two_sided_p(one: np.ndarray, other: np.ndarray) -> float:
+    """`paired_p` of whichever is better, doubled: that the two are alike."""
+    return min(1.0, 2 * min(paired_p(one, other)[0], paired_p(other, one)[0]))
+
+
 def mcnemar_p(gained: int, lost: int) -> float:
     """P(X >= gained) for X ~ Binomial(gained + lost, 1/2); 1 where the two never differ."""
     n = gained + lost

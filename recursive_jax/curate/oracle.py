@@ -1,6 +1,6 @@
 """Exact teachers: rows whose answers can be computed, written anew with other values. No model, no mistake.
 
-NumberSlots().varied(rows, each=1, seed=0)    word problems with number slots and an equation (MAWPS, SVAMP)
+NumberSlots().varied(rows, each=1, seed=0)    word problems with number slots and an equation (MAWPS)
 SlotValues().varied(rows, each=1, seed=0)     utterances with marked slots (SNIPS)"""
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class NumberSlots(Oracle):
 
     def one(self, row: Row, rows: Sequence[Row], rng: np.random.Generator) -> dict[str, Any] | None:
         text, values = self._parts(row)
-        if not values:
-            return None  # its numbers are no slots
+        if not _SLOT.search(str(row["Equation"])):
+            return None  # its answer does not follow from the slots
         before = self._answer(str(row["Equation"]), values)
         whole = before is None or before.denominator == 1
         for _ in range(TRIES):
@@ -84,8 +84,11 @@ class NumberSlots(Oracle):
         question, equation = str(row["Question"]), str(row["Equation"])
         body = str(row.get("Body") or "").strip()
         text = question if question.startswith(body) else f"{body.rstrip('.')}. {question}"
-        given = str(row.get("Numbers") or "").split() if _SLOT.search(equation) else []
-        return text, {f"number{n}": Fraction(x) for n, x in enumerate(given)}
+        values = {f"number{n}": Fraction(x) for n, x in enumerate(str(row.get("Numbers") or "").split())}
+        missing = [m[0] for m in _SLOT.finditer(f"{text} {equation}") if m[0] not in values]
+        if missing:
+            raise InputError(f"a problem names {missing[0]}, and Numbers={row.get('Numbers')!r} has no value for it")
+        return text, values
 
     def _answer(self, equation: str, values: Mapping[str, Fraction]) -> Fraction | None:
         try:
@@ -164,6 +167,6 @@ def oracle_of(rows: Sequence[Row]) -> Oracle:
     if all(row.get("slots") for row in rows):
         return SlotValues()
     raise InputError(
-        "teacher=oracle computes new rows: rows have either Question, Numbers and Equation (MAWPS, SVAMP), or text and "
+        "teacher=oracle computes new rows: rows have either Question, Numbers and Equation (MAWPS), or text and "
         f"slots, a tag for each word (SNIPS); these have {', '.join(rows[0])}"
     )

@@ -159,11 +159,12 @@ class PolicyGradient(Credit, Referenced):
         advantage = (
             of_tokens("advantage") if batch["advantage"].ndim == 3 else rows_like(batch["advantage"], B)[:, None]
         )
+        held = None if self.kl_target is None else self._held(ctx)
         losses_BT, logged = policy_tokens(
             logprobs_BT, old_BT, advantage, mask_BT, loss_type=self.loss_type, epsilon=self.epsilon,
             epsilon_high=self.epsilon_high, delta=self.delta, importance_sampling_level=self.importance_sampling_level,
             importance_BT=of_tokens("importance") if "importance" in batch else None,
-            beta=self.beta if self.kl_target is None else self._held(ctx)["beta"],
+            beta=self.beta if held is None else held["beta"],
             reference_logprobs_BT=None if self.kl_in_reward else reference_BT, kl=self.kl,
             use_bias_correction_kl=self.use_bias_correction_kl,
         )  # fmt: skip
@@ -185,8 +186,8 @@ class PolicyGradient(Credit, Referenced):
             logged["sampling/importance"] = of_tokens("importance")
         metrics = {name: (jax.lax.stop_gradient(of(x_BT)), tokens) for name, x_BT in logged.items()}
         state = None
-        if self.kl_target is not None:
-            state = self._seen(self._held(ctx), logprobs_BT, reference_BT, mask_BT, batch)
+        if held is not None:
+            state = self._seen(held, logprobs_BT, reference_BT, mask_BT, batch)
             metrics["beta"] = (state["beta"], jnp.float32(1.0))
         return Loss(terms, {**metrics, **_of_rollouts(batch, mask_BT)}, state)
 

@@ -18,9 +18,9 @@ from recursive_jax import rewards
 from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import AnswersConfig, Course, check
 from recursive_jax.recipes.correction import correction
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import AnswersConfig, Course, check
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.report.corrections import correction_layout

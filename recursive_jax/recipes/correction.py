@@ -11,11 +11,11 @@ import numpy as np
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.intervals import proportion
-from recursive_jax.collapse.paired import paired_p
+from recursive_jax.collapse.paired import two_sided_p
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template, task_rows
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.self_training import AnswersConfig, Course
+from recursive_jax.recipes.answers import AnswersConfig, Course
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.report import write_report
@@ -32,27 +32,29 @@ def correction(config: AnswersConfig, workdir: Any, corrected: Corrected, *, for
     model = load_model(config.base, meshes.make_mesh(config.mesh))
     _, held_out, _ = task_rows(config.task, config.seed)
     template = Template.of(config.task, model.tokenizer)
-    problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(held_out[: config.problems])])
-    course = Course(config, template, problems)
+    course = Course(config, template, held_out[: config.problems])
+    problems = course.problems
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 8
         first, second = run.round(0), run.round(1)
         greedy = course.answers(first, "answers", model, problems, temperature=0.0)
         before = first.dataset("held-out", one_each, problems, greedy)
         first.evaluate("evaluation", model, compared, before, before, inputs={"answers": before})
-        after = second.dataset("held-out", one_each, problems, corrected(course, second, model, before))
+        after = second.dataset("held-out", one_each, problems, corrected(course, second, model, before), before)
         second.evaluate("evaluation", model, compared, after, before, inputs={"answers": after})
         records = run.refresh_metrics()
         meshes.on_main(lambda: write_report(run.path, correction_layout))
         return records
 
 
-def one_each(problems: Dataset, answers: Dataset) -> Dataset:
-    """An answer to each problem, in their order: the first there is, one without a grade counted wrong."""
+def one_each(problems: Dataset, *answers: Dataset) -> Dataset:
+    """An answer to each problem, in their order: the first there is, of the first that have one. One without a grade
+    counts as wrong."""
+    found = Dataset.concat(answers, fill=True)
     first: dict[str, int] = {}
-    for n, parents in enumerate(answers.column("parents")):
+    for n, parents in enumerate(found.column("parents")):
         first.setdefault(parents[0], n)
-    rows = answers.take(np.array([first[name] for name in problems.column("id")], np.int64))
+    rows = found.take(np.array([first[name] for name in problems.column("id")], np.int64))
     return rows.with_column("score", [0.0 if s is None else s for s in rows.column("score")])
 
 
@@ -60,12 +62,11 @@ def compared(after: Dataset, before: Dataset) -> dict[str, Any]:
     """Of the corrected answers: `accuracy` (Wilson interval), that before, how many became right and wrong, and the
     p-value of the difference (McNemar, two-sided)."""
     new, old = (np.asarray(rows.column("score"), float) for rows in (after, before))
-    p = min(1.0, 2 * min(paired_p(new, old)[0], paired_p(old, new)[0]))
     return {
         **proportion("accuracy", int(new.sum()), len(new)),
         "accuracy_before": float(old.mean()),
         "became_right": int(np.sum(new > old)),
         "became_wrong": int(np.sum(new < old)),
-        "p": p,
+        "p": two_sided_p(new, old),
         "rows": len(new),
     }

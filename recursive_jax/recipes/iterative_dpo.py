@@ -17,9 +17,10 @@ from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.preference_rounds import PreferenceConfig, preference_rounds
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import Course, check, cost
+from recursive_jax.recipes.self_training import cost
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.round import Round
 

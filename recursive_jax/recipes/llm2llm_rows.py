@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recursive_jax.collapse.tasks import Task, answered, task_numbers
+from recursive_jax.collapse.tasks import Task, answered
 from recursive_jax.curate.oracle import NumberSlots, oracle_of
 from recursive_jax.curate.verifiers import ExactMatch
 from recursive_jax.data.dataset import Dataset, python_rows
@@ -48,11 +48,6 @@ def plain(data: Dataset, names: Sequence[str]) -> list[dict]:
         {"id": row["id"], **{n: row.get(f"reply_{n}", row.get(n)) for n in names if f"reply_{n}" in row or n in row}}
         for row in python_rows(data.table)
     ]
-
-
-def measured(task: Task, answers: Dataset, data_rows: int) -> dict[str, Any]:
-    """Of the held-out rows; and how many rows the student learnt from."""
-    return {**task_numbers(task, answers), "data_rows": data_rows}
 
 
 def learnt(data: Dataset, names: list[str], template: Template, tokenizer: Any) -> Dataset:

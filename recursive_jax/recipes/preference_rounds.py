@@ -14,15 +14,14 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
-from recursive_jax.collapse.tasks import Task, answered
+from recursive_jax.collapse.tasks import answered
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.template import Template, examples_dataset, task_rows
-from recursive_jax.models.lora import adapted_model
+from recursive_jax.data.template import examples_dataset
 from recursive_jax.models.model import Model
 from recursive_jax.objectives import DPO
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, measured
+from recursive_jax.recipes.answers import Course, measured, opened
+from recursive_jax.recipes.self_training import SelfTrainingConfig
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -53,18 +52,11 @@ def preference_rounds(
 ) -> list[dict]:
     """Runs (or goes on with) the rounds and returns the metrics records. pairs(course, round, student): rows with
     `prompt`, `chosen`, `rejected`."""
-    base = load_model(config.base, meshes.make_mesh(config.mesh))
-    train_rows, held_out, _ = task_rows(config.task, config.seed)
-    template = Template.of(config.task, base.tokenizer)
-    problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(train_rows)])
-    course = Course(config, template, problems)
-    settings = {"temperature": 0.0, "max_tokens": config.sampling.max_tokens or 256}
-    task = Task("held-out", tuple(held_out[: config.problems]), template, course.reward, settings)
-    start = base if config.lora is None else adapted_model(base, config.lora, seed=config.seed)
+    course, task, start = opened(config)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 + 7 * config.rounds
         first = run.round(0)
-        seed = first.dataset("seed", examples_dataset, course.solved, template, base.tokenizer)
+        seed = first.dataset("seed", examples_dataset, course.solved, course.template, start.tokenizer)
         train = config.train.model_copy(update={"steps": config.steps(len(seed), 0)})
         student, found = first.train("student", start, seed, train), []
         for number in range(config.rounds + 1):

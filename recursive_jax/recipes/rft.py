@@ -16,8 +16,9 @@ from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, check, cost, self_training
+from recursive_jax.recipes.self_training import SelfTrainingConfig, cost, self_training
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.round import Round
 

@@ -16,9 +16,9 @@ from pydantic import Field, PositiveInt
 from recursive_jax.curate.verifiers import number_of
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import AnswersConfig, Course, check
 from recursive_jax.recipes.correction import correction
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import AnswersConfig, Course, check
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report.corrections import correction_layout
 from recursive_jax.rounds.round import Round

@@ -21,9 +21,9 @@ from pydantic import Field, PositiveInt
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import AnswersConfig, Course, check
 from recursive_jax.recipes.correction import correction, one_each
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import AnswersConfig, Course, check
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report.corrections import correction_layout
 from recursive_jax.rounds.round import Round
@@ -57,7 +57,7 @@ def refined(course: Course, round: Round, model: Model, before: Stored) -> Store
         if not len(faulty):
             break
         revised = course.answers(round, f"revised-{turn}", model, faulty, reviser, temperature=0.0)
-        current = round.dataset(f"answers-{turn}", replaced, course.problems, current, revised)
+        current = round.dataset(f"answers-{turn}", one_each, course.problems, revised, current)
     return current
 
 
@@ -81,11 +81,6 @@ def found_faulty(rows: Dataset, feedback: Dataset, stop: str) -> Dataset:
     keep = [n for n, name in enumerate(rows.column("id")) if said.get(name) and stop.lower() not in said[name].lower()]
     found = rows.take(np.array(keep, np.int64))
     return found.with_column("feedback", [said[name] for name in found.column("id")])
-
-
-def replaced(problems: Dataset, answers: Dataset, revised: Dataset) -> Dataset:
-    """The answers, the revised ones in the place of theirs."""
-    return one_each(problems, Dataset.concat([revised, answers], fill=True))
 
 
 def self_refine(config: SelfRefineConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

@@ -22,8 +22,9 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template
 from recursive_jax.generate.request import FromTemplate
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
-from recursive_jax.recipes.self_training import Course, SelfTrainingConfig, bare, check, cost, self_training
+from recursive_jax.recipes.self_training import SelfTrainingConfig, bare, cost, self_training
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.round import Round
 

@@ -7,7 +7,7 @@ import html
 
 import numpy as np
 
-from recursive_jax.collapse.paired import paired_p
+from recursive_jax.collapse.paired import two_sided_p
 from recursive_jax.rounds.gate import scores
 from recursive_jax.rounds.lineage import stored_rows
 from recursive_jax.rounds.report import charts
@@ -45,8 +45,7 @@ def verdict(first: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, fl
     """(difference, p, verdict) of two arms' last students; all replicates' rows together."""
     a, b = (np.concatenate(x[: min(len(first), len(other))]) for x in (first, other))
     gain = float(np.nanmean(a) - np.nanmean(b))
-    p = paired_p(a, b)[0] if gain >= 0 else paired_p(b, a)[0]
-    p = min(1.0, 2 * p)  # either may be better
+    p = two_sided_p(a, b)
     said = "no difference beyond chance" if p > ALPHA else "better" if gain > 0 else "worse"
     return gain, p, said
 

@@ -1,0 +1,87 @@
+"""What recipes over problems with known answers share: how they are asked, answered, graded and checked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from recursive_jax import mesh as meshes
+from recursive_jax import rewards
+from recursive_jax.collapse.tasks import Task, task_numbers
+from recursive_jax.config import TaskConfig
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.template import Template, task_rows
+from recursive_jax.errors import InputError
+from recursive_jax.models.lora import adapted_model
+from recursive_jax.models.model import Model
+from recursive_jax.recipes.recipe import RecipeConfig
+from recursive_jax.rounds.durable import Stored
+from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.preflight import batch_problems
+from recursive_jax.rounds.round import Round
+
+
+class AnswersConfig(RecipeConfig):
+    """A model that answers problems whose answer is known."""
+
+    base: str = Field("", description="the model before every round: a run, a Hugging Face folder, a GGUF, smollm2")
+    task: TaskConfig
+    right: Literal["numeric_match", "exact_match", "math_equal"] = Field("numeric_match", description="what is right")
+    column: str = Field("answer", description="the rows' column with the right answer")
+    problems: PositiveInt | None = Field(None, description="held-out problems, the first ones; default: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _must(cls, raw: Any) -> Any:
+        missing = [key for key in ("base", "task") if isinstance(raw, dict) and not raw.get(key)]
+        if missing:
+            raise ValueError("\n".join(f"recipe={raw.get('recipe')} needs {key}" for key in missing))
+        return raw
+
+
+class Course:
+    """What a recipe writes with: the round, its last student, the problems and how they are asked and graded."""
+
+    def __init__(self, config: AnswersConfig, template: Template, rows: list[dict[str, Any]]):
+        problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(rows)])
+        self.config, self.template, self.problems = config, template, problems
+        self.reward = getattr(rewards, config.right)(config.column)
+        self.solved = problems.take(np.arange(len(problems))[: getattr(config, "solved", None)])
+
+    def answers(self, round: Round, name: str, model: Model, problems: Any, template: Template | None = None,
+                each: int = 1, **sampling: Any) -> Stored:  # fmt: skip
+        """Answers to the problems, with their `score`."""
+        settings = {"max_tokens": 256, **self.config.sampling.model_dump(exclude_defaults=True), **sampling}
+        rows = round.generate(name, model, problems, settings, template=template or self.template, each=each)
+        return round.score(f"{name}-graded", rows, self.reward)
+
+
+def opened(config: Any) -> tuple[Course, Task, Model]:
+    """(the rows to learn from and how they are asked and graded, the held-out task, what every round starts from) of a
+    config with `lora`."""
+    base = load_model(config.base, meshes.make_mesh(config.mesh))
+    learnt, held_out, _ = task_rows(config.task, config.seed)
+    course = Course(config, Template.of(config.task, base.tokenizer), learnt)
+    settings = {"temperature": 0.0, "max_tokens": config.sampling.max_tokens or 256}
+    task = Task("held-out", tuple(held_out[: config.problems]), course.template, course.reward, settings)
+    return course, task, base if config.lora is None else adapted_model(base, config.lora, seed=config.seed)
+
+
+def measured(task: Task, answers: Dataset, data_rows: int) -> dict[str, Any]:
+    """Of the held-out rows; and how many rows the student learnt from."""
+    return {**task_numbers(task, answers), "data_rows": data_rows}
+
+
+def check(config: AnswersConfig) -> list[str]:
+    """What can be said before the model is loaded: the files are there, and the first rows fill the template."""
+    try:
+        train, test, _ = task_rows(config.task, config.seed)
+        for row in (train[0], test[0]):
+            Template(config.task.prompt, config.task.completion, config.task.system).messages(row)
+            if config.column not in row:
+                raise InputError(f"column={config.column}: the rows have no such column: {', '.join(row)}")
+    except InputError as error:
+        return [str(error)]
+    return batch_problems(config.mesh, train=config.train)
