@@ -14,7 +14,7 @@ from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.recipes import load_config, run
 from recursive_jax.recipes.llm2llm_rows import chosen
-from recursive_jax.rounds.report.ablations import verdict
+from recursive_jax.rounds.report.compare import verdict
 
 PROBLEMS = [
     {

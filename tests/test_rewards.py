@@ -178,7 +178,7 @@ def test_steps_are_graded_one_by_one():
         assert r.process_reward(count, how=how)(rows) == [wanted, None]
     before = rj.named("before", 1)(lambda data: [len(b) for b in data.column("before")])
     assert r.process_reward(before, how="last")(rows[:1]) == [len("a a\nb")]
-    with pytest.raises(InputError, match="min, prod, last or mean"):
+    with pytest.raises(InputError, match="min, prod, last, mean"):
         r.process_reward(count, how="sum")
 
 

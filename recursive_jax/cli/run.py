@@ -25,19 +25,17 @@ def run_config(config: Any, args: argparse.Namespace) -> int:
     set_up(config.mesh)
     from recursive_jax.environment import require_same
     from recursive_jax.mesh import is_main
-    from recursive_jax.recipes import recipe_of
+    from recursive_jax.recipes import preflight, recipe_of
+    from recursive_jax.recipes import run as run_recipe
     from recursive_jax.rounds.status import status_text
 
     recipe = recipe_of(config)
-    recipe.preflight(config)
     require_same(args.same_environment)
-    if args.dry_run:
-        print(dry_run(config, recipe))
+    if args.dry_run or args.preview is not None:
+        preflight(config)
+        print(dry_run(config, recipe) if args.dry_run else preview(config, recipe, args.preview))
         return 0
-    if args.preview is not None:
-        print(preview(config, recipe, args.preview))
-        return 0
-    recipe.run(config, args.workdir, fork=args.fork, quiet=args.quiet)
+    run_recipe(config, args.workdir, fork=args.fork, quiet=args.quiet)
     if is_main():
         print(status_text(args.workdir, short=True))
         print(f"report: {Path(args.workdir) / 'report.html'}")

@@ -42,6 +42,9 @@ METRICS: dict[str, Metric] = {
                "share that has the completion's form and ends by itself", "task", **SHARE),
         Metric("ce_task", "Loss of the right answers", "higher", "nats per token", 0, 3,
                "nats per token on held-out rows; lower is better", "task", **POSITIVE),
+        Metric("score", "Mean score", "lower", "", 0, 12, "of the task's reward, over held-out rows", "task"),
+        Metric("win_rate", "Answers better than before", "lower", "", 0, 13,
+               "by the judge, in both orders; a tie is a half", "task", **SHARE),
         Metric("target", "Target task", "lower", "", 10, 10, "mean score of the round's student", "task"),
         Metric("retention", "Retention probe", "lower", "", 11, 11, "mean score on what is not trained for", "task"),
         Metric("kl_total", "KL to the truth", "higher", "nats per token", 1, 5,
@@ -104,7 +107,9 @@ def metric(name: str) -> Metric:
 
 
 def headlines(names: set[str]) -> list[str]:
-    """Of the metrics that there are, those of `status`, in the table's order; where it names none, all of them."""
+    """Of the metrics that there are, those of `status`, in the table's order; where it names none, all of them. A score
+    beside an accuracy is the same number."""
+    names = names - {"score"} if "accuracy" in names else names
     known = sorted((m for m in METRICS.values() if m.headline and m.name in names), key=lambda m: m.headline)
     return [m.name for m in known] or sorted(n for n in names if not n.endswith(AROUND))[:8]
 

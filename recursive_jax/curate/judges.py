@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recursive_jax.curate.rewards import Grade, Reward, Row, as_row_dicts, field, truth
+from recursive_jax.curate.rewards import TAKEN, Grade, Reward, Row, as_row_dicts, field, truth
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.parsers import Label
@@ -129,6 +129,46 @@ class Likelihood(Reward):
         ):
             whole = count and len(found) == len(piece) - 1
             out.append(Grade(float(np.mean(found[-count:], dtype=np.float64)) if whole else None))
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessModel(Reward):
+    """The probabilities that the steps of a row are right, by a model with the head `score` that `ProcessReward`
+    taught, taken together: `min`, `prod`, `last` or `mean` (arXiv:2305.20050). A step is a piece of the row's `text`
+    up to `separator`; it is read behind the row's `prompt` and all steps before it. The text names the numbers. A row
+    that the context does not hold whole has no score."""
+
+    model: Model
+    separator: str = "\n"
+    how: str = "min"
+
+    def __post_init__(self):
+        if self.how not in TAKEN:
+            raise InputError(f"how={self.how!r}: {', '.join(TAKEN)} are there")
+
+    def grade(self, rows: Sequence[Row]) -> list[Grade]:
+        tokenizer = self.model.tokenizer
+        pieces: list[np.ndarray] = []
+        counts = []
+        for row in rows:
+            steps = [s for s in str(field(row, "text")).split(self.separator) if s.strip()]
+            ids = list(row.get("prompt") if row.get("prompt") is not None and len(row["prompt"]) else [tokenizer.bos])
+            own = []
+            for step in steps:
+                ids += tokenizer.encode(step + self.separator)
+                own.append(np.asarray(ids, np.int32))
+            whole = bool(own) and len(own[-1]) <= self.model.max_length
+            counts.append(len(own) if whole else 0)
+            pieces += own if whole else []
+        found = iter((1.0 / (1.0 + np.exp(-head_scores(self.model, pieces)))).tolist() if pieces else ())
+        out = []
+        for count in counts:
+            values = [next(found) for _ in range(count)]
+            if values:
+                out.append(Grade(float(TAKEN[self.how](values)), " ".join(f"{v:.3f}" for v in values)))
+            else:
+                out.append(Grade(None, None, "prompt_too_long"))
         return out
 
 

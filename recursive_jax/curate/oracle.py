@@ -47,14 +47,17 @@ class NumberSlots(Oracle):
     where it was one, and never falls below 0."""
 
     def filled(self, row: Row) -> dict[str, Any]:
-        """The row with `question` and `answer` as texts. Raises InputError where the equation cannot be read."""
+        """The row with `question`, `working` (the equation with the numbers in it) and `answer` as texts. Raises
+        InputError where the equation cannot be read."""
         text, values = self._parts(row)
         answer = self._answer(str(row.get("Equation")), values)
         if answer is None:
             raise InputError(f"{str(row.get('Equation'))!r} has no value: an equation over the row's numbers is wanted")
+        filled = lambda slots: _SLOT.sub(lambda m: _written(values[m[0]]), slots)
         return {
             **row,
-            "question": _SLOT.sub(lambda m: _written(values[f"number{m[1]}"]), text),
+            "question": filled(text),
+            "working": filled(str(row["Equation"])),
             "answer": _written(answer),
         }
 

@@ -251,6 +251,15 @@ def weighted(parts: Mapping[str, tuple[Any, float]], how: str = "weighted", by: 
     return Combined(how, tuple(rewards), tuple(map(float, weights)), tuple(parts), by)
 
 
+#: How the numbers of steps become one.
+TAKEN: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "prod": math.prod,
+    "last": lambda x: x[-1],
+    "mean": lambda x: sum(x) / len(x),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps(Reward):
     """A process reward: the row's text cut into steps, each graded by `reward` (of the row with the step as its `text`
@@ -263,8 +272,8 @@ class Steps(Reward):
     column: str = "text"
 
     def __post_init__(self):
-        if self.how not in ("min", "prod", "last", "mean"):
-            raise InputError(f"how={self.how!r}: min, prod, last or mean is wanted")
+        if self.how not in TAKEN:
+            raise InputError(f"how={self.how!r}: {', '.join(TAKEN)} are there")
 
     def grade(self, rows: Sequence[Row]) -> list[Grade]:
         asked: list[Row] = []
@@ -276,7 +285,7 @@ class Steps(Reward):
             asked += [{**row, "text": piece, "before": b} for piece, b in zip(pieces, before, strict=True)]
             counts.append(len(pieces))
         found = iter(grades(self.reward, asked))
-        taken = {"min": min, "prod": math.prod, "last": lambda x: x[-1], "mean": lambda x: sum(x) / len(x)}[self.how]
+        taken = TAKEN[self.how]
         out = []
         for count in counts:
             part = [next(found) for _ in range(count)]
@@ -316,6 +325,7 @@ REWARDS: dict[str, str] = {
     "judge": "curate.judges:Judge",
     "reward_model": "curate.judges:RewardModel",
     "process_reward": "curate.rewards:Steps",
+    "process_model": "curate.judges:ProcessModel",
     "function": "curate.rewards:Function",
 }
 

@@ -35,7 +35,8 @@ class Examples(Value):
     pools: (rows, how many of them) each, a Dataset or a list of dicts. The draw depends on the seed and on the row; a
     row is no example of itself. prompt, completion: how one is written, `{number}` counting from 1; none: as the
     template asks and answers. between: in a prompt that is a text, what stands behind each. shuffle: in any order, not
-    pool after pool."""
+    pool after pool. fixed: the same for every row (which has its place taken by another where it is among them), so
+    that they are read once for all."""
 
     pools: tuple[tuple[Any, int], ...]
     seed: int = 0
@@ -43,6 +44,7 @@ class Examples(Value):
     completion: str = ""
     between: str = "\n\n"
     shuffle: bool = True
+    fixed: bool = False
 
     def __post_init__(self):
         pools = tuple((rows, int(count)) for rows, count in self.pools)
@@ -58,7 +60,8 @@ class Examples(Value):
     def of(self, row: Row) -> list[Row]:
         """The examples of a row, in the order in which they are shown. Raises InputError where a pool has too few
         others."""
-        key = json.dumps({k: v for k, v in row.items() if k not in SCHEMA.names}, sort_keys=True, default=str)
+        own = {} if self.fixed else {k: v for k, v in row.items() if k not in SCHEMA.names}
+        key = json.dumps(own, sort_keys=True, default=str)
         draw = np.random.default_rng([self.seed, *hashlib.sha256(key.encode()).digest()])
         found: list[Row] = []
         for (_, count), rows in zip(self.pools, self._rows, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from recursive_jax.config.loader import parse_section, split_override
 from recursive_jax.config.yaml_text import read_yaml
 from recursive_jax.errors import InputError
+from recursive_jax.recipes.arms import configs_of, run_arms
 from recursive_jax.recipes.recipe import Recipe, RecipeConfig
 
 #: Where each recipe is, imported when it is asked for.
@@ -26,6 +27,17 @@ RECIPES = {
     "self_refine": "recursive_jax.recipes.self_refine:recipe",
     "spin": "recursive_jax.recipes.spin:recipe",
     "iterative_dpo": "recursive_jax.recipes.iterative_dpo:recipe",
+    "grpo": "recursive_jax.recipes.grpo:recipe",
+    "rlaif": "recursive_jax.recipes.rlaif:recipe",
+    "self_rewarding": "recursive_jax.recipes.self_rewarding:recipe",
+    "distill": "recursive_jax.recipes.distill:recipe",
+    "on_policy_distillation": "recursive_jax.recipes.on_policy_distillation:recipe",
+    "sdft": "recursive_jax.recipes.sdft:recipe",
+    "debate": "recursive_jax.recipes.debate:recipe",
+    "step_beam": "recursive_jax.recipes.step_beam:recipe",
+    "broad_to_narrow": "recursive_jax.recipes.broad_to_narrow:recipe",
+    "self_instruct": "recursive_jax.recipes.self_instruct:recipe",
+    "alpaca": "recursive_jax.recipes.alpaca:recipe",
 }
 
 
@@ -80,6 +92,13 @@ def recipe_of(config: RecipeConfig) -> Recipe:
 
 def run(config: RecipeConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
     """Runs (or goes on with) what a config describes; returns the metrics records, one per evaluation."""
+    preflight(config)
+    return run_arms(recipe_of(config), config, workdir, fork=fork, quiet=quiet)
+
+
+def preflight(config: RecipeConfig) -> None:
+    """Raises one InputError with all that is wrong with a config, or with one of its arms."""
     recipe = recipe_of(config)
-    recipe.preflight(config)
-    return recipe.run(config, workdir, fork=fork, quiet=quiet)
+    configs = [config] if recipe.own_arms or not config.arms else configs_of(recipe, config).values()
+    for own in configs:
+        recipe.preflight(own)

@@ -13,10 +13,9 @@ from recursive_jax.collapse.tasks import Task, task_numbers
 from recursive_jax.config import TaskConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template, task_rows
-from recursive_jax.errors import InputError
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import RecipeConfig
+from recursive_jax.recipes.recipe import RecipeConfig, task_problems
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
@@ -48,6 +47,8 @@ class Course:
         problems = Dataset.from_rows([{**row, "id": f"problem/{n}"} for n, row in enumerate(rows)])
         self.config, self.template, self.problems = config, template, problems
         self.reward = getattr(rewards, config.right)(config.column)
+        self.seed: Stored | None = None  # the given solutions as rows to train on
+        self.start: Model | None = None  # what a training from the base begins from
         self.solved = problems.take(np.arange(len(problems))[: getattr(config, "solved", None)])
 
     def answers(self, round: Round, name: str, model: Model, problems: Any, template: Template | None = None,
@@ -75,13 +76,6 @@ def measured(task: Task, answers: Dataset, data_rows: int) -> dict[str, Any]:
 
 
 def check(config: AnswersConfig) -> list[str]:
-    """What can be said before the model is loaded: the files are there, and the first rows fill the template."""
-    try:
-        train, test, _ = task_rows(config.task, config.seed)
-        for row in (train[0], test[0]):
-            Template(config.task.prompt, config.task.completion, config.task.system).messages(row)
-            if config.column not in row:
-                raise InputError(f"column={config.column}: the rows have no such column: {', '.join(row)}")
-    except InputError as error:
-        return [str(error)]
-    return batch_problems(config.mesh, train=config.train)
+    """What can be said before the model is loaded."""
+    wrong = task_problems(config.task, config.seed, [config.column])
+    return wrong or batch_problems(config.mesh, train=config.train)

@@ -138,4 +138,5 @@ recipe = Recipe(
     regimes_layout,
     paper="arXiv:2305.17493, arXiv:2404.01413, arXiv:2410.16713",
     example="recursive-jax run configs/quickstart.yaml --workdir runs/quickstart",
+    own_arms=True,
 )

@@ -21,7 +21,7 @@ from recursive_jax.generate.request import Request
 from recursive_jax.identity import fingerprint, named
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, model_cost
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, model_cost, task_problems
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.report import write_report
@@ -108,15 +108,7 @@ def preview_rows(config: FinetuneConfig, rows: int) -> str:
 
 
 def check(config: FinetuneConfig) -> list[str]:
-    """What can be said before the model is loaded: the files are there, and the first rows fill the template."""
-    try:
-        train, test, _ = task_rows(config.task, config.seed)
-        template = Template(config.task.prompt, config.task.completion, config.task.system)
-        for row in (train[0], test[0]):
-            template.messages(row)
-    except InputError as error:
-        return [str(error)]
-    return batch_problems(config.mesh, train=config.train)
+    return task_problems(config.task, config.seed) or batch_problems(config.mesh, train=config.train)
 
 
 recipe = Recipe(

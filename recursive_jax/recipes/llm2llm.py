@@ -145,4 +145,5 @@ recipe = Recipe(
     ablations_layout,
     paper="arXiv:2403.15042",
     example="recursive-jax run configs/llm2llm.yaml --workdir runs/llm2llm",
+    own_arms=True,
 )

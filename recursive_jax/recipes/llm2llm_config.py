@@ -36,6 +36,8 @@ class Llm2llmConfig(RecipeConfig):
         missing = [key for key in ("base", "task") if isinstance(raw, dict) and raw.get(key) is None]
         if missing:
             raise ValueError("\n".join(f"recipe=llm2llm needs {key}" for key in missing))
+        if isinstance(raw, dict) and raw.get("arms"):
+            raise ValueError("arms: llm2llm has arms of its own, which add as many rows: ablations=true")
         return raw
 
 

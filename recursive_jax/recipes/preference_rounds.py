@@ -13,18 +13,13 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
-from recursive_jax.collapse.tasks import answered
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.template import examples_dataset
 from recursive_jax.models.model import Model
 from recursive_jax.objectives import DPO
-from recursive_jax.recipes.answers import Course, measured, opened
-from recursive_jax.recipes.self_training import SelfTrainingConfig
+from recursive_jax.recipes.answers import Course
+from recursive_jax.recipes.self_training import SelfTrainingConfig, rounds_of
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
-from recursive_jax.rounds.run import Run
 
 
 class PreferenceConfig(SelfTrainingConfig):
@@ -52,28 +47,16 @@ def preference_rounds(
 ) -> list[dict]:
     """Runs (or goes on with) the rounds and returns the metrics records. pairs(course, round, student): rows with
     `prompt`, `chosen`, `rejected`."""
-    course, task, start = opened(config)
-    with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
-        run.progress.total = 4 + 7 * config.rounds
-        first = run.round(0)
-        seed = first.dataset("seed", examples_dataset, course.solved, course.template, start.tokenizer)
-        train = config.train.model_copy(update={"steps": config.steps(len(seed), 0)})
-        student, found = first.train("student", start, seed, train), []
-        for number in range(config.rounds + 1):
-            round = run.round(number)
-            if number:
-                found.append(pairs(course, round, student))
-                data = round.dataset("data", together, *found[-config.window :])
-                steps = max(1, math.ceil(config.preference_epochs * len(data) / config.train.batch))
-                changed = {"steps": steps, "learning_rate": config.preference_rate}
-                student = round.train("student", student, data, train.model_copy(update=changed), config.objective)
-            held = round.dataset("held-out", answered, student, task, {})
-            count = len(data) if number else len(seed)
-            round.evaluate("evaluation", student, measured, task, held, count, inputs={"answers": held})
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path))
-        return records
+    found: list[Stored] = []
+
+    def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
+        found.append(pairs(course, round, student))
+        data = round.dataset("data", together, *found[-config.window :])
+        steps = max(1, math.ceil(config.preference_epochs * len(data) / config.train.batch))
+        train = config.train.model_copy(update={"steps": steps, "learning_rate": config.preference_rate})
+        return round.train("student", student, data, train, config.objective), len(data)
+
+    return rounds_of(config, workdir, advance, fork=fork, quiet=quiet)
 
 
 def together(*parts: Dataset) -> Dataset:

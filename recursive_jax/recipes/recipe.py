@@ -8,14 +8,15 @@ resumed as ours are (docs/examples/own_recipe.py)."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import MeshConfig, SamplingConfig, Section, TrainConfig
-from recursive_jax.errors import problems
+from recursive_jax.config import MeshConfig, SamplingConfig, Section, TaskConfig, TrainConfig
+from recursive_jax.data.template import Template, task_rows
+from recursive_jax.errors import InputError, problems
 from recursive_jax.models.network import Network
 from recursive_jax.rounds.preflight import training_cost
 from recursive_jax.rounds.report import Layout, plain_layout
@@ -34,6 +35,11 @@ class RecipeConfig(Section):
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
     mesh: MeshConfig = MeshConfig()
+    arms: dict[str, dict[str, Any]] = Field(
+        {}, description="the recipe several times in one run: NAME: {keys that differ}; the first is compared with"
+    )
+    replicates: PositiveInt = Field(1, description="every arm so many times, with other random numbers")
+    profile: bool = Field(False, description="the collapse profile of the rows that students learn from: RUN/profiles")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +47,8 @@ class Recipe:
     """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records.
     check(config): what can be said before anything is loaded, as lines. cost(config): lines of what it will take, for
     --dry-run. layout: of its report. preview(config, rows): some rows asked, answered and read, for --preview; None:
-    the recipe asks nothing through a template. paper: where it is from. example: a command that runs it. version: goes
-    up when it computes something else."""
+    the recipe asks nothing through a template. paper: where it is from. example: a command that runs it. own_arms: it
+    runs its arms and replicates itself. version: goes up when it computes something else."""
 
     name: str
     summary: str
@@ -54,6 +60,7 @@ class Recipe:
     preview: Callable[[Any, int], str] | None = None
     paper: str = ""
     example: str = ""
+    own_arms: bool = False
     version: int = 1
 
     def preflight(self, config: Any) -> None:
@@ -61,6 +68,22 @@ class Recipe:
         lines = [*meshes.mesh_config_problems(config.mesh), *self.check(config)]
         if lines:
             raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def task_problems(task: TaskConfig, seed: int, columns: Sequence[str] = ()) -> list[str]:
+    """What can be said of a task before a model is loaded: its files are there, the first rows fill the template and
+    have the columns."""
+    try:
+        train, test, _ = task_rows(task, seed)
+        template = Template(task.prompt, task.completion, task.system)
+        for row in (train[0], test[0]):
+            template.messages(row)
+            for column in columns:
+                if column not in row:
+                    raise InputError(f"column={column}: the rows have no such column: {', '.join(row)}")
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def model_cost(network: Network, config: RecipeConfig) -> list[str]:

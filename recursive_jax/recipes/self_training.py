@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.tasks import answered
@@ -33,9 +33,10 @@ class SelfTrainingConfig(AnswersConfig):
 
     lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
     rounds: PositiveInt = Field(1, description="of answering and training, after the student of the seed")
-    solved: PositiveInt | None = Field(
+    solved: NonNegativeInt | None = Field(
         None,
-        description="rows whose own solution is learnt from, the first; of the others only the answer is used",
+        description="rows whose own solution is learnt from, the first; of the others only the answer is used; 0: none,"
+        " round 0 is the base",
     )
     keep_seed: bool = Field(True, description="learn from the rows' own solutions too, every round")
     epochs: float = Field(3.0, gt=0.0, description="over a round's rows; decides train.steps")
@@ -44,33 +45,50 @@ class SelfTrainingConfig(AnswersConfig):
         return max(1, math.ceil(self.epochs * rows / self.train.batch))
 
 
+Advance = Callable[[Course, Round, Model], tuple[Model, int]]
 Right = Callable[[Course, Round, Model], Stored]
 
 
-def self_training(config: SelfTrainingConfig, workdir: Any, right: Right, *, fork: Any = None, quiet: bool = False):
-    """Runs (or goes on with) the rounds; the metrics records. right(course, round, student): rows that are learnt."""
+def rounds_of(config: SelfTrainingConfig, workdir: Any, advance: Advance, *, fork: Any = None, quiet: bool = False):
+    """Runs (or goes on with) the rounds; the metrics records. Round 0 is the student of the given solutions.
+    advance(course, round, student): (the round's student, how many rows it learnt from)."""
     course, task, start = opened(config)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 + 8 * config.rounds
-        seed = run.round(0).dataset("seed", examples_dataset, course.solved, course.template, start.tokenizer)
-        data, student = seed, start
+        student, count = start, len(course.solved)
+        if count:
+            seed = run.round(0).dataset("seed", examples_dataset, course.solved, course.template, start.tokenizer)
+            train = config.train.model_copy(update={"steps": config.steps(count, 0)})
+            course.seed, student = seed, run.round(0).train("student", start, seed, train)
+        course.start = start
         for number in range(config.rounds + 1):
             round = run.round(number)
             if number:
-                data = round.dataset("data", together, seed, right(course, round, student), config.keep_seed)
-            steps = config.steps(len(data), number)
-            student = round.train("student", start, data, config.train.model_copy(update={"steps": steps}))
+                student, count = advance(course, round, student)
             held = round.dataset("held-out", answered, student, task, {})
-            round.evaluate("evaluation", student, measured, task, held, len(data), inputs={"answers": held})
+            round.evaluate("evaluation", student, measured, task, held, count, inputs={"answers": held})
         run.name_model("student", round, "student", default=True)
         records = run.refresh_metrics()
         meshes.on_main(lambda: write_report(run.path))
         return records
 
 
-def together(seed: Dataset, right: Dataset, keep_seed: bool) -> Dataset:
+def self_training(config: SelfTrainingConfig, workdir: Any, right: Right, *, fork: Any = None, quiet: bool = False):
+    """Rounds of training on right answers, from the base. right(course, round, student): rows that are learnt."""
+
+    def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
+        found = right(course, round, student)
+        seed = [course.seed] if config.keep_seed and course.seed is not None else []
+        data = round.dataset("data", together, *seed, found)
+        train = config.train.model_copy(update={"steps": config.steps(len(data), round.number)})
+        return round.train("student", course.start, data, train), len(data)
+
+    return rounds_of(config, workdir, advance, fork=fork, quiet=quiet)
+
+
+def together(*parts: Dataset) -> Dataset:
     """The rows of a round: prompts and tokens, those of the seed first."""
-    parts = [part for part in ([seed] if keep_seed else []) + [right] if len(part)]
+    parts = tuple(part for part in parts if len(part))
     if not parts:
         raise InputError("no answer was right, and without the seed's rows (keep_seed=false) nothing is learnt")
     return Dataset.concat(map(bare, parts))
@@ -84,6 +102,7 @@ def bare(data: Dataset) -> Dataset:
 def cost(config: SelfTrainingConfig) -> list[str]:
     """Of all students, if every round had the solved rows alone: at least that."""
     rows = len(task_rows(config.task, config.seed)[0])
-    steps = sum(config.steps(min(rows, config.solved or rows), number) for number in range(config.rounds + 1))
+    solved = rows if config.solved is None else min(rows, config.solved)
+    steps = sum(config.steps(solved or rows, number) for number in range(0 if solved else 1, config.rounds + 1))
     train = config.train.model_copy(update={"steps": steps})
     return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))

@@ -21,6 +21,7 @@ from recursive_jax.identity import describe
 from recursive_jax.rounds.durable import COMMITS, FORMAT, append_copy, committed, read_copies, restore
 from recursive_jax.rounds.ledger import write_ledger
 from recursive_jax.rounds.lineage import evaluations, read_record
+from recursive_jax.rounds.place import place
 from recursive_jax.rounds.progress import RunProgress
 from recursive_jax.rounds.round import Chain, Round
 from recursive_jax.train import signals
@@ -37,7 +38,8 @@ class Run:
     use as a context manager, or `close`."""
 
     def __init__(self, path: Any, config: Any = None, *, seed: int = 0, fork: Any = None, quiet: bool = False):
-        self.path, self.seed = epath.Path(path), seed
+        self.path, self.seed, self.place = epath.Path(path), seed, place()
+        config = config if self.place is None else self.place.config
         self.progress = RunProgress(quiet or not meshes.is_main())
         self.fork = epath.Path(fork) if fork is not None else None
         if self.fork is not None and not (self.fork / "run.json").exists():
@@ -157,8 +159,13 @@ class Run:
         return None
 
     def round(self, number: int) -> Round:
-        """The place of round `number` of the only chain."""
-        return self.chain().round(number)
+        """The place of round `number` of the only chain; of the recipe's own, where it is run as one of several arms or
+        replicates."""
+        return self.chain(*self._here()).round(number)
+
+    def _here(self) -> tuple[str, int, int]:
+        p = self.place
+        return ("main", 0, 1) if p is None else (p.arm, p.replicate, p.replicates)
 
     def chain(self, arm: str = "main", replicate: int = 0, replicates: int = 1) -> Chain:
         """A chain of rounds. The arm `main` has them in RUN/rounds, another in RUN/<arm>/rounds; with several
@@ -168,7 +175,11 @@ class Run:
 
     def name_model(self, name: str, round: Round, result: str, default: bool = False) -> None:
         """Names a stored model of this run, so that `load_model("RUN:name")` opens it; the default one is what
-        `load_model(RUN)` opens. A name may be given again, to a later round's."""
+        `load_model(RUN)` opens. A name may be given again, to a later round's. Where a recipe is run as several arms or
+        replicates, the first has the name, the others `<name>-<arm>`, `<name>-<arm>-<replicate>`."""
+        if self.place is not None and not self.place.first:
+            arm, replicate, replicates = self._here()
+            name, default = f"{name}-{arm}" + (f"-{replicate}" if replicates > 1 else ""), False
         path = str((round.path / result).relative_to(self.path))
 
         def write() -> None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 
 import html
 
-import numpy as np
-
-from recursive_jax.collapse.paired import two_sided_p
-from recursive_jax.rounds.gate import scores
 from recursive_jax.rounds.lineage import stored_rows
 from recursive_jax.rounds.report import charts
+from recursive_jax.rounds.report.compare import section
 from recursive_jax.rounds.report.page import Layout, View
 from recursive_jax.rounds.report.rewards import asked_of
-
-ALPHA = 0.05
 
 
 def header(view: View) -> str:
@@ -26,28 +21,10 @@ def header(view: View) -> str:
 
 
 def sections(view: View) -> list[str]:
-    return [_curves(view), _verdicts(view), _answers(view)] if view.arms else []
+    return [_curves(view), section(view.run, view.stored, "the seed alone"), _answers(view)] if view.arms else []
 
 
-ablations_layout = Layout(header, sections)
-
-
-def held_out(view: View) -> dict[str, dict[int, list[np.ndarray]]]:
-    """arm -> round -> the scores of the held-out rows, one array for each replicate."""
-    found: dict[str, dict[int, list[np.ndarray]]] = {}
-    for m in view.stored:
-        if m["name"] == "held-out":
-            found.setdefault(m["arm"], {}).setdefault(m["round"], []).append(scores(stored_rows(view.run, m)))
-    return found
-
-
-def verdict(first: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, float, str]:
-    """(difference, p, verdict) of two arms' last students; all replicates' rows together."""
-    a, b = (np.concatenate(x[: min(len(first), len(other))]) for x in (first, other))
-    gain = float(np.nanmean(a) - np.nanmean(b))
-    p = two_sided_p(a, b)
-    said = "no difference beyond chance" if p > ALPHA else "better" if gain > 0 else "worse"
-    return gain, p, said
+ablations_layout = Layout(header, sections, compares=True)
 
 
 def _curves(view: View) -> str:
@@ -64,24 +41,6 @@ def _curves(view: View) -> str:
     )
     drawn += [charts.figure("Rows learnt from", "seed and new", charts.lines(rows, "Rows"))] if rows else []
     return f"<h2>Round by round</h2><div class=grid2>{''.join(drawn)}</div>"
-
-
-def _verdicts(view: View) -> str:
-    found = held_out(view)
-    first = view.arms[0].name
-    lines = []
-    base = found[first][0]
-    last = {arm: by_round[max(by_round)] for arm, by_round in found.items()}
-    for name, other in [("the seed alone", base), *((arm, s) for arm, s in last.items() if arm != first)]:
-        gain, p, said = verdict(last[first], other)
-        means = [float(np.nanmean(np.concatenate(s))) for s in (last[first], other)]
-        cells = [f"{first} against {name}", f"{means[0]:.3f}", f"{means[1]:.3f}", f"{gain:+.3f}", f"{p:.2g}", said]
-        lines.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    heads = "".join(f"<th>{h}</th>" for h in ("", first, "the other", "difference", "p", f"{first} is"))
-    return (
-        "<h2>Verdicts</h2><p class=soft>Last students on the same held-out rows; McNemar's exact test, two-sided, over "
-        f"all replicates' rows.</p><div class=scroll><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
-    )
 
 
 def _answers(view: View, show: int = 8) -> str:

@@ -24,7 +24,7 @@ from recursive_jax.rounds.ledger import ledger, reasons_of, told
 from recursive_jax.rounds.lineage import evaluations, inputs_of, manifests, read_record, resolve, stored_rows
 from recursive_jax.rounds.profile import run_profiles
 from recursive_jax.rounds.progress import failures
-from recursive_jax.rounds.report import charts, rewards
+from recursive_jax.rounds.report import charts, compare, lacking, rewards
 from recursive_jax.rounds.report.series import Arm, arms_of, null_band
 
 
@@ -90,10 +90,11 @@ class View:
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """What a recipe's report says. header: what the run is, one paragraph of HTML; sections: the parts between it and
-    the ledger, HTML."""
+    the ledger, HTML; compares: these hold the arms against each other."""
 
     header: Callable[[View], str]
     sections: Callable[[View], list[str]]
+    compares: bool = False
 
 
 def plain_header(view: View) -> str:
@@ -121,6 +122,10 @@ def render(view: View, layout: Layout = plain_layout) -> str:
     seed, devices = (html.escape(str(view.record.get(key, ""))) for key in ("seed", "devices"))
     body = [f"<h1>{title}</h1><p class=soft>{layout.header(view)} Seed {seed}, on {devices}.</p>"]
     body += layout.sections(view)
+    if len(view.arms) > 1 and not layout.compares:
+        body.append(compare.section(view.run, view.stored))
+    if view.config.get("profile"):
+        body.append(lacking.section(view.run))
     body += [
         rewards.section(view.run, view.stored),
         _training(view),

@@ -47,7 +47,7 @@ def sections(view: View) -> list[str]:
     return [*body, _tails(arms), _histograms(arms, base), _samples_table(arms, view.samples(shown))]
 
 
-regimes_layout = Layout(header, sections)
+regimes_layout = Layout(header, sections, compares=True)
 
 
 def _cards(arms: list[Arm], metric: str) -> str:

@@ -1,0 +1,94 @@
+"""What the recipes reach, on real data and on arithmetic: the figures of docs/recipes/.
+
+    python benchmarks/recipes.py llm2llm --work DIR --data DIR [--seeds 3]     MAWPS with the oracle: the four ablations
+
+--data: a folder with gsm8k/train.jsonl (MIT) and mawps/fold0/{train,dev}.csv (github.com/arkilpatel/SVAMP). Runs are
+kept in DIR and go on where they stopped."""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import recursive_jax as rj
+from recursive_jax.curate.oracle import NumberSlots
+from recursive_jax.data.task import read_rows
+from recursive_jax.data.tokenizers import FileTokenizer
+from recursive_jax.recipes import load_config, run
+from recursive_jax.rounds.report.compare import held_out, verdict
+from recursive_jax.rounds.report.page import View
+
+
+def written(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# ---- LLM2LLM on MAWPS: the student writes a problem's equation, with the numbers of the text in it
+
+READER = rj.ModelConfig(layers=4, d_model=192, heads=6, max_length=256)
+READING = {"steps": 600, "batch": 32, "length": 160, "learning_rate": 1.5e-3, "log_every": 100, "tensorboard": False}
+CALCULATION = re.compile(r"<<([\d.]+)([-+*/])([\d.]+)=")
+
+
+def reader(folder: Path, data: Path) -> Path:
+    """The students' base: 2.3M params that have read GSM8K's problems, each with its solution's first calculation."""
+    problems = [json.loads(line) for line in (data / "gsm8k/train.jsonl").read_text().splitlines()]
+    digits_apart = lambda text: re.sub(r"(\d)", r" \1 ", text)  # then no token holds two of them
+    tokenizer = FileTokenizer.train_bpe([digits_apart(p["question"]) for p in problems], 2048)
+    found = [(p["question"], CALCULATION.search(p["answer"])) for p in problems]
+    rows = [{"text": f"{text}\n{m[2]} {m[1]} {m[3]}"} for text, m in found if m]
+    with rj.Run(folder, {"name": "reader"}, quiet=True) as made:
+        made.round(0).train("base", rj.transformer(READER, tokenizer), rows, READING)
+        made.name_model("base", made.round(0), "base", default=True)
+    return folder
+
+
+def llm2llm(args: argparse.Namespace) -> None:
+    base = reader(args.work / "reader", args.data)
+    problems = {
+        name: [NumberSlots().filled(row) for row in read_rows(str(args.data / f"mawps/fold0/{name}.csv"))]
+        for name in ("train", "dev")
+    }
+    config = args.work / "llm2llm.yaml"
+    written(config, [{
+        "recipe": "llm2llm", "base": str(base), "teacher": "oracle", "rounds": 3, "epochs": 8, "ablations": True,
+        "replicates": args.seeds, "novelty": 0.98,
+        "task": {"path": written(args.work / "train.jsonl", problems["train"][:150]),
+                 "validation": written(args.work / "dev.jsonl", problems["dev"]),
+                 "prompt": "{question}\n", "completion": "{working}"},
+        "train": {"batch": 16, "length": 128, "learning_rate": 5e-4, "weight_decay": 0.0, "log_every": 50,
+                  "tensorboard": False},
+        "sampling": {"max_tokens": 24, "batch": 64},
+    }])  # fmt: skip
+    begun = time.perf_counter()
+    run(load_config(config), args.work / "llm2llm", quiet=True)
+    print(f"{time.perf_counter() - begun:.0f} s in this call")
+    print_arms(args.work / "llm2llm")
+
+
+def print_arms(folder: Path) -> None:
+    view = View.of(folder)
+    scores = held_out(view.run, view.stored)
+    for arm in view.arms:
+        of = lambda k, arm=arm: f"{arm.mean('score', k):.3f} ({arm.mean('data_rows', k):.0f} rows)"
+        print(f"{arm.name:12}", " ".join(of(k) for k in sorted(arm.rounds)))
+    first, last = view.arms[0].name, {arm: rounds[max(rounds)] for arm, rounds in scores.items()}
+    for name, other in [("seed alone", scores[first][0]), *((a, s) for a, s in last.items() if a != first)]:
+        gain, p, said = verdict(last[first], other)
+        each = " ".join(f"{x.mean() - y.mean():+.3f}" for x, y in zip(last[first], other, strict=True))
+        print(f"{first} against {name}: {gain:+.3f} (by seed {each}), p = {p:.2g}: {said}", flush=True)
+
+
+BENCHMARKS = {"llm2llm": llm2llm}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    BENCHMARKS[args.name](args)

@@ -1,0 +1,93 @@
+"""Distillation of a teacher's answers: of its texts (sequence-level, arXiv:1606.07947), or of its distributions, on
+given texts and on the student's own (GKD, arXiv:2306.13649, alg. 1).
+
+    student_0 = train(base, solutions)                             `solved: 0`: the base itself
+    how=texts:          answers   = teacher(problems), greedy
+                        student_1 = train(base, answers)
+    how=distributions:  for each of `distill_steps`: with probability `lmbda` texts of the student, else the solutions
+                        student   = a step on JSD_beta(teacher || student) of every token
+
+Departures: `right_only` leaves out teachers' answers that are wrong. Expect: with distributions more than with texts,
+from the student's own texts most (the paper's fig. 1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from recursive_jax import mesh as meshes
+from recursive_jax.curate import rules
+from recursive_jax.curate.select import with_status
+from recursive_jax.curate.student_texts import StudentTexts
+from recursive_jax.data import fields
+from recursive_jax.errors import InputError
+from recursive_jax.models.model import Model
+from recursive_jax.objectives import Distill
+from recursive_jax.recipes.answers import Course, check
+from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.self_training import SelfTrainingConfig, bare, cost, rounds_of
+from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.round import Round
+
+
+class DistillConfig(SelfTrainingConfig):
+    """A student follows a teacher."""
+
+    recipe: str = "distill"
+
+    teacher: str = Field("", description="a model; for distributions one with the student's tokenizer")
+    how: Literal["texts", "distributions"] = Field("texts", description="what of the teacher is learnt")
+    lmbda: float = Field(0.5, ge=0.0, le=1.0, description="share of the student's own texts, of distributions")
+    beta: float = Field(
+        0.5, ge=0.0, le=1.0, description="0: KL(teacher || student), 1: KL(student || teacher), between: JSD"
+    )
+    temperature: float = Field(1.0, gt=0.0, description="of both distributions, and of the student's texts")
+    distill_steps: PositiveInt = Field(100, description="of a round")
+    distill_rate: float = Field(1e-5, gt=0.0, description="learning rate of the rounds, of distributions")
+    right_only: bool = Field(False, description="learn only from teacher's texts that are right")
+
+    @model_validator(mode="after")
+    def _teacher(self) -> DistillConfig:
+        if not self.teacher:
+            raise ValueError(f"recipe={self.recipe} needs teacher")
+        return self
+
+
+def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
+    config: Any = course.config
+    teacher = load_model(config.teacher, meshes.make_mesh(config.mesh))
+    if config.how == "texts":
+        answers = course.answers(round, "answers", teacher, course.problems, temperature=0.0)
+        kept = round.select("kept", answers, [rules.correct()] if config.right_only else [with_status("ok")])
+        data = round.dataset("data", bare, kept)
+        train = config.train.model_copy(update={"steps": config.steps(len(data), round.number)})
+        return round.train("student", course.start, data, train), len(data)
+    objective = Distill(teacher, beta=config.beta, temperature=config.temperature)
+    given = fields.names(course.template.completion)
+    if config.lmbda < 1.0 and given != [course.template.completion.strip("{}")]:
+        raise InputError(
+            f"task.completion={course.template.completion!r}: with lmbda below 1 it is one {{field}} alone"
+        )
+    texts = StudentTexts(student, course.problems, course.template, objective, lmbda=config.lmbda, completion=given[0],
+                         max_tokens=config.sampling.max_tokens or 256, temperature=config.temperature)  # fmt: skip
+    changed = {"steps": config.distill_steps, "learning_rate": config.distill_rate, "length": None}
+    student = round.train("student", student, texts, config.train.model_copy(update=changed), objective)
+    return student, config.distill_steps * config.train.batch
+
+
+def distill(config: DistillConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
+    """Runs (or goes on with) it in `workdir` and returns the metrics records."""
+    return rounds_of(config, workdir, advance, fork=fork, quiet=quiet)
+
+
+recipe = Recipe(
+    "distill",
+    "a student learns a teacher's answers, or follows its distributions on given texts and on its own",
+    DistillConfig,
+    distill,
+    check,
+    cost,
+    paper="arXiv:1606.07947, arXiv:2306.13649",
+    example="recursive-jax run configs/distill.yaml --workdir runs/distill",
+)
