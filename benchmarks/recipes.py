@@ -58,7 +58,7 @@ def llm2llm(args: argparse.Namespace) -> None:
         "task": {"path": written(args.work / "train.jsonl", problems["train"][:150]),
                  "validation": written(args.work / "dev.jsonl", problems["dev"]),
                  "prompt": "{question}\n", "completion": "{working}"},
-        "train": {"batch": 16, "length": 128, "learning_rate": 5e-4, "weight_decay": 0.0, "log_every": 50,
+        "train": {"batch": 16, "length": 224, "learning_rate": 5e-4, "weight_decay": 0.0, "log_every": 50,
                   "tensorboard": False},
         "sampling": {"max_tokens": 24, "batch": 64},
     }])  # fmt: skip

@@ -114,13 +114,22 @@ class Studio:
         """How a teacher writes: the recipe's own settings, under what the config says."""
         return {"max_tokens": 256, **defaults, **self.config.sampling.model_dump(exclude_defaults=True)}
 
-    def tuned(self, round: Round, rows: Stored | Dataset, name: str = "student", start: Model | None = None,
-              template: Template | None = None) -> Model:  # fmt: skip
+    def tuned(self, round: Round, rows: Stored | Dataset, start: Model | None = None) -> Model:
         """A student of rows with `asked` and `output`, from the base."""
-        config = self.config
-        examples = round.dataset(f"{name}-examples", learnt, rows, template or self.template, self.base.tokenizer)
-        steps = max(1, math.ceil(config.epochs * len(examples) / config.train.batch))
-        return round.train(name, start or self.start, examples, config.train.model_copy(update={"steps": steps}))
+        return self.train(
+            round, "student", round.dataset("examples", learnt, rows, self.template, self.tokenizer), start
+        )
+
+    def train(self, round: Round, name: str, examples: Stored, start: Model | None = None) -> Model:
+        """A model of the examples, `epochs` over them."""
+        steps = max(1, math.ceil(self.config.epochs * len(examples) / self.config.train.batch))
+        train = self.config.train.model_copy(update={"steps": steps})
+        return round.train(name, start or self.start, examples, train)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's."""
+        return self.base.tokenizer
 
     def measure(self, round: Round, model: Model, before: Stored | None = None, data_rows: int = 0) -> Stored:
         """Answers to the held-out instructions, stored and measured: ROUGE-L with the given ones, the loss of these,

@@ -15,14 +15,19 @@ def header(view: View) -> str:
 
 
 def sections(view: View) -> list[str]:
-    return [_numbers(view), _changed(view)] if len(view.records) > 1 else []
+    return both(view, view.records) if len(view.records) > 1 else []
+
+
+def both(view: View, records: list[dict]) -> list[str]:
+    """records: the evaluations before (round 0) and after (round 1)."""
+    return [_numbers(view, records), _changed(view)]
 
 
 correction_layout = Layout(header, sections)
 
 
-def _numbers(view: View) -> str:
-    m = next(r["metrics"] for r in view.records if r["round"] == 1)
+def _numbers(view: View, records: list[dict]) -> str:
+    m = next(r["metrics"] for r in records if r["round"] == 1)
     gain = m["accuracy"] - m["accuracy_before"]
     said = "chance explains the difference" if m["p"] > 0.05 else "better" if gain > 0 else "worse"
     written = [r["counts"]["tokens"] for r in view.stored if r["verb"] == "generate" and "tokens" in r["counts"]]
