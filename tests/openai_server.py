@@ -15,14 +15,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Server(ThreadingHTTPServer):
     """Answers a chat or a completion with a text that is a function of what was asked and of the seed. asked: every
-    body, in order. behave(body) -> None, or (code, headers, object) in place of the reply."""
+    body, in order. behave(body) -> None, or (code, headers, object) in place of the reply. write(question, body) -> the
+    text, in place of that."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, behave=None, key=None, usage=True):
+    def __init__(self, behave=None, key=None, usage=True, write=None):
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.behave, self.key, self.usage = behave, key, usage
+        self.behave, self.key, self.usage, self.write = behave, key, usage, write
         self.asked, self.lock = [], threading.Lock()
         self.at_once = self.most = 0
 
@@ -72,7 +73,7 @@ class _Answer(BaseHTTPRequestHandler):
                 code, headers, value = other
                 self._send(code, value, headers)
                 return
-            self._send(200, reply_to(body, self.path, server.usage))
+            self._send(200, reply_to(body, self.path, server.usage, server.write))
         finally:
             with server.lock:
                 server.at_once -= 1
@@ -80,13 +81,17 @@ class _Answer(BaseHTTPRequestHandler):
 
 def text_of(body):
     """What the server writes: the digest of the question and the seed, and the question's last words."""
-    question = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    question = question_of(body)
     mark = hashlib.sha256(json.dumps([question, body.get("seed")]).encode()).hexdigest()[:8]
     return f"{mark} {question[-40:]}"
 
 
-def reply_to(body, path, usage=True):
-    text = text_of(body)
+def question_of(body):
+    return body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+
+
+def reply_to(body, path, usage=True, write=None):
+    text = text_of(body) if write is None else write(question_of(body), body)
     choice = {"index": 0, "finish_reason": "stop"}
     if path.endswith("/chat/completions"):
         choice["message"] = {"role": "assistant", "content": text}

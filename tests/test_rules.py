@@ -199,6 +199,9 @@ def test_planted_items_are_found_and_boilerplate_is_none():
     span = found.column("contaminated_span")[200]
     assert set(items[0].split(": ")[1].split()) <= set(span.split()) and span in planted[0]
     assert kept(r.decontaminate(items, drop=True), texts(*planted[:3], clean[0])) == [clean[0]]
+    assert kept(r.decontaminate(items, drop=True), texts(*clean)) == list(
+        clean
+    )  # none of them has any n-gram of an item
     short, _ = select(texts("The answer is forty two, he said", "two forty"), r.decontaminate(["forty two", "seven"]))
     assert short.column("contaminated_by") == [0, None] and short.column("contaminated_span") == ["forty two", None]
     with pytest.raises(InputError, match="at least one"):

@@ -115,7 +115,7 @@ class _Index:
         rows, items, places, sizes, which = (x[order] for x in (rows, items, places, sizes, which))
         bounds = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (items[1:] != items[:-1])]) if len(rows) else []
         best = np.zeros(count)
-        for a, b in zip(bounds, [*bounds[1:], len(rows)], strict=True):
+        for a, b in zip(bounds, [*bounds[1:], len(rows)][: len(bounds)], strict=True):
             n, owner = rows[a], items[a]
             share = len(np.unique(which[a:b])) / self.needed[owner]  # an n-gram that the row repeats counts once
             if share >= 1 and share > best[n]:

@@ -112,8 +112,9 @@ class Dataset:
         return real_rows(tokens, texts, prefix="row")
 
     @classmethod
-    def from_columns(cls, count: int, **columns: Any) -> Dataset:
-        """Core columns by name, and any others behind them; a scalar stands for every row."""
+    def from_columns(cls, count: int, /, **columns: Any) -> Dataset:
+        """`count` rows. Core columns by name, and any others behind them, of any name; a scalar stands for every
+        row."""
         arrays = {}
         for field in SCHEMA:
             value = columns.pop(field.name)

@@ -18,7 +18,9 @@ from typing import Any
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.tasks import Task, answered
+from recursive_jax.config import row_length
 from recursive_jax.curate import rules
+from recursive_jax.curate.select import Rule
 from recursive_jax.data.task import class_field
 from recursive_jax.data.template import Examples, Template, examples_dataset, task_rows
 from recursive_jax.generate.remote.model import Remote
@@ -103,8 +105,13 @@ def written(
     found = round.dataset("readable", rows.readable, new, asking.columns, config.per_request)
     known = tuple(str(text) for text in data.value.column(asking.text))
     held = [str(row[asking.text]) for row in task.rows]
-    chosen = [rules.words(2, 60, asking.text), rules.decontaminate(held, drop=True, column=asking.text),
-              rules.novel(config.novelty, asking.text, known)]  # fmt: skip
+    fits = rows.Fits(task.template, student.tokenizer, row_length(config.train.length, student.max_length))
+    chosen = [
+        rules.words(2, 60, asking.text),
+        Rule("fits a training row", fits),
+        rules.decontaminate(held, drop=True, column=asking.text),
+        rules.novel(config.novelty, asking.text, known),
+    ]
     kept = round.select("novel", found, chosen)
     if config.verify == "none" or not len(kept):
         return kept

@@ -142,8 +142,22 @@ def readable(new: Dataset, columns: tuple[str, ...], per_request: int) -> Datase
         counts[reply] = counts.get(reply, 0) + 1
         if row["status"] in ("ok", "length") and counts[reply] <= per_request:
             core = {key: row[key] for key in ("id", "parents", "model", "round")}
-            rows.append({**core, "synthetic": True, **{c: str(row[c]).split("\n")[0].strip() for c in columns}})
+            said = {c: row.get(f"reply_{c}", row[c]) for c in columns}  # what a reply says under a core column's name
+            rows.append({**core, "synthetic": True, **{c: str(x).split("\n")[0].strip() for c, x in said.items()}})
     return Dataset.from_rows(rows) if rows else new.take(np.empty(0, np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fits(Value):
+    """Whether a row and its answer fit a row of the student's training."""
+
+    template: Template
+    tokenizer: Any
+    length: int
+
+    def __call__(self, data: Dataset) -> list[bool]:
+        sizes = [len(self.template.example(row, self.tokenizer).tokens) for row in python_rows(data.table)]
+        return [size <= self.length for size in sizes]
 
 
 def joined(columns: tuple[str, ...], *parts: Dataset) -> Dataset:

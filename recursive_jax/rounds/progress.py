@@ -47,7 +47,8 @@ def summary(manifest: dict) -> str:
         return f"{c['metrics']} metrics"
     words = [f"{c['rows']:,} rows", f"{c['tokens']:,} tokens"]
     if c.get("real_rows") and c.get("synthetic_rows"):
-        words.append(f"{c['real_tokens'] / c['tokens']:.0%} real")
+        of = "tokens" if c["tokens"] else "rows"  # rows that are not tokenized yet have none
+        words.append(f"{c[f'real_{of}'] / c[of]:.0%} real")
     if verb == "select":
         words.append(f"{c['proposed'] - c['rows']:,} dropped")
     words += [f"{n:,} {reason}" for reason, n in list(failures(c).items())[:3]]
