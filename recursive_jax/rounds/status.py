@@ -81,17 +81,23 @@ def _table(records: list[dict], budget: int | None) -> list[str]:
         return ["no evaluation yet"]
     shown = headlines({k for r in records for k, v in r["metrics"].items() if isinstance(v, (int, float))})
     several = any(r["replicate"] for r in records)
-    head = (
-        f"{'regime':<14}{'round':>6}" + (f"{'replicate':>10}" if several else "") + "".join(f"{m:>16}" for m in shown)
-    )
-    lines = [head]
-    for r in records:
-        arm = r["arm"] if r["round"] else "before"
-        cells = "".join(f"{r['metrics'].get(m, float('nan')):>16.4f}" for m in shown)
-        lines.append(f"{arm:<14}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
+    told = [(_label(r), r) for r in records if any(r["metrics"].get(m) is not None for m in shown)]
+    width = max([13, *(len(label) for label, _ in told)]) + 1
+    head = f"{'regime':<{width}}{'round':>6}" + (f"{'replicate':>10}" if several else "")
+    lines = [head + "".join(f"{m:>16}" for m in shown)]
+    for label, r in told:
+        values = [r["metrics"].get(m) for m in shown]
+        cells = "".join(f"{x:>16.4f}" if x is not None else f"{'':>16}" for x in values)
+        lines.append(f"{label:<{width}}{r['round']:>6}" + (f"{r['replicate']:>10}" if several else "") + cells)
     if (counted := [m for m in shown if metric(m).counted]) and budget:
         lines.append(f"{', '.join(counted)}: at {budget:,} tokens; the report's are means over smaller groups")
     return lines
+
+
+def _label(record: dict) -> str:
+    """The arm, before the first round that, and of an evaluation with a name of its own its name."""
+    arm = record["arm"] if record["round"] else "before" if record["arm"] == "main" else f"{record['arm']}, before"
+    return arm if record["name"] in ("evaluation", "held-out", "gate") else f"{arm}: {record['name']}"
 
 
 def ancestors_text(chain: list[dict]) -> str:
