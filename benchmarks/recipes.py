@@ -11,6 +11,8 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
+
 import recursive_jax as rj
 from recursive_jax.curate.oracle import NumberSlots
 from recursive_jax.data.task import read_rows
@@ -28,17 +30,29 @@ def written(path: Path, rows: list[dict]) -> str:
 # ---- LLM2LLM on MAWPS: the student writes a problem's equation, with the numbers of the text in it
 
 READER = rj.ModelConfig(layers=4, d_model=192, heads=6, max_length=256)
-READING = {"steps": 600, "batch": 32, "length": 160, "learning_rate": 1.5e-3, "log_every": 100, "tensorboard": False}
-CALCULATION = re.compile(r"<<([\d.]+)([-+*/])([\d.]+)=")
+READING = {"steps": 900, "batch": 32, "length": 160, "learning_rate": 1.5e-3, "log_every": 50, "tensorboard": False}
+CALCULATION = re.compile(r"<<(\d+)([-+*/])(\d+)=")
+NUMBER = re.compile(r"(?<![\d.,/])\d+(?![\d,/]|\.\d)")
 
 
 def reader(folder: Path, data: Path) -> Path:
-    """The students' base: 2.3M params that have read GSM8K's problems, each with its solution's first calculation."""
+    """The students' base: 2.3M params that have read GSM8K's problems, each with its solution's first calculation where
+    both of its numbers stand in the problem; six times, with other numbers. It can copy numbers and knows how sums are
+    written; MAWPS it has not seen."""
     problems = [json.loads(line) for line in (data / "gsm8k/train.jsonl").read_text().splitlines()]
     digits_apart = lambda text: re.sub(r"(\d)", r" \1 ", text)  # then no token holds two of them
     tokenizer = FileTokenizer.train_bpe([digits_apart(p["question"]) for p in problems], 2048)
-    found = [(p["question"], CALCULATION.search(p["answer"])) for p in problems]
-    rows = [{"text": f"{text}\n{m[2]} {m[1]} {m[3]}"} for text, m in found if m]
+    rng, rows = np.random.default_rng(0), []
+    for problem in problems:
+        found, numbers = CALCULATION.search(problem["answer"]), NUMBER.findall(problem["question"])
+        if not found or not {found[1], found[3]} <= set(numbers) or len(problem["question"]) > 300:
+            continue
+        for _ in range(6):
+            drawn = {n: str(rng.integers(10 ** (len(n) - 1) + 1, 10 ** len(n) + 1)) for n in set(numbers)}
+            question = NUMBER.sub(lambda m, drawn=drawn: drawn[m[0]], problem["question"])
+            completion = f"{found[2]} {drawn[found[1]]} {drawn[found[3]]}"
+            rows.append({"prompt": f"{question}\n", "completion": completion})
+    rows = [rows[i] for i in rng.permutation(len(rows))]
     with rj.Run(folder, {"name": "reader"}, quiet=True) as made:
         made.round(0).train("base", rj.transformer(READER, tokenizer), rows, READING)
         made.name_model("base", made.round(0), "base", default=True)
@@ -47,18 +61,16 @@ def reader(folder: Path, data: Path) -> Path:
 
 def llm2llm(args: argparse.Namespace) -> None:
     base = reader(args.work / "reader", args.data)
-    problems = {
-        name: [NumberSlots().filled(row) for row in read_rows(str(args.data / f"mawps/fold0/{name}.csv"))]
-        for name in ("train", "dev")
-    }
+    filled = lambda name: map(NumberSlots().filled, read_rows(str(args.data / f"mawps/fold0/{name}.csv")))
+    problems = {name: [row for row in filled(name) if len(row["question"]) <= 300] for name in ("train", "dev")}
     config = args.work / "llm2llm.yaml"
     written(config, [{
-        "recipe": "llm2llm", "base": str(base), "teacher": "oracle", "rounds": 3, "epochs": 8, "ablations": True,
+        "recipe": "llm2llm", "base": str(base), "teacher": "oracle", "rounds": 3, "epochs": 3, "ablations": True,
         "replicates": args.seeds, "novelty": 0.98,
         "task": {"path": written(args.work / "train.jsonl", problems["train"][:150]),
                  "validation": written(args.work / "dev.jsonl", problems["dev"]),
                  "prompt": "{question}\n", "completion": "{working}"},
-        "train": {"batch": 16, "length": 224, "learning_rate": 5e-4, "weight_decay": 0.0, "log_every": 50,
+        "train": {"batch": 16, "length": 160, "learning_rate": 3e-4, "weight_decay": 0.0, "log_every": 50,
                   "tensorboard": False},
         "sampling": {"max_tokens": 24, "batch": 64},
     }])  # fmt: skip

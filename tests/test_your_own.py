@@ -81,8 +81,8 @@ def test_arms_are_held_to_the_recipes_keys(recipe, tmp_path):
 
 
 def test_what_generated_rows_lack(mesh, tmp_path):
-    """Rows that repeat themselves are less varied than the real ones by every measure of variety; rows like the real ones
-    are not."""
+    """Rows that repeat themselves are less varied than the real ones by every measure of variety; rows like the real
+    ones are not."""
     rng = np.random.default_rng(0)
     words = [f"w{n}" for n in range(60)]
     made = lambda few: [" ".join(rng.choice(words[:few], 12)) for _ in range(60)]

@@ -45,6 +45,7 @@ METRICS: dict[str, Metric] = {
         Metric("score", "Mean score", "lower", "", 0, 12, "of the task's reward, over held-out rows", "task"),
         Metric("win_rate", "Answers better than before", "lower", "", 0, 13,
                "by the judge, in both orders; a tie is a half", "task", **SHARE),
+        Metric("data_rows", "Rows learnt from", note="of the round's training"),
         Metric("target", "Target task", "lower", "", 10, 10, "mean score of the round's student", "task"),
         Metric("retention", "Retention probe", "lower", "", 11, 11, "mean score on what is not trained for", "task"),
         Metric("kl_total", "KL to the truth", "higher", "nats per token", 1, 5,

@@ -60,7 +60,7 @@ class Examples(Value):
     def of(self, row: Row) -> list[Row]:
         """The examples of a row, in the order in which they are shown. Raises InputError where a pool has too few
         others."""
-        own = {} if self.fixed else {k: v for k, v in row.items() if k not in SCHEMA.names}
+        own = {} if self.fixed else _own(row)
         key = json.dumps(own, sort_keys=True, default=str)
         draw = np.random.default_rng([self.seed, *hashlib.sha256(key.encode()).digest()])
         found: list[Row] = []
@@ -75,9 +75,14 @@ class Examples(Value):
         return [found[i] for i in draw.permutation(len(found)).tolist()] if self.shuffle else found
 
 
+def _own(row: Row) -> dict[str, Any]:
+    """What a row says itself: its own columns, and a text."""
+    return {k: v for k, v in row.items() if k not in SCHEMA.names or (k == "text" and v)}
+
+
 def _same(one: Row, other: Row) -> bool:
     """Whether two rows are one: their own columns are equal."""
-    own = [name for name in one if name not in SCHEMA.names]
+    own = _own(one)
     return bool(own) and all(name in other and one[name] == other[name] for name in own)
 
 

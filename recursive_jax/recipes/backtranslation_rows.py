@@ -37,7 +37,7 @@ def together(new: Dataset, held_back: Dataset) -> Dataset:
         bad = n % 2 == 1
         output = pairs[n - 1]["output"] if bad else row["output"]
         found.append({"id": f"planted/{n}", "asked": row["asked"], "output": output, "planted": not bad})
-    return Dataset.from_rows(found)
+    return Dataset.from_rows([{**row, "instruction": row["asked"], "input": ""} for row in found])
 
 
 def not_planted(data: Dataset) -> list[bool]:

@@ -50,6 +50,7 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
     new = transformer(config.model, rows.tokenizer_of(config, texts), mesh)
     teacher = load_model(config.teacher, mesh)
     rows.check_size(new, teacher, config.largest)
+    held_out = [{**row, "asked": template.asks(row)} for row in held_out]
     task = held_out_task(held_out, template, config.sampling.max_tokens or 32)
     chat = isinstance(teacher, Remote) if config.teacher_chat is None else config.teacher_chat
     shots = min(config.teacher_shots, len(seed_rows) - 1)
@@ -60,14 +61,14 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 12 + 8 * config.rounds
         first = run.round(0)
-        seed = data = first.dataset("seed", rows.joined, asking.columns, rows.given(seed_rows))
+        seed = data = first.dataset("seed", rows.joined, asking.columns, template, rows.given(seed_rows))
         student, before = trained(first, config, new, template, task, data, by, None)
         of_teacher = first.dataset("held-out-teacher", answered, teacher, broad, {"stop": ("\n",)})
         first.evaluate("teacher", teacher, rows.narrow_numbers, broad, of_teacher, 0, by, None)
         for number in range(1, config.rounds + 1):
             round = run.round(number)
             kept = written(round, config, asking, teacher, broad, student, task, seed, data)
-            data = round.dataset("data", rows.joined, asking.columns, data, kept)
+            data = round.dataset("data", rows.joined, asking.columns, template, data, kept)
             student, _ = trained(round, config, new, template, task, data, by, before)
         run.name_model("student", round, "student", default=True)
         for name, model, ask in (("speed", student, template), ("speed-teacher", teacher, broad.template)):
@@ -102,11 +103,12 @@ def written(
     settings = {"max_tokens": 40 * config.per_request, "temperature": 0.9, "top_p": 0.95, "stop": ("\n\n",)}
     settings |= config.sampling.model_dump(exclude_defaults=True, exclude={"max_tokens"})
     new = round.generate("written", teacher, asked, settings, template=asking.template(broad.template.chat))
-    found = round.dataset("readable", rows.readable, new, asking.columns, config.per_request)
+    found = round.dataset("readable", rows.readable, new, asking.columns)
     known = tuple(str(text) for text in data.value.column(asking.text))
     held = [str(row[asking.text]) for row in task.rows]
     fits = rows.Fits(task.template, student.tokenizer, row_length(config.train.length, student.max_length))
     chosen = [
+        rules.cap(config.per_request),
         rules.words(2, 60, asking.text),
         Rule("fits a training row", fits),
         rules.decontaminate(held, drop=True, column=asking.text),

@@ -133,14 +133,11 @@ class Asking(Value):
         return Dataset.from_rows(made)
 
 
-def readable(new: Dataset, columns: tuple[str, ...], per_request: int) -> Dataset:
-    """The rows that could be read, at most `per_request` of a reply, first line of each text."""
-    counts: dict[str, int] = {}
+def readable(new: Dataset, columns: tuple[str, ...]) -> Dataset:
+    """The rows that could be read, the first line of each text."""
     rows = []
     for row in python_rows(new.table):
-        reply = row["id"].partition("#")[0]
-        counts[reply] = counts.get(reply, 0) + 1
-        if row["status"] in ("ok", "length") and counts[reply] <= per_request:
+        if row["status"] in ("ok", "length"):
             core = {key: row[key] for key in ("id", "parents", "model", "round")}
             said = {c: row.get(f"reply_{c}", row[c]) for c in columns}  # what a reply says under a core column's name
             rows.append({**core, "synthetic": True, **{c: str(x).split("\n")[0].strip() for c, x in said.items()}})
@@ -160,11 +157,11 @@ class Fits(Value):
         return [size <= self.length for size in sizes]
 
 
-def joined(columns: tuple[str, ...], *parts: Dataset) -> Dataset:
-    """The seed rows and the kept ones of every round."""
+def joined(columns: tuple[str, ...], template: Template, *parts: Dataset) -> Dataset:
+    """The seed rows and the kept ones of every round, with `asked`."""
     core = ("id", "parents", "synthetic", "model", "round")
     rows = [{name: row[name] for name in (*core, *columns)} for part in parts for row in python_rows(part.table)]
-    return Dataset.from_rows(rows)
+    return Dataset.from_rows([{**row, "asked": template.asks(row)} for row in rows])
 
 
 def verified(kept: Dataset, judge: Any, task: Task) -> Dataset:

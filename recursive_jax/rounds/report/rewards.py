@@ -192,7 +192,10 @@ def _ends(count: int) -> list[int]:
 
 
 def asked_of(rows: Dataset) -> list[str]:
-    """What was asked: the first text column that the rows took from their problem, else the problem's id."""
+    """What was asked: the column `asked`, else the first text column that the rows took from their problem, else the
+    problem's id."""
+    if rows.has("asked"):
+        return [str(x) for x in rows.column("asked")]
     own = [n for n, kind in own_types(rows).items() if pa.types.is_large_string(kind) or pa.types.is_string(kind)]
     own = [n for n in own if not n.startswith(("score", "source_"))]
     return [str(x) for x in rows.column(own[0])] if own else [(p or [""])[0] for p in rows.column("parents")]

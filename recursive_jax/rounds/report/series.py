@@ -85,14 +85,21 @@ def null_band(measured: Sequence[Sequence[Measurement]]) -> tuple[list[float], l
 
 
 def arms_of(records: list[dict], order: list[str]) -> list[Arm]:
-    """The arms in the config's order, each beginning with the shared round 0."""
-    shared = [r["metrics"] for r in records if r["round"] == 0]
+    """The arms in the config's order, each beginning with its round 0, or where it has none of its own with that of
+    the arm `main`. Several evaluations of a round are one: of a metric that two of them have, the one that is called
+    `evaluation` counts."""
+    merged: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for r in sorted(records, key=lambda r: r["name"] != "evaluation"):
+        place = merged.setdefault((r["arm"], r["round"], r["replicate"]), {})
+        place |= {name: value for name, value in r["metrics"].items() if name not in place}
     found: dict[str, dict[int, list[dict]]] = {}
-    for record in records:
-        if record["round"] > 0:
-            found.setdefault(record["arm"], {}).setdefault(record["round"], []).append(record["metrics"])
-    names = [n for n in order if n in found] + [n for n in found if n not in order]
-    return [Arm(n, i % 8, {0: shared, **found[n]} if shared else found[n]) for i, n in enumerate(names)]
+    for (arm, number, _), metrics in sorted(merged.items(), key=lambda item: item[0][1:]):
+        found.setdefault(arm, {}).setdefault(number, []).append(metrics)
+    shared = found.get("main", {}).get(0)
+    later = {arm: rounds for arm, rounds in found.items() if max(rounds) > 0}
+    names = [n for n in order if n in later] + [n for n in later if n not in order]
+    own = lambda name: later[name] if 0 in later[name] or not shared else {0: shared, **later[name]}
+    return [Arm(n, i % 8, own(n)) for i, n in enumerate(names)]
 
 
 @dataclasses.dataclass(frozen=True)
