@@ -1,6 +1,8 @@
 """What the recipes reach, on real data and on arithmetic: the figures of docs/recipes/.
 
     python benchmarks/recipes.py llm2llm --work DIR --data DIR [--seeds 3]     MAWPS with the oracle: the four ablations
+    python benchmarks/recipes.py sums --work DIR [--seeds 3]                   STaR, RFT, ReST-EM, SPIN, iterative DPO
+                                                                               and GRPO on the same sums
 
 --data: a folder with gsm8k/train.jsonl (MIT) and mawps/fold0/{train,dev}.csv (github.com/arkilpatel/SVAMP). Runs are
 kept in DIR and go on where they stopped."""
@@ -10,14 +12,17 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import recursive_jax as rj
 from recursive_jax.curate.oracle import NumberSlots
+from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.task import read_rows
-from recursive_jax.data.tokenizers import FileTokenizer
+from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
 from recursive_jax.recipes import load_config, run
+from recursive_jax.rounds.lineage import manifests
 from recursive_jax.rounds.report.compare import held_out, verdict
 from recursive_jax.rounds.report.page import View
 
@@ -93,7 +98,77 @@ def print_arms(folder: Path) -> None:
         print(f"{first} against {name}: {gain:+.3f} (by seed {each}), p = {p:.2g}: {said}", flush=True)
 
 
-BENCHMARKS = {"llm2llm": llm2llm}
+# ---- six ways to learn from one's own answers, on the sums of benchmarks/rewards.py
+
+ADDER = rj.ModelConfig(layers=3, d_model=128, heads=4, max_length=32)
+STEP = {"batch": 64, "length": 24, "learning_rate": 2e-3, "log_every": 50, "tensorboard": False}
+#: A first student of 1,500 solutions; 1,500 other problems whose answer alone is known; each recipe as its paper has
+#: it, its samples fewer.
+WAYS = {
+    "star": {"rounds": 3, "first_steps": 470, "growth": 1.2},
+    "rft": {"samples": 8},
+    "rest_em": {"rounds": 3, "samples": 8, "cap": 2, "keep_seed": True},
+    "spin": {"rounds": 3, "preference_rate": 3e-5, "preference_epochs": 4, "temperature": 1.0},
+    "iterative_dpo": {"rounds": 3, "samples": 8, "preference_rate": 1e-4, "preference_epochs": 4, "temperature": 1.0},
+    "grpo": {"rounds": 3, "samples": 8, "policy_steps": 60, "policy_batch": 256, "policy_rate": 1e-4},
+}
+
+
+def adder(folder: Path) -> Path:
+    """A base that has seen the form of sums."""
+    with rj.Run(folder, {"name": "adder"}, quiet=True) as made:
+        rows = [{"prompt": f"{p['problem']}\n", "completion": p["answer"]} for p in sums(100, 99)]
+        made.round(0).train("base", rj.transformer(ADDER, ByteTokenizer()), rows, {**STEP, "steps": 20})
+        made.name_model("base", made.round(0), "base", default=True)
+    return folder
+
+
+def sums(count: int, seed: int) -> list[dict]:
+    pairs = np.random.default_rng(seed).permutation(10_000)[:count]
+    return [{"problem": f"{n // 100}+{n % 100}=", "answer": f"{n // 100 + n % 100}"} for n in pairs]
+
+
+def sums_config(args: argparse.Namespace, recipe: str, seed: int, **more: Any) -> Any:
+    problems, folder = sums(3500, seed), args.work / "sums"
+    folder.mkdir(exist_ok=True)
+    config = folder / f"{recipe}-{seed}.yaml"
+    written(config, [{
+        "recipe": recipe, "base": str(adder(folder / "adder")), "right": "exact_match", "column": "answer",
+        "task": {"path": written(folder / f"train-{seed}.jsonl", problems[500:]),
+                 "validation": written(folder / f"held-out-{seed}.jsonl", problems[:500]),
+                 "prompt": "{problem}\n", "completion": "{answer}"},
+        "train": STEP, "sampling": {"max_tokens": 5, "batch": 256}, "seed": seed, **more,
+    }])  # fmt: skip
+    return load_config(config)
+
+
+def compare_ways(args: argparse.Namespace) -> None:
+    print(f"{'':14} {'right answers by round, mean of seeds':45} {'gain':>18} {'tokens written':>15} {'seconds':>8}")
+    for recipe, more in WAYS.items():
+        rows, tokens, seconds = [], 0, 0.0
+        for seed in range(args.seeds):
+            folder = args.work / f"sums/{recipe}-{seed}-run"
+            config = sums_config(args, recipe, seed, solved=1500, epochs=20, **more)
+            rows.append([r["metrics"]["accuracy"] for r in run(config, folder, quiet=True)])
+            stored = [m for m in manifests(folder) if m["round"]]
+            tokens += sum(m["counts"]["tokens"] for m in stored if m["verb"] == "generate")
+            tokens += sum(rollout_tokens(folder / m["path"]) for m in stored if m["verb"] == "train")
+            seconds += sum(m["seconds"] for m in stored)
+        gains = np.array([row[-1] - row[0] for row in rows])
+        error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+        means = " ".join(f"{x:.3f}" for x in np.mean(rows, axis=0))
+        shown = f"{gains.mean():+.3f} ± {error:.3f}"
+        print(
+            f"{recipe:14} {means:45} {shown:>18} {tokens / args.seeds:15,.0f} {seconds / args.seeds:8.0f}", flush=True
+        )
+
+
+def rollout_tokens(folder: Path) -> int:
+    files = sorted((folder / "rollouts").glob("*.parquet"))
+    return Dataset.read([str(f) for f in files]).token_count if files else 0
+
+
+BENCHMARKS = {"llm2llm": llm2llm, "sums": compare_ways}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -290,6 +290,97 @@ def test_corrections_are_held_against_the_greedy_answer(recipe, base, tmp_path):
     assert "Before and after" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
+def test_agents_read_each_other(base, tmp_path):
+    """Every agent is shown the problem and what the others said last; the answer is the most frequent one."""
+    config = sums(base, tmp_path / "task", "debate", solved=None, epochs=None, agents=3, turns=2, temperature=1.0)
+    run(config, tmp_path / "run", quiet=True)
+    read = lambda name: Dataset.read([str(tmp_path / f"run/rounds/0001/{name}/rows-00000.parquet")])
+    first, heard, last = read("answers-graded"), read("heard-1"), read("turn-2")
+    for n, (asked, others) in enumerate(zip(heard.column("asked"), heard.column("others"), strict=True)):
+        said = [first.column("text")[n - n % 3 + k] for k in range(3) if k != n % 3]
+        assert others == "\n\n".join(said) and asked in first.column("question")[n] + "\n"
+    assert [p[0] for p in last.column("parents")] == [f"problem/{n // 3}" for n in range(12)]
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", pytest.param("process", marks=pytest.mark.slow)])
+def test_bad_steps_are_left_early(scorer, base, tmp_path, mesh):
+    """At most `beams` of a problem stay, the best by the scorer, finished ones among them; the answer is the best one's
+    text, graded as any; a process reward is the least of its steps'."""
+    from recursive_jax.generate.score import rewards as head_scores
+    from recursive_jax.models.scoring import scoring_model
+
+    more = {"beams": 2, "samples": 3, "steps": 4, "step_tokens": 6, "separator": ".", "temperature": 1.0}
+    if scorer == "process":
+        trunk = scoring_model(rj.load_model(base, mesh))
+        with rj.Run(tmp_path / "scorer", {"name": "scorer"}, quiet=True) as made:
+            rows = [{"prompt": "1+1\n", "steps": ["1+1=2"], "labels": [True]}] * 8
+            config = {"steps": 1, "batch": 8, "length": 40}
+            made.round(0).train("scorer", trunk, rows, config, rj.objectives.ProcessReward(separator="."))
+        more["scorer"] = str(tmp_path / "scorer/rounds/0000/scorer")
+    config = sums(base, tmp_path / "task", "step_beam", solved=None, epochs=None, **more)
+    records = run(config, tmp_path / "run", quiet=True)
+    read = lambda name: Dataset.read([str(tmp_path / f"run/rounds/0001/{name}/rows-00000.parquet")])
+    last = max(int(p.name.split("-")[1]) for p in (tmp_path / "run/rounds/0001").glob("beams-*"))
+    beams, best = read(f"beams-{last}"), read("held-out")
+    assert max(np.unique([p[0] for p in beams.column("parents")], return_counts=True)[1]) <= 2
+    for parents, text, choice in zip(*map(best.column, ("parents", "text", "choice")), strict=True):
+        own = [row for row in beams.table.to_pylist() if row["parents"] == parents]
+        top = max(own, key=lambda row: row["choice"])
+        assert (top["choice"], top["text"]) == (choice, text)
+    if scorer == "process":
+        model = rj.load_model(more["scorer"], mesh)
+        row = beams.table.to_pylist()[0]
+        ids, mark = np.asarray(row["tokens"]), ord(".")
+        ends = dict.fromkeys([*(n + 1 for n, t in enumerate(ids) if t == mark), len(ids)])
+        prefixes = [np.asarray([*row["prompt"], *ids[:end]], np.int32) for end in ends]
+        assert row["choice"] == pytest.approx(head_scores(model, prefixes).min(), abs=1e-4)
+    new = np.array(best.column("score"))
+    assert records[1]["metrics"]["accuracy"] == new.mean()
+
+
+# ---- rewards and teachers
+
+
+TAUGHT = {
+    "grpo": {"samples": 4, "policy_steps": 2, "policy_batch": 16, "policy_rate": 1e-4, "rounds": 1},
+    "self_rewarding": {"samples": 3, "judgements": 3, "rounds": 1, "temperature": 1.0},
+    "distill": {},
+    "on_policy_distillation": {"distill_steps": 3},
+    "sdft": {"distill_steps": 3, "solved": None},
+}
+
+
+@pytest.mark.parametrize("recipe", [r if r == "grpo" else pytest.param(r, marks=pytest.mark.slow) for r in TAUGHT])
+def test_a_student_is_taught(recipe, base, tmp_path):
+    more = {**TAUGHT[recipe]}
+    more |= {"teacher": str(base)} if "distill" in recipe else {}
+    config = sums(base, tmp_path / "task", recipe, **more)
+    records = run(config, tmp_path / "run", quiet=True)
+    assert [r["round"] for r in records] == [0, 1]
+    folder = tmp_path / "run/rounds/0001"
+    read = lambda name: Dataset.read([str(folder / f"{name}/rows-00000.parquet")])
+    log = [json.loads(line) for line in (folder / "student/train.jsonl").read_text().splitlines()]
+    if recipe == "grpo":
+        assert records[1]["metrics"]["data_rows"] == 32 and "reward" in log[-1]
+        assert list((folder / "student/rollouts").iterdir())
+    if recipe == "self_rewarding":
+        judged, pairs = read("judged"), read("pairs")
+        for parents, chosen, rejected in zip(*map(pairs.column, ("parents", "chosen", "rejected")), strict=True):
+            rating = {t: s for p, t, s in zip(*map(judged.column, ("parents", "text", "judged")), strict=True)
+                      if p == parents}  # fmt: skip
+            assert rating[chosen] >= rating[rejected]
+    if recipe == "distill":
+        answers, data = read("answers-graded"), read("data")
+        whole = [t for t, s in zip(answers.column("text"), answers.column("status"), strict=True) if s == "ok"]
+        assert data.column("text") == whole and 0 < len(whole)
+    if recipe in ("on_policy_distillation", "sdft"):
+        assert log[-1]["divergence"] >= 0 and (recipe == "sdft") == (
+            not (tmp_path / "run/rounds/0000/student").exists()
+        )
+    assert run(config, tmp_path / "run", quiet=True) == records
+
+
 def test_most_answers_win():
     from recursive_jax.recipes.self_consistency import majority
 

@@ -19,8 +19,9 @@ def run(args: argparse.Namespace) -> int:
     from recursive_jax.recipes import RECIPES, find_recipe
 
     if args.recipe is None:
+        width = max(map(len, RECIPES)) + 1
         for name in RECIPES:
-            print(f"{name:<12} {find_recipe(name).summary}")
+            print(f"{name:<{width}} {find_recipe(name).summary}")
         print("\none of your own: recipe: package.module:name in its config (docs/examples/own_recipe.py)")
         return 0
     recipe = find_recipe(args.recipe)

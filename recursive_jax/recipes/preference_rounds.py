@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
 from recursive_jax.objectives import DPO
 from recursive_jax.recipes.answers import Course
@@ -60,6 +61,10 @@ def preference_rounds(
 
 
 def together(*parts: Dataset) -> Dataset:
+    """The pairs of some rounds. Raises InputError where there is none."""
+    if not any(map(len, parts)):
+        raise InputError("no problem has answers of which one is better: the round has no pair to learn from; stop here")
+    parts = tuple(part for part in parts if len(part))
     columns = ("id", "parents", "prompt", "chosen", "rejected")
     rows = [{c: row[c] for c in columns} for part in parts for row in part.table.to_pylist()]
     return Dataset.from_rows(rows)
