@@ -63,7 +63,9 @@ def preference_rounds(
 def together(*parts: Dataset) -> Dataset:
     """The pairs of some rounds. Raises InputError where there is none."""
     if not any(map(len, parts)):
-        raise InputError("no problem has answers of which one is better: the round has no pair to learn from; stop here")
+        raise InputError(
+            "no problem has answers of which one is better: the round has no pair to learn from; stop here"
+        )
     parts = tuple(part for part in parts if len(part))
     columns = ("id", "parents", "prompt", "chosen", "rejected")
     rows = [{c: row[c] for c in columns} for part in parts for row in part.table.to_pylist()]

@@ -14,17 +14,14 @@ reinforcement."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from recursive_jax import mesh as meshes
 from recursive_jax import rewards
 from recursive_jax.config import TrainConfig
-from recursive_jax.curate.rewards import Grade, Reward, Row
+from recursive_jax.curate.rewards import Reward
 from recursive_jax.data import fields
 from recursive_jax.data.parsers import Label, Score
 from recursive_jax.data.template import Template
@@ -69,18 +66,6 @@ class WizardmathConfig(PolicyConfig):
         return self
 
 
-@dataclasses.dataclass(frozen=True)
-class Instructed(Reward):
-    """The probability that a reward model of problems gives to the row's own, whatever the answer."""
-
-    model: Model
-    column: str
-
-    def grade(self, given: Sequence[Row]) -> list[Grade]:
-        scored = rewards.reward_model(self.model, Template("", f"{{{self.column}}}")).grade(given)
-        return [g if g.score is None else Grade(float(1 / (1 + np.exp(-g.score)))) for g in scored]
-
-
 def problems_of(course: Course, round: Round, teacher: Any, column: str) -> tuple[Stored, Stored]:
     """(all problems, those evolved among them; their versions in order, the best first)."""
     c: Any = course.config
@@ -117,23 +102,28 @@ def steps_of(course: Course, round: Round, student: Model, teacher: Any) -> Stor
     return round.dataset("marked-solutions", rows.with_labels, answers, marked, c.separator)
 
 
-def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
+def both_rewards(course: Course, round: Round, student: Model) -> tuple[Reward, Stored]:
+    """(the product of the two reward models, all problems), made of the first student's answers."""
     c: Any = course.config
-    if round.number == 1:
-        teacher = load_model(c.teacher, meshes.make_mesh(c.mesh))
-        column = (fields.names(course.template.prompt) or ["prompt"])[0]
-        everything, ranked = problems_of(course, round, teacher, column)
-        trunk = scoring_model(student if course.start is None else course.start, round.seed("head") % 2**31)
-        irm = round.train("instruction-reward", trunk, ranked, c.reward, ListwiseReward())
-        steps = steps_of(course, round, student, teacher)
-        prm = round.train("process-reward", trunk, steps, c.reward, ProcessReward(separator=c.separator))
-        course.reward_of_both = Instructed(irm, column) * rewards.process_model(prm, separator=c.separator)
-        course.all_problems = everything
-    return reinforced(course, round, student, course.reward_of_both, course.all_problems.value)
+    teacher = load_model(c.teacher, meshes.make_mesh(c.mesh))
+    column = (fields.names(course.template.prompt) or ["prompt"])[0]
+    everything, ranked = problems_of(course, round, teacher, column)
+    trunk = scoring_model(student if course.start is None else course.start, round.seed("head") % 2**31)
+    irm = round.train("instruction-reward", trunk, ranked, c.reward, ListwiseReward())
+    steps = steps_of(course, round, student, teacher)
+    prm = round.train("process-reward", trunk, steps, c.reward, ProcessReward(separator=c.separator))
+    return rows.Instructed(irm, column) * rewards.process_model(prm, separator=c.separator), everything
 
 
 def wizardmath(config: WizardmathConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
     """Runs (or goes on with) it in `workdir`; the metrics records: round 0 is the student of the solutions."""
+    taught: list[tuple[Reward, Stored]] = []
+
+    def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
+        taught[:] = taught or [both_rewards(course, round, student)]
+        reward, problems = taught[0]
+        return reinforced(course, round, student, reward, problems.value)
+
     return rounds_of(config, workdir, advance, fork=fork, quiet=quiet)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from recursive_jax import rewards
 from recursive_jax.curate.arithmetic import NotArithmetic, arithmetic
+from recursive_jax.curate.rewards import Grade, Reward, Row
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
+from recursive_jax.models.model import Model
 
 
 def as_asked(problems: Dataset, column: str) -> Dataset:
@@ -118,3 +124,15 @@ def with_labels(answers: Dataset, marked: Dataset, separator: str) -> Dataset:
     if not rows:
         raise InputError("no step of any solution is marked right or wrong: see `marks`, and `separator`")
     return Dataset.from_rows(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructed(Reward):
+    """The probability that a reward model of problems gives to the row's own, whatever the answer."""
+
+    model: Model
+    column: str
+
+    def grade(self, given: Sequence[Row]) -> list[Grade]:
+        scored = rewards.reward_model(self.model, Template("", f"{{{self.column}}}")).grade(given)
+        return [g if g.score is None else Grade(float(1 / (1 + np.exp(-g.score)))) for g in scored]
