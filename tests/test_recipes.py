@@ -331,10 +331,10 @@ def test_bad_steps_are_left_early(scorer, base, tmp_path, mesh):
     if scorer == "process":
         model = rj.load_model(more["scorer"], mesh)
         row = beams.table.to_pylist()[0]
-        ids, mark = np.asarray(row["tokens"]), ord(".")
-        ends = dict.fromkeys([*(n + 1 for n, t in enumerate(ids) if t == mark), len(ids)])
-        prefixes = [np.asarray([*row["prompt"], *ids[:end]], np.int32) for end in ends]
-        assert row["choice"] == pytest.approx(head_scores(model, prefixes).min(), abs=1e-4)
+        steps = [f"{step}." for step in row["text"].split(".") if step.strip()]
+        ids = [list("".join(steps[: n + 1]).encode()) for n in range(len(steps))]
+        scores = head_scores(model, [np.asarray([*row["prompt"], *prefix], np.int32) for prefix in ids])
+        assert row["choice"] == pytest.approx(1 / (1 + np.exp(-scores.min())), abs=1e-4)
     new = np.array(best.column("score"))
     assert records[1]["metrics"]["accuracy"] == new.mean()
 
@@ -344,7 +344,10 @@ def test_bad_steps_are_left_early(scorer, base, tmp_path, mesh):
 
 TAUGHT = {
     "grpo": {"samples": 4, "policy_steps": 2, "policy_batch": 16, "policy_rate": 1e-4, "rounds": 1},
-    "self_rewarding": {"samples": 3, "judgements": 3, "rounds": 1, "temperature": 1.0},
+    "self_rewarding": {
+        **{"samples": 3, "judgements": 3, "rounds": 1, "temperature": 1.0},
+        "rubric": "{question}\n{reply}\n",
+    },
     "distill": {},
     "on_policy_distillation": {"distill_steps": 3},
     "sdft": {"distill_steps": 3, "solved": None},

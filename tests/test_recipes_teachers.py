@@ -157,8 +157,8 @@ def test_a_student_learns_what_a_teacher_writes(recipe, base, tmp_path):
     if recipe == "baize":
         rated, best = (stored(tmp_path / "run", f"rounds/0002/{name}") for name in ("rated", "best"))
         for parent, score in zip(best.column("parents"), best.column("score"), strict=True):
-            own = [s for p, s in zip(rated.column("parents"), rated.column("score"), strict=True) if p == parent]
-            assert score == max(s for s in own if s is not None)
+            rows = zip(*map(rated.column, ("parents", "score", "status")), strict=True)
+            assert score == max(s for p, s, status in rows if p == parent and s is not None and status == "ok")
 
 
 # ---- from broad to narrow
@@ -316,7 +316,8 @@ POLICY = {"samples": 4, "policy_steps": 2, "policy_batch": 16, "policy_rate": 1e
 def test_preferences_of_a_judge_become_a_reward(base, tmp_path):
     """Chosen is what the judge preferred in both orders; the reward model learns it, the policy its score."""
     with running(Server(write=judge)) as server:
-        config = sums_config("rlaif", base, tmp_path / "task", judge=f"openai:test-model@{server.url}", **POLICY)
+        config = sums_config("rlaif", base, tmp_path / "task", epochs=60, judge=f"openai:test-model@{server.url}",
+                             **POLICY)  # fmt: skip
         records = run(config, tmp_path / "run", quiet=True)
         again(config, tmp_path / "run", records)
     facing, pairs = (stored(tmp_path / "run", f"rounds/0001/{name}") for name in ("facing", "pairs"))
@@ -349,7 +350,8 @@ def test_problems_evolve_and_two_reward_models_are_one_reward(base, tmp_path):
 
 
 def test_errors_of_a_known_kind_are_planted():
-    from recursive_jax.recipes.shepherd_rows import ERRORS, detection, planted
+    from recursive_jax.recipes.planted_errors import ERRORS, planted
+    from recursive_jax.recipes.shepherd_rows import detection
 
     problem = {"id": "p", "question": "Ann has 12 nuts and buys 5 bags of 3 .",
                "solution": "5*3=15\n12+15=27\nShe has 27 nuts.\n#### 27"}  # fmt: skip

@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 from recursive_jax.config import LanguageConfig
 from recursive_jax.curate.arithmetic import NotArithmetic, arithmetic
 from recursive_jax.curate.select import Rule
-from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.language import Language
+from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
 
@@ -318,6 +319,24 @@ def difficulty(low: float, high: float, column: str = "score", by: str = "parent
     return Rule(f"pass rate {low:g}..{high:g}", Difficulty(low, high, column, by))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fits(Value):
+    """Whether a row's prompt and answer fit a row of a training."""
+
+    template: Template
+    tokenizer: Any
+    length: int
+
+    def __call__(self, data: Dataset) -> list[bool]:
+        sizes = [len(self.template.example(row, self.tokenizer).tokens) for row in python_rows(data.table)]
+        return [size <= self.length + 1 for size in sizes]
+
+
+def fits(template: Template, tokenizer: Any, length: int) -> Rule:
+    """Rows that a template makes no longer than `length` tokens, as a training wants them."""
+    return Rule(f"fits {length} tokens", Fits(template, tokenizer, length))
+
+
 LEVELS = {"syntax": 3, "semantics": 2, "facts": 1}  # of `Language.parse`: from what level on a token is wrong
 
 
@@ -377,6 +396,7 @@ RULES: dict[str, str] = {
     "script": "curate.rules",
     "difficulty": "curate.rules",
     "valid": "curate.rules",
+    "fits": "curate.rules",
     "novel": "curate.novel",
     "decontaminate": "curate.decontaminate",
 }

@@ -30,9 +30,11 @@ from recursive_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Completion(Parser):
-    """form: a text with {field}s. A field is as short as what follows it allows."""
+    """form: a text with {field}s. A field is as short as what follows it allows. whole: a reply that was cut is not
+    read."""
 
     form: str
+    whole: bool = False
 
     def __post_init__(self):
         fields.parts(self.form)
@@ -42,6 +44,8 @@ class Completion(Parser):
         return dict.fromkeys(fields.names(self.form), TEXT)
 
     def read(self, text: str, cut: bool = False) -> Rows | ParseError:
+        if cut and self.whole:
+            return ParseError(text, "cut")
         found = fields.found_in(self.form, text)
         return ParseError(text) if found is None else [found]
 
@@ -50,8 +54,8 @@ class Completion(Parser):
 class Sections(Parser):
     """markers: the text that stands before each field, in their order; what stands before the first is not read.
     separator: between records, of which a reply may have several; of a reply that was cut the last is left out.
-    opened: the prompt ends with the first marker, so that the reply begins with that field. empty: fields that may be
-    empty."""
+    opened: the prompt ends with the first marker, so that the reply begins with that field (or says the marker again).
+    empty: fields that may be empty."""
 
     markers: Mapping[str, str]
     separator: str = ""
@@ -86,6 +90,8 @@ class Sections(Parser):
     def _record(self, text: str, opened: bool) -> dict[str, str] | str:
         """The fields, or what is wrong."""
         row, at, waiting = {}, 0, None
+        first = next(iter(self.markers.values()))
+        opened = opened and not text.lstrip().startswith(first)
         for n, (name, marker) in enumerate(self.markers.items()):
             start = at if opened and n == 0 else text.find(marker, at)
             if start < 0:
@@ -104,8 +110,8 @@ _ITEM = re.compile(r"^[ \t]*(?:\d{1,6}[.):]|[-*•])[ \t]+", re.MULTILINE)
 @dataclasses.dataclass(frozen=True)
 class Numbered(Parser):
     """Items of a list, numbered or with bullets; lines without a number belong to the item above. What stands before
-    the first is not read. opened: the prompt ends with a number, so that the reply begins within an item. Of a reply
-    that was cut the last is left out."""
+    the first is not read. opened: the prompt ends with a number, so that the reply begins within an item; what ends in
+    a colon before a list is none ("Here are some more:"). Of a reply that was cut the last is left out."""
 
     field: str = "item"
     opened: bool = False
@@ -116,7 +122,7 @@ class Numbered(Parser):
 
     def read(self, text: str, cut: bool = False) -> Rows | ParseError:
         pieces = _ITEM.split(text)
-        if not self.opened:
+        if not self.opened or (len(pieces) > 1 and pieces[0].rstrip().endswith(":")):
             pieces = pieces[1:]
         if cut:
             pieces = pieces[:-1]

@@ -6,8 +6,8 @@
     student = train(base, rows), loss on outputs
 
 Only seed rows are shown. A reply that was cut loses its last row. Departures: what is asked for is said in our words;
-the student is asked in its own chat form where it has one. Expect: 52,002 rows for less than 500 dollars in 2023, about
-40% with an input."""
+replies of 1,024 tokens (the released code: 3,072); the student is asked in its own chat form where it has one.
+Expect: 52,002 rows for less than 500 dollars in 2023, about 40% with an input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
+from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.parsers import Sections
-from recursive_jax.recipes import instructions as shared
-from recursive_jax.recipes.instructions import InstructionsConfig, Studio, check, cost
+from recursive_jax.recipes import instruction_rows as shared
+from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
+from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.proposals import keepers
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_instruct import valid
@@ -52,6 +54,7 @@ class AlpacaConfig(InstructionsConfig):
 
     batches: PositiveInt = Field(4, description="of requests")
     requests: PositiveInt = Field(16, description="requests in a batch")
+    epochs: float = Field(3.0, gt=0.0, description="over the rows learnt from; decides train.steps")
     per_request: PositiveInt = Field(20, description="rows that a request asks for")
     novelty: float = Field(0.7, gt=0.0, lt=1.0, description="ROUGE-L of a new instruction with any other, at most")
     keep_seed: bool = Field(False, description="learn from the seed rows too")
@@ -83,7 +86,9 @@ def proposed(studio: Studio, round: Round, seed: Stored) -> list[Stored]:
         new = round.generate(f"proposed-{k}", studio.teacher, asked, settings, template=studio.ask(ASK, PARSER))
         readable = round.dataset(f"readable-{k}", without_marks, new)
         known = tuple(text for part in (seed, *found) for text in part.value.column("instruction"))
-        found.append(round.select(f"kept-{k}", readable, [valid, *keepers(config.novelty, known)]))
+        found.append(
+            round.select(f"kept-{k}", readable, [rules.cap(config.per_request), valid, *keepers(config.novelty, known)])
+        )
     return found
 
 
@@ -93,7 +98,7 @@ def alpaca(config: AlpacaConfig, workdir: Any, *, fork: Any = None, quiet: bool 
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 5 * config.batches + 8
         first, round = run.round(0), run.round(1)
-        seed = first.dataset("seed", shared.given, studio.seeds)
+        seed = studio.seed(first, studio.seeds)
         before = studio.measure(first, studio.base)
         parts = proposed(studio, round, seed)
         data = round.dataset("data", shared.joined, *([seed] if config.keep_seed else []), *parts)

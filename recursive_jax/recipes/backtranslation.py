@@ -9,16 +9,18 @@ questions to them, and chooses the good ones itself.
         student_t = train(base, seed + curated_t), loss on outputs; seed rows and curated ones have a system text each
 
 planted: a share of held-out seed pairs joins the candidates, half of them with another's answer: the curator's
-precision and recall on these are reported for every iteration. Departures: the rubric is our words; ratings are held
-to the form `Score: n` (a public reproduction could not read 45% of them). Expect: the paper's 7B curator has
-precision 0.44 and recall 0.09 before, 0.52 and 0.44 after an iteration."""
+precision and recall on these are reported for every iteration. Departures: the rubric is our words; the curator gives
+no reasons before its score (`reasons`); ratings are held to the form `Score: n` (a public reproduction could not read
+45% of them). Expect: the paper's 7B curator has precision 0.44 and recall 0.09 before, 0.52 and 0.44 after an
+iteration."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from pydantic import Field, PositiveInt
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
 
 from recursive_jax import mesh as meshes
 from recursive_jax import rewards
@@ -29,8 +31,9 @@ from recursive_jax.data.parsers import Score
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
 from recursive_jax.recipes import backtranslation_rows as rows
-from recursive_jax.recipes import instructions as shared
-from recursive_jax.recipes.instructions import InstructionsConfig, Studio, check, cost
+from recursive_jax.recipes import instruction_rows as shared
+from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
+from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report import write_report
@@ -54,6 +57,12 @@ class BacktranslationConfig(InstructionsConfig):
 
     recipe: str = "backtranslation"
 
+    @model_validator(mode="after")
+    def _no_teacher(self) -> BacktranslationConfig:
+        if self.teacher or self.teacher_chat is not None:
+            raise ValueError("teacher: backtranslation has none, the base writes and chooses")
+        return self
+
     segments: DataConfig = Field(description="texts whose paragraphs become answers; keys as in `data`")
     shortest: PositiveInt = Field(100, description="characters of a segment, at least")
     longest: PositiveInt = Field(3000, description="characters of a segment, at most")
@@ -72,9 +81,10 @@ def candidates(studio: Studio, round: Round, seed: Stored, held_back: Stored) ->
     c: Any = studio.config
     texts = round.dataset("segments", shared.given, rows.segments(c.segments, c.shortest, c.longest, c.most))
     template = Template(BACKWARD, "{asked}", chat=studio.template.chat)
-    examples = round.dataset("backward-examples", shared.learnt, seed, template, studio.tokenizer)
+    fitting = studio.fitting(round, seed, template, "backward-rows")
+    examples = round.dataset("backward-examples", shared.learnt, fitting, template, studio.tokenizer)
     backward = studio.train(round, "backward", examples)
-    settings = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "batch": c.sampling.batch}
+    settings = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, **c.sampling.model_dump(exclude_unset=True)}
     new = round.generate("augmented", backward, texts, settings, template=template)
     return round.dataset("candidates", rows.together, new, held_back)
 
@@ -96,19 +106,23 @@ def backtranslation(
     studio, tags = Studio(config), (config.seed_tag, config.web_tag)
     both = rows.tagged(studio.template, " ".join(filter(None, tags)))
     studio.task = dataclasses.replace(studio.task, template=both)
-    cut = len(studio.seeds) - rows.round_to_even(len(studio.seeds) * config.planted)
+    order = np.random.default_rng(config.seed).permutation(len(studio.seeds))
+    seeds = [studio.seeds[n] for n in order] if config.planted else studio.seeds
+    cut = max(2, len(seeds) - rows.round_to_even(len(seeds) * config.planted))
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 12 + 9 * config.iterations
         round, kept, student, before = run.round(0), None, None, None
-        seed = round.dataset("seed", shared.given, studio.seeds[:cut])
-        held_back = round.dataset("held-back", shared.given, studio.seeds[cut:])
+        seed = studio.seed(round, seeds[:cut])
+        held_back = round.dataset("held-back", shared.given, seeds[cut:])
         found = candidates(studio, round, seed, held_back)
         for number in range(config.iterations + 1):
             round = run.round(number)
             if student is not None:
                 rated, kept = curated(studio, round, found, student)
                 round.evaluate("curator", student, rows.curator_numbers, rated, config.keep)
-            data = round.dataset("examples", rows.examples, seed, kept, studio.template, tags, studio.tokenizer)
+            fit = lambda part, name, round=round: studio.fitting(round, part, both, name)
+            parts = [fit(seed, "seed-rows"), None if kept is None else fit(kept, "kept")]
+            data = round.dataset("examples", rows.examples, *parts, studio.template, tags, studio.tokenizer)
             student = studio.train(round, "student", data)
             held = studio.measure(round, student, before, len(data))
             before = before or held

@@ -13,7 +13,7 @@ from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.sources import documents
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
-from recursive_jax.recipes import instructions as shared
+from recursive_jax.recipes import instruction_rows as shared
 
 
 def segments(config: DataConfig, shortest: int, longest: int, most: int | None) -> list[dict[str, Any]]:

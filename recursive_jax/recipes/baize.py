@@ -18,29 +18,24 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
-from recursive_jax import rewards
 from recursive_jax.config import LoraConfig
 from recursive_jax.curate import rules
 from recursive_jax.curate.select import with_status
-from recursive_jax.data.dataset import Dataset, python_rows
-from recursive_jax.data.parsers import Score, Turns
+from recursive_jax.data.parsers import Completion, Score
 from recursive_jax.generate.dialogue import Dialogue
 from recursive_jax.models.model import Model
-from recursive_jax.recipes import instructions as shared
-from recursive_jax.recipes.instructions import InstructionsConfig, Studio, check, cost
+from recursive_jax.recipes.answers import judge_of
+from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
+from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.talks import AI, HUMAN, as_rows, with_talk
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
 
-HUMAN, AI = "[Human]", "[AI]"
-HEADER = (
-    "The transcript of a conversation between a person and an AI assistant. The person asks and follows up; the "
-    "assistant answers in detail and asks no questions. A turn of the person begins with "
-    f"{HUMAN}, one of the assistant with {AI}.\n\n{HUMAN} Hello!\n{AI} Hi! How can I help you?\n"
-)
+SAID = Completion("{said}", whole=True)
 RATE = "Rate the answer's help, relevance, accuracy and detail from 1 to 100.\nQuestion: {asked}\n\nAnswer: {reply}\n\n"
 
 
@@ -61,51 +56,27 @@ def talks(studio: Studio, round: Round, seed: Stored) -> Stored:
     """A talk about each seed question, as rows that are learnt."""
     begun = round.dataset("begun", with_talk, seed)
     if studio.config.turn_by_turn:
-        person = studio.ask("{talk}\n" + HUMAN, completion=" {said}"), {"talk": "{talk}\n" + HUMAN + " {said}"}
-        helper = studio.ask("{talk}\n" + AI, completion=" {said}"), {"talk": "{talk}\n" + AI + " {said}"}
+        person = (
+            studio.ask("{talk}\n" + HUMAN, Completion("{said}", whole=True)),
+            {"talk": "{talk}\n" + HUMAN + " {said}"},
+        )
+        helper = studio.ask("{talk}\n" + AI, Completion("{said}", whole=True)), {"talk": "{talk}\n" + AI + " {said}"}
         template: Any = Dialogue((helper, person), 2 * studio.config.exchanges - 1)
         settings = studio.settings(temperature=1.0, stop=(HUMAN, AI))
     else:
         template = studio.ask("{talk}\n" + AI)
         settings = studio.settings(temperature=1.0, max_tokens=512)
     written = round.generate("written", studio.teacher, begun, settings, template=template)
-    return round.dataset("talks", as_rows, written, studio.template.chat)
-
-
-def with_talk(seed: Dataset) -> Dataset:
-    return seed.with_column("talk", [f"{HEADER}{HUMAN} {text}" for text in seed.column("asked")])
-
-
-def as_rows(written: Dataset, chat: bool) -> Dataset:
-    """The talks that could be read: whole ones as `messages` where the student has a chat form, else a row for every
-    answer."""
-    rows = []
-    for row in python_rows(written.table):
-        text = row["talk"].removeprefix(HEADER)
-        if not written.has("turns"):  # one call: the reply goes on from the first answer
-            text += f"\n{AI} " + row["text"].strip().removeprefix(AI)
-        found = Turns(HUMAN, AI).read(text, row["status"] == "length")
-        if not isinstance(found, list):
-            continue
-        messages = found[0]["messages"]
-        core = {key: row[key] for key in ("id", "parents", "model", "round")} | {"synthetic": True}
-        if chat:
-            rows.append(
-                {**core, "asked": messages[0]["content"], "output": messages[1]["content"], "messages": messages}
-            )
-            continue
-        said = [messages[0]["content"], *(f"{(HUMAN, AI)[n % 2]} {m['content']}" for n, m in enumerate(messages) if n)]
-        for n in range(1, len(messages), 2):
-            more = {"asked": "\n".join(said[:n]), "output": messages[n]["content"]}
-            rows.append({**core, **more, "id": f"{row['id']}/{n}"})
-    return Dataset.from_rows(rows) if rows else written.take([]).with_column("output", [])
+    read = round.dataset("read", as_rows, written, studio.template.chat)
+    return round.select("talks", read, [with_status("ok", "length")])
 
 
 def fed_back(studio: Studio, round: Round, seed: Stored, chat: Model) -> Stored:
     """The best of the student's answers to each seed question, by the teacher."""
-    settings = {"max_tokens": 256, "temperature": 1.0, **studio.config.sampling.model_dump(exclude_defaults=True)}
+    settings = {"max_tokens": 256, "temperature": 1.0, **studio.config.sampling.model_dump(exclude_unset=True)}
     answers = round.generate("answers", chat, seed, settings, template=studio.template, each=studio.config.samples)
-    judge = rewards.judge(studio.teacher, studio.ask(studio.config.rate, Score(low=1, high=100)))
+    template = studio.ask(studio.config.rate, Score(low=1, high=100, lenient=studio.remote))
+    judge = judge_of(studio.teacher, template)
     rated = round.score("rated", answers, judge)
     return round.select("best", rated, [with_status("ok"), rules.best_of("score")])
 
@@ -117,7 +88,7 @@ def baize(config: BaizeConfig, workdir: Any, *, fork: Any = None, quiet: bool = 
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 26 if config.feedback else 14
         round = run.round(0)
-        seed = round.dataset("seed", shared.given, studio.seeds)
+        seed = studio.seed(round, studio.seeds)
         before = studio.measure(round, studio.base)
         round = run.round(1)
         data = talks(studio, round, seed)

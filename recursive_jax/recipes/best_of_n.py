@@ -18,7 +18,7 @@ from recursive_jax import rewards
 from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.answers import AnswersConfig, Course, check
+from recursive_jax.recipes.answers import AnswersConfig, Course, check, same_tokenizer
 from recursive_jax.recipes.correction import correction
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
@@ -46,8 +46,11 @@ def chosen(course: Course, round: Round, model: Model, before: Stored) -> Stored
     config = course.config
     settings = {"each": config.samples, "temperature": config.temperature}
     answers = course.answers(round, "answers", model, course.problems, **settings)
-    own = config.scorer == "likelihood"
-    scorer = mean_logprob if own else rewards.reward_model(load_model(config.scorer, model.mesh))
+    scorer: Any = mean_logprob
+    if config.scorer != "likelihood":
+        judge = load_model(config.scorer, model.mesh)
+        same_tokenizer(model, judge, f"scorer={config.scorer}")
+        scorer = rewards.reward_model(judge)
     scored = round.score("scored", answers, scorer, column="choice")
     return round.select("chosen", scored, [rules.best_of("choice")])
 

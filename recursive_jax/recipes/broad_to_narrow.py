@@ -20,14 +20,14 @@ from recursive_jax import mesh as meshes
 from recursive_jax.collapse.tasks import Task, answered
 from recursive_jax.config import row_length
 from recursive_jax.curate import rules
-from recursive_jax.curate.select import Rule
 from recursive_jax.data.task import class_field
 from recursive_jax.data.template import Examples, Template, examples_dataset, task_rows
 from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.model import Model, transformer
-from recursive_jax.recipes import narrow as rows
+from recursive_jax.recipes import narrow_rows as rows
 from recursive_jax.recipes.llm2llm_rows import held_out_task
-from recursive_jax.recipes.narrow import Asking, BroadToNarrowConfig
+from recursive_jax.recipes.narrow_config import BroadToNarrowConfig, check_size, tokenizer_of
+from recursive_jax.recipes.narrow_rows import Asking
 from recursive_jax.recipes.recipe import Recipe, task_problems
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
@@ -47,9 +47,9 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
     by = config.task.stratify or class_field(seed_rows, template.fields())
     asking = Asking.of(config, by)
     texts = [f"{template.asks(row)}{row[c]}" for row in seed_rows for c in template.fields()]
-    new = transformer(config.model, rows.tokenizer_of(config, texts), mesh)
+    new = transformer(config.model, tokenizer_of(config, texts), mesh)
     teacher = load_model(config.teacher, mesh)
-    rows.check_size(new, teacher, config.largest)
+    check_size(new, teacher, config.largest)
     held_out = [{**row, "asked": template.asks(row)} for row in held_out]
     task = held_out_task(held_out, template, config.sampling.max_tokens or 32)
     chat = isinstance(teacher, Remote) if config.teacher_chat is None else config.teacher_chat
@@ -75,7 +75,7 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
             if isinstance(model, Model):
                 round.evaluate(name, model, rows.speed, model, ask, held_out, config.sampling.max_tokens or 32)
         if meshes.is_main():
-            rows.export(student, run.path / "exported")
+            rows.export(student, run.path / run.own_name("exported"))
         records = run.refresh_metrics()
         meshes.on_main(lambda: write_report(run.path, narrow_layout))
         return records
@@ -100,17 +100,17 @@ def written(
 ) -> Stored:  # fmt: skip
     """What the teacher writes and what is kept of it."""
     asked = round.dataset("asked", asking, seed, round.seed("asked") % 2**31)
-    settings = {"max_tokens": 40 * config.per_request, "temperature": 0.9, "top_p": 0.95, "stop": ("\n\n",)}
-    settings |= config.sampling.model_dump(exclude_defaults=True, exclude={"max_tokens"})
+    settings = {"max_tokens": 40 * config.per_request, "temperature": 0.9, "top_p": 0.95}
+    settings |= {"stop": ("\n\n",)} if asking.by and not broad.template.chat else {}
+    settings |= config.sampling.model_dump(exclude_unset=True, exclude={"max_tokens"})
     new = round.generate("written", teacher, asked, settings, template=asking.template(broad.template.chat))
     found = round.dataset("readable", rows.readable, new, asking.columns)
     known = tuple(str(text) for text in data.value.column(asking.text))
     held = [str(row[asking.text]) for row in task.rows]
-    fits = rows.Fits(task.template, student.tokenizer, row_length(config.train.length, student.max_length))
     chosen = [
         rules.cap(config.per_request),
         rules.words(2, 60, asking.text),
-        Rule("fits a training row", fits),
+        rules.fits(task.template, student.tokenizer, row_length(config.train.length, student.max_length)),
         rules.decontaminate(held, drop=True, column=asking.text),
         rules.novel(config.novelty, asking.text, known),
     ]
@@ -125,7 +125,7 @@ def written(
 def cost(config: BroadToNarrowConfig) -> list[str]:
     """Of all students."""
     train = config.train.model_copy(update={"steps": config.train.steps * (1 + config.rounds)})
-    network = transformer(config.model, rows.tokenizer_of(config, ["text"])).network
+    network = transformer(config.model, tokenizer_of(config, ["text"])).network
     return training_cost(network, train, meshes.make_mesh(config.mesh))
 
 

@@ -5,8 +5,9 @@
         answers_t = each agent's own, given the problem and the last answers of the other agents
     chosen = the first answer with the most frequent result
 
-Departures: all agents are the same model, told apart by their draws. Expect: GPT-3.5 on GSM8K 77 to 85%; with small
-models agreement without being right: the paired test says which."""
+Departures: an agent reads the others, not its own last answer; all agents are the same model, told apart by their
+draws. Expect: GPT-3.5 on GSM8K 77 to 85%; with small models agreement without being right: the paired test says
+which."""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ from recursive_jax.curate import rules
 from recursive_jax.curate.select import with_status
 from recursive_jax.curate.student_texts import StudentTexts
 from recursive_jax.data import fields
+from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
+from recursive_jax.generate.request import FromTemplate
 from recursive_jax.models.model import Model
 from recursive_jax.objectives import Distill
 from recursive_jax.recipes.answers import Course, check
@@ -59,8 +62,8 @@ def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
     teacher = load_model(config.teacher, meshes.make_mesh(config.mesh))
     if config.how == "texts":
         answers = course.answers(round, "answers", teacher, course.problems, temperature=0.0)
-        kept = round.select("kept", answers, [rules.correct()] if config.right_only else [with_status("ok")])
-        data = round.dataset("data", bare, kept)
+        kept = round.select("kept", answers, [with_status("ok"), *([rules.correct()] if config.right_only else [])])
+        data = round.dataset("data", taught, kept, course.problems, course.template, course.start.tokenizer)
         train = config.train.model_copy(update={"steps": config.steps(len(data), round.number)})
         return round.train("student", course.start, data, train), len(data)
     objective = Distill(teacher, beta=config.beta, temperature=config.temperature)
@@ -69,11 +72,22 @@ def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
         raise InputError(
             f"task.completion={course.template.completion!r}: with lmbda below 1 it is one {{field}} alone"
         )
-    texts = StudentTexts(student, course.problems, course.template, objective, lmbda=config.lmbda, completion=given[0],
+    problems = course.solved if config.lmbda < 1.0 and len(course.solved) else course.problems
+    texts = StudentTexts(student, problems, course.template, objective, lmbda=config.lmbda, completion=given[0],
                          max_tokens=config.sampling.max_tokens or 256, temperature=config.temperature)  # fmt: skip
     changed = {"steps": config.distill_steps, "learning_rate": config.distill_rate, "length": None}
     student = round.train("student", student, texts, config.train.model_copy(update=changed), objective)
     return student, config.distill_steps * config.train.batch
+
+
+def taught(answers: Dataset, problems: Dataset, template: Template, tokenizer: Any) -> Dataset:
+    """The teacher's texts as the student's rows: asked and encoded as the student reads them."""
+    asked = FromTemplate(problems, template, tokenizer)
+    prompts = {request.parents[0]: request.prompt for request in asked(0, len(asked))}
+    texts = answers.column("text")
+    data = bare(answers).with_column("prompt", [prompts[p[0]].tolist() for p in answers.column("parents")])
+    data = data.with_column("tokens", [[*tokenizer.encode(text), tokenizer.eos] for text in texts])
+    return data.with_column("logprobs", [[]] * len(data))
 
 
 def distill(config: DistillConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

@@ -20,10 +20,11 @@ from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
 from recursive_jax.data.dataset import Dataset
-from recursive_jax.data.parsers import Label
-from recursive_jax.recipes import instructions as shared
+from recursive_jax.data.parsers import Completion, Label
+from recursive_jax.recipes import instruction_rows as shared
 from recursive_jax.recipes.evolution import ELIMINATION, OPERATORS, as_asked, next_pool, to_evolve
-from recursive_jax.recipes.instructions import InstructionsConfig, Studio, check, cost
+from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
+from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report import write_report
@@ -53,17 +54,19 @@ def evolved(studio: Studio, round: Round, pool: Stored, operators: dict[str, tup
     asked = round.dataset("operators", to_evolve, pool, operators, draw)
     settings = studio.settings(temperature=1.0, top_p=0.95)
     new = round.generate(
-        "evolved", studio.teacher, asked, settings, template=studio.ask("{ask}", completion="{evolved}")
+        "evolved", studio.teacher, asked, settings, template=studio.ask("{ask}", Completion("{evolved}", whole=True))
     )
     rows = round.dataset("prompts", as_asked, new)
     if not len(rows):
         return rows
     if getattr(studio.config, "judge_equal", True):
-        template = studio.ask(EQUAL, Label(("Equal", "Not Equal"), "equal"))
-        greedy = studio.settings() | {"temperature": 0.0, "max_tokens": 8}
-        judged = round.generate("compared", studio.teacher, rows, greedy, template=template, constrained=True)
+        template = studio.ask(EQUAL, Label(("Equal", "Not Equal"), "equal", lenient=studio.remote))
+        greedy = {"temperature": 0.0, "max_tokens": 8, "batch": studio.config.sampling.batch}
+        judged = round.generate(
+            "compared", studio.teacher, rows, greedy, template=template, constrained=not studio.remote
+        )
         rows = round.dataset("judged", with_equal, rows, judged)
-    template = studio.ask("{asked}\n\nAnswer:\n", completion="{output}")
+    template = studio.ask("{asked}\n\nAnswer:\n", Completion("{output}", whole=True))
     written = round.generate("answers", studio.teacher, rows, settings, template=template)
     return round.select("kept", written, list(ELIMINATION))
 
@@ -78,7 +81,7 @@ def evol_instruct(config: EvolInstructConfig, workdir: Any, *, fork: Any = None,
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 8 + 10 * config.rounds
         round = run.round(0)
-        seed = pool = round.dataset("seed", shared.given, studio.seeds)
+        seed = pool = studio.seed(round, studio.seeds)
         before, found = studio.measure(round, studio.base), []
         for number in range(1, config.rounds + 1):
             round = run.round(number)

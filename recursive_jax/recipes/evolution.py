@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recursive_jax.curate.select import with_status
 from recursive_jax.data.dataset import Dataset, python_rows
 
 DEEPER = (
@@ -67,7 +68,7 @@ def as_asked(evolved: Dataset) -> Dataset:
     rows = []
     for row in python_rows(evolved.table):
         text = (row["evolved"] or "").strip()
-        if row["status"] in ("ok", "length") and text and "#" not in row["id"]:
+        if row["status"] == "ok" and text and "#" not in row["id"]:
             kept = {key: row[key] for key in ("id", "model", "round", "before", "operator")}
             rows.append({**kept, "source": row["parents"][0], "asked": text, "instruction": text, "input": ""})
     return Dataset.from_rows(rows) if rows else evolved.take([])
@@ -104,4 +105,4 @@ def copies_nothing(row: dict[str, Any]) -> bool:
     return not any(words in row["asked"].lower() for words in COPIED)
 
 
-ELIMINATION = (copies_nothing, gains, answered, says_something)
+ELIMINATION = (with_status("ok"), copies_nothing, gains, answered, says_something)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
+from recursive_jax.curate.select import with_status
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.preference_rounds import PreferenceConfig, preference_rounds
@@ -40,7 +41,7 @@ def pairs(course: Course, round: Round, student: Model) -> Stored:
     answers = course.answers(
         round, "answers", student, course.problems, each=config.samples, temperature=config.temperature
     )
-    return round.select("pairs", answers, [rules.pairs()])
+    return round.select("pairs", answers, [with_status("ok"), rules.pairs()])
 
 
 def iterative_dpo(config: IterativeDpoConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

@@ -104,7 +104,7 @@ def grown(
         new = round.dataset("new", rows.computed, picked, data, names, round.seed("new") % 2**31)
     else:
         shown = round.dataset("shown", rows.shown, picked, names, template)
-        settings = {"max_tokens": 256, **config.sampling.model_dump(exclude_defaults=True)}
+        settings = {"max_tokens": 256, **config.sampling.model_dump(exclude_unset=True)}
         new = round.generate("new", teacher, shown, settings, template=rows.vary_template(template), attempts=2)
     readable = round.dataset("readable", rows.with_asked, new, names, template)
     known = tuple(template.asks(row) for row in rows.plain(data.value, names))

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
+from recursive_jax.curate.select import with_status
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
@@ -39,7 +40,7 @@ def right(course: Course, round: Round, student: Model) -> Stored:
     answers = course.answers(
         round, "answers", student, course.problems, each=config.samples, temperature=config.temperature
     )
-    return round.select("right", answers, [rules.correct(), rules.cap(config.cap)])
+    return round.select("right", answers, [with_status("ok"), rules.correct(), rules.cap(config.cap)])
 
 
 def rest_em(config: RestEmConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

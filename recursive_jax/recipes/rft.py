@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
+from recursive_jax.curate.select import with_status
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
@@ -37,7 +38,7 @@ def right(course: Course, round: Round, student: Model) -> Stored:
     answers = course.answers(
         round, "answers", student, course.problems, each=config.samples, temperature=config.temperature
     )
-    return round.select("right", answers, [rules.correct(), rules.distinct_equations()])
+    return round.select("right", answers, [with_status("ok"), rules.correct(), rules.distinct_equations()])
 
 
 def rft(config: RftConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

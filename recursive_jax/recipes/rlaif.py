@@ -3,17 +3,17 @@
     student_0 = train(base, solutions)                             `solved: 0`: the base itself
     for k = 1 ..:
         pairs_k   = two answers of student_k-1 to every problem, compared by the judge in both orders; ties are dropped
-        reward_k  = train(student_0's trunk under a head of scores, pairs_k), Bradley and Terry
+        reward_k  = train(the base's trunk under a head of scores, pairs_k), Bradley and Terry
         student_k = policy gradient on reward_k from student_k-1, held to it by `beta`
     direct (d-RLAIF): the judge's own rating, 1 to 10, is the reward; no pairs, no reward model
 
-Departures: hard labels (the paper's are soft); GRPO where the paper has REINFORCE with a baseline (`signal:
-reinforce`). Expect: as good as people's preferences on summaries; a weak judge's mistakes are learnt too (the
-report's *Learning from rewards*, and the held-out score by the task's own check)."""
+Departures: the judge gives no reasons; hard labels (the paper's are soft); GRPO where the paper has REINFORCE with a
+baseline (`signal: reinforce`). Expect: as good as people's preferences on summaries; a weak judge's mistakes are
+learnt too (the report's *Learning from rewards*, and the held-out score by the task's own check)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,7 +28,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
 from recursive_jax.models.scoring import scoring_model
 from recursive_jax.objectives import PairwiseReward
-from recursive_jax.recipes.answers import Course, check
+from recursive_jax.recipes.answers import Course, check, judge_of
 from recursive_jax.recipes.policy_rounds import PolicyConfig, reinforced
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import cost, rounds_of
@@ -36,7 +36,10 @@ from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 COMPARE = "Which answer is better?\nQuestion: {prompt}\n\nA: {first}\n\nB: {second}\n\nThe better one (A, B or tie): "
-RATE = "Rate the answer from 1 (bad) to 10 (perfect).\nQuestion: {prompt}\n\nAnswer: {reply}\n\n"
+RATE = (
+    "Rate the answer from 1 (bad) to 10 (perfect).\nQuestion: {prompt}\n\nAnswer: {reply}\n\nEnd with the line "
+    "Score: N.\n"
+)
 
 
 class RlaifConfig(PolicyConfig):
@@ -49,6 +52,9 @@ class RlaifConfig(PolicyConfig):
     rate: str = Field("", description="what it reads of one, {reply}, where direct; default: RATE")
     direct: bool = Field(False, description="the judge's rating is the reward itself")
     temperature: float = Field(1.0, gt=0.0, description="at which the two answers are drawn")
+    truncated: Literal["keep", "zero", "soft", "mask"] = Field(
+        "mask", description="a cut answer; reward models saw none"
+    )
     beta: float = Field(0.05, ge=0.0, description="of the divergence from the student that a round begins with")
     reward: TrainConfig = Field(TrainConfig(steps=100, batch=16, learning_rate=1e-4), description="of reward models")
 
@@ -64,12 +70,20 @@ def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
     judge = load_model(config.judge, meshes.make_mesh(config.mesh))
     asked = course.template.prompt
     if config.direct:
-        rated = Template(config.rate or RATE.replace("{prompt}", asked), parser=Score(low=1, high=10))
-        return reinforced(course, round, student, rewards.judge(judge, rated))
+        rated = Template(
+            config.rate or RATE.replace("{prompt}", asked),
+            parser=Score(low=1, high=10, lenient=True),
+        )
+        return reinforced(course, round, student, judge_of(judge, rated))
     answers = course.answers(round, "answers", student, course.problems, each=2, temperature=config.temperature)
     facing = round.dataset("facing", side_by_side, answers)
     template = Template(config.compare or COMPARE.replace("{prompt}", asked))
-    judged = round.score("judged", facing, rewards.judge(judge, template, against="other"), column="won")
+    judged = round.score(
+        "judged",
+        facing,
+        judge_of(judge, template, against="other"),
+        column="won",
+    )
     pairs = round.dataset("pairs", as_pairs, judged)
     trunk = scoring_model(student if course.start is None else course.start, seed=round.seed("head") % 2**31)
     model = round.train("reward-model", trunk, pairs, config.reward, PairwiseReward())
@@ -77,10 +91,14 @@ def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
 
 
 def side_by_side(answers: Dataset) -> Dataset:
-    """Of two answers to each problem the first, with the second as `other`; equal ones are left out."""
+    """Of two answers to each problem the first, with the second as `other`; equal ones, and cut ones, are left
+    out."""
+    whole = [status == "ok" for status in answers.column("status")]
+    both = np.repeat([a and b for a, b in zip(whole[::2], whole[1::2], strict=True)], 2)
+    answers = answers.take(both)
     first, second = answers.take(np.arange(0, len(answers), 2)), answers.take(np.arange(1, len(answers), 2))
     rows = first.with_column("other", second.column("text"))
-    return rows.take(np.array([a != b for a, b in zip(rows.column("text"), rows.column("other"), strict=True)]))
+    return rows.take(np.array([a != b for a, b in zip(rows.column("text"), rows.column("other"), strict=True)], bool))
 
 
 def as_pairs(judged: Dataset) -> Dataset:

@@ -2,17 +2,17 @@
 
     pool = seed tasks
     for k = 1 .. batches:
-        proposed = teacher(8 instructions of the pool: 6 seed, 2 of its own), a list that goes on
+        proposed = teacher(8 of the pool: 6 seed, 2 of its own, where there are some), a list that goes on
         pool    += proposed of 4 to 150 words, of no forbidden word, ROUGE-L with every other at most `novelty`
     kind     = teacher(instruction): classification or not, greedy
     instance = teacher(instruction): a label and an input for it (classification), an input and its output (else)
     rows     = instances with an output that is not the input, one for each instruction and input
     student  = train(base, rows), loss on outputs
 
-Departures: the examples of the second and third step are drawn from the seed tasks (the released prompts are fixed);
-one instance to an instruction; one prompt template in training, not thirteen; seed tasks are learnt from only with
-`keep_seed`. Expect: 46% of the paper's rows have a field that is not valid; GPT-3's ROUGE-L on
-Super-NaturalInstructions went from 6.8 to 39.9."""
+Departures: a cut reply loses its last instruction, not all; Alpaca's words are forbidden too; the examples of the
+second and third step are drawn from the seed tasks (the released prompts are fixed); one instance to an instruction;
+one prompt template in training, not thirteen; seed tasks are learnt from only with `keep_seed`. Expect: 46% of the
+paper's rows have a field that is not valid; GPT-3's ROUGE-L on Super-NaturalInstructions went from 6.8 to 39.9."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.parsers import Label, Numbered, Sections
 from recursive_jax.data.template import Examples
-from recursive_jax.recipes import instructions as shared
-from recursive_jax.recipes.instructions import InstructionsConfig, Studio, check, cost
+from recursive_jax.recipes import instruction_rows as shared
+from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
+from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.proposals import keepers, shown_lists
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
@@ -61,7 +62,7 @@ class SelfInstructConfig(InstructionsConfig):
 def proposed(studio: Studio, round: Round, seed: Stored) -> Stored:
     """The instructions that are kept, of all batches."""
     config, pool = studio.config, []
-    settings = studio.settings(temperature=0.7, top_p=0.5, presence_penalty=2.0, stop=("\n\n", "16."))
+    settings = studio.settings(temperature=0.7, top_p=0.5, presence_penalty=2.0, stop=(*studio.stops("\n\n"), "16."))
     for k in range(1, config.batches + 1):
         own = round.dataset(f"own-{k}", together, *pool)
         draw = round.seed(f"ask-{k}") % 2**31
@@ -87,7 +88,7 @@ def instances(studio: Studio, round: Round, instructions: Stored) -> list[Stored
     shots = lambda flag: (kinds[flag], min(config.shots, max(0, len(kinds[flag]) - 1)))
     several = Examples((shots(True), shots(False)), seed=config.seed)
     template = studio.ask(KIND, Label(("Yes", "No"), "kind", lenient=True), " {kind}", examples=several)
-    settings = studio.settings(temperature=0.0) | {"max_tokens": 4, "stop": ("\n",)}
+    settings = {"temperature": 0.0, "max_tokens": 4, "stop": studio.stops("\n"), "batch": config.sampling.batch}
     kind = round.generate("kinds", studio.teacher, instructions, settings, template=template)
     found = []
     for flag, name in ((True, "labelled"), (False, "answered")):
@@ -96,7 +97,9 @@ def instances(studio: Studio, round: Round, instructions: Stored) -> list[Stored
             continue
         one = Examples((shots(flag),), seed=config.seed)
         template = studio.ask(INSTANCE, PARSERS[flag], FORMS[flag], examples=one)
-        settings = studio.settings(temperature=0.0, presence_penalty=1.5, stop=("\n\n", "Task:"))
+        settings = studio.settings(
+            temperature=0.0, presence_penalty=1.5, stop=studio.stops("Write an example of the task.", "Task:")
+        )
         new = round.generate(name, studio.teacher, of_kind, settings, template=template)
         found.append(round.dataset(f"{name}-readable", shared.with_asked, new))
     return found
@@ -120,7 +123,7 @@ def self_instruct(config: SelfInstructConfig, workdir: Any, *, fork: Any = None,
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 4 * config.batches + 15
         first, round = run.round(0), run.round(1)
-        seed = first.dataset("seed", shared.given, studio.seeds)
+        seed = studio.seed(first, studio.seeds)
         before = studio.measure(first, studio.base)
         kept = proposed(studio, round, seed)
         written = round.dataset("instances", shared.joined, *instances(studio, round, kept))

@@ -51,7 +51,7 @@ def refined(course: Course, round: Round, model: Model, before: Stored) -> Store
         open_ = round.dataset(f"open-{turn}", to_review, course.problems, current, course.template, config.only)
         if not len(open_):
             break
-        settings = {"max_tokens": 256, **config.sampling.model_dump(exclude_defaults=True), "temperature": 0.0}
+        settings = {"max_tokens": 256, **config.sampling.model_dump(exclude_unset=True), "temperature": 0.0}
         feedback = round.generate(f"feedback-{turn}", model, open_, settings, template=critic)
         faulty = round.dataset(f"faulty-{turn}", found_faulty, open_, feedback, config.stop)
         if not len(faulty):

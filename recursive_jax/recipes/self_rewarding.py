@@ -19,12 +19,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from recursive_jax import rewards
 from recursive_jax.curate import rules
-from recursive_jax.data import fields
+from recursive_jax.curate.select import with_status
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.parsers import Numbered, Score
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.answers import Course, check
+from recursive_jax.recipes.answers import Course, check, question_of
 from recursive_jax.recipes.preference_rounds import PreferenceConfig, preference_rounds
 from recursive_jax.recipes.proposals import shown_lists
 from recursive_jax.recipes.recipe import Recipe
@@ -40,6 +40,7 @@ Question: {prompt}
 
 Answer: {reply}
 
+End with the line Score: N.
 """
 
 
@@ -58,9 +59,9 @@ class SelfRewardingConfig(PreferenceConfig):
 def problems_of(course: Course, round: Round, student: Model) -> Any:
     """The task's problems and those that the student writes."""
     config: Any = course.config
-    column = (fields.names(course.template.prompt) or ["prompt"])[0]
     if not config.new_problems:
         return course.problems
+    column = question_of(course.template)
     draw = round.seed("ask") % 2**31
     asked = round.dataset("ask", shown_lists, config.new_problems, draw, (6,), column, course.problems)
     template = Template(PROPOSE, parser=Numbered(column, opened=True), chat=course.template.chat)
@@ -87,7 +88,7 @@ def pairs(course: Course, round: Round, student: Model) -> Stored:
     problems = problems_of(course, round, student)
     settings = {
         "max_tokens": 256,
-        **config.sampling.model_dump(exclude_defaults=True),
+        **config.sampling.model_dump(exclude_unset=True),
         "temperature": config.temperature,
     }
     answers = round.generate("answers", student, problems, settings, template=course.template, each=config.samples)
@@ -95,7 +96,7 @@ def pairs(course: Course, round: Round, student: Model) -> Stored:
     template = Template(rubric, parser=Score(low=0, high=5), chat=course.template.chat)
     judge = rewards.judge(student, template, samples=config.judgements, seed=round.seed("judge") % 2**31)
     judged = round.score("judged", answers, judge, column="judged")
-    return round.select("pairs", judged, [rules.pairs("judged")])
+    return round.select("pairs", judged, [with_status("ok"), rules.pairs("judged")])
 
 
 def self_rewarding(config: SelfRewardingConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

@@ -35,8 +35,7 @@ class SelfTrainingConfig(AnswersConfig):
     rounds: PositiveInt = Field(1, description="of answering and training, after the student of the seed")
     solved: NonNegativeInt | None = Field(
         None,
-        description="rows whose own solution is learnt from, the first; of the others only the answer is used; 0: none,"
-        " round 0 is the base",
+        description="rows whose own solution round 0 learns from, the first; 0: none, round 0 is the base",
     )
     keep_seed: bool = Field(True, description="learn from the rows' own solutions too, every round")
     epochs: float = Field(3.0, gt=0.0, description="over a round's rows; decides train.steps")
@@ -95,8 +94,9 @@ def together(*parts: Dataset) -> Dataset:
 
 
 def bare(data: Dataset) -> Dataset:
-    """Without the columns of the user's."""
-    return data.without(*(name for name in data.table.column_names if name not in SCHEMA.names))
+    """Without the columns of the user's; what says how much is learnt of a row stays."""
+    kept = {*SCHEMA.names, "loss", "weight"}
+    return data.without(*(name for name in data.table.column_names if name not in kept))
 
 
 def cost(config: SelfTrainingConfig) -> list[str]:

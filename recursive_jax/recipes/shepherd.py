@@ -27,6 +27,7 @@ from recursive_jax.models.model import Model
 from recursive_jax.recipes import shepherd_rows as rows
 from recursive_jax.recipes.answers import Course, check, opened
 from recursive_jax.recipes.correction import compared, one_each
+from recursive_jax.recipes.planted_errors import ERRORS, planted
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import SelfTrainingConfig, cost
 from recursive_jax.rounds.durable import Stored
@@ -43,7 +44,7 @@ class ShepherdConfig(SelfTrainingConfig):
 
     recipe: str = "shepherd"
 
-    errors: tuple[str, ...] = Field(tuple(rows.ERRORS), description="kinds that are planted")
+    errors: tuple[str, ...] = Field(tuple(ERRORS), description="kinds that are planted")
     each: PositiveInt = Field(1, description="solutions with an error of every problem, beside the right one")
     separator: str = Field("\n", description="between the steps of a solution")
     critiques: str = Field("", description="people's: rows with question, answer, feedback, learnt beside the planted")
@@ -56,7 +57,7 @@ def taught(course: Course, round: Round, first: Round, held_out: Dataset) -> Mod
     c: Any = course.config
     question, solution = rows.columns(course.template)
     plant = lambda name, data: round.dataset(
-        name, rows.planted, data, question, solution, c.separator, c.errors, c.each, round.seed(name) % 2**31
+        name, planted, data, question, solution, c.separator, c.errors, c.each, round.seed(name) % 2**31
     )
     people = read_rows(c.critiques) if c.critiques else []
     examples = round.dataset(
@@ -97,9 +98,11 @@ def shepherd(config: ShepherdConfig, workdir: Any, *, fork: Any = None, quiet: b
         run.progress.total = 22
         first, round = run.round(0), run.round(1)
         critic = taught(course, round, first, held.problems)
-        seed = first.dataset("seed", examples_dataset, course.solved, course.template, course.start.tokenizer)
-        train = config.train.model_copy(update={"steps": config.steps(len(seed), 0)})
-        student = first.train("student", course.start, seed, train)
+        student = course.start
+        if len(course.solved):
+            seed = first.dataset("seed", examples_dataset, course.solved, course.template, course.start.tokenizer)
+            train = config.train.model_copy(update={"steps": config.steps(len(seed), 0)})
+            student = first.train("student", course.start, seed, train)
         greedy = held.answers(first, "answers", student, held.problems, temperature=0.0)
         before = first.dataset("held-out", one_each, held.problems, greedy)
         first.evaluate("evaluation", student, compared, before, before, inputs={"answers": before})
@@ -107,7 +110,8 @@ def shepherd(config: ShepherdConfig, workdir: Any, *, fork: Any = None, quiet: b
         after = round.dataset("held-out", one_each, held.problems, found)
         round.evaluate("evaluation", student, compared, after, before, inputs={"answers": after})
         run.name_model("critic", round, "critic", default=True)
-        run.name_model("student", first, "student")
+        if len(course.solved):
+            run.name_model("student", first, "student")
         records = run.refresh_metrics()
         meshes.on_main(lambda: write_report(run.path, shepherd_layout))
         return records

@@ -1,10 +1,8 @@
-"""What `shepherd` does with rows: errors planted in right solutions, critiques of them, and how well they are found."""
+"""What `shepherd` does with rows: critiques, how well they find errors, and what they are worth as a reward."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,84 +14,10 @@ from recursive_jax.data.template import Template, examples_dataset
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.models.model import Model
+from recursive_jax.recipes.planted_errors import NONE
 
 CRITIC = Template("Question: {question}\nAnswer: {answer}\nIs there an error?\n", "Error: {error}. {critique}")
-NONE = "none"
-SAID = "said"  # the kind of a person's critique
-_RESULT = re.compile(r"=\s*(-?\d[\d,]*(?:\.\d+)?)")
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-
-
-def arithmetic_error(question: str, steps: list[str], rng: np.random.Generator) -> tuple[list[str], str] | None:
-    """The result of one equation, and what follows from it in the text, is another number."""
-    places = [(n, m) for n, step in enumerate(steps) for m in _RESULT.finditer(step)]
-    if not places:
-        return None
-    n, m = places[int(rng.integers(len(places)))]
-    wrong = str(int(float(m[1].replace(",", ""))) + int(rng.choice([-10, -2, -1, 1, 2, 10])))
-    own = steps[n][: m.start(1)] + wrong + steps[n][m.end(1) :]
-    changed = [*steps[:n], own, *(re.sub(rf"(?<![\d.,]){re.escape(m[1])}(?![\d.,])", wrong, s) for s in steps[n + 1 :])]
-    return changed, f"the result of “{steps[n][: m.start()].strip()[-40:]}” is {m[1]}, not {wrong}"
-
-
-def context_error(question: str, steps: list[str], rng: np.random.Generator) -> tuple[list[str], str] | None:
-    """A number of the question is read as another one."""
-    asked = set(_NUMBER.findall(question))
-    places = [(n, m) for n, step in enumerate(steps) for m in _NUMBER.finditer(step) if m[0] in asked]
-    if not places:
-        return None
-    n, m = places[int(rng.integers(len(places)))]
-    wrong = str(int(float(m[0].replace(",", ""))) + int(rng.integers(1, 9)))
-    own = steps[n][: m.start()] + wrong + steps[n][m.end() :]
-    return [*steps[:n], own, *steps[n + 1 :]], f"the question says {m[0]}, not {wrong}"
-
-
-def missing_step(question: str, steps: list[str], rng: np.random.Generator) -> tuple[list[str], str] | None:
-    """A step before the last is left out: what follows does not follow."""
-    if len(steps) < 3:
-        return None
-    n = int(rng.integers(len(steps) - 1))
-    return steps[:n] + steps[n + 1 :], f"a step is missing: “{steps[n].strip()[:60]}”"
-
-
-def redundancy(question: str, steps: list[str], rng: np.random.Generator) -> tuple[list[str], str] | None:
-    """A step stands twice."""
-    if len(steps) < 2:
-        return None
-    n = int(rng.integers(len(steps) - 1))
-    return [*steps[: n + 1], steps[n], *steps[n + 1 :]], f"“{steps[n].strip()[:60]}” is said twice"
-
-
-#: Kinds of errors as in the paper's data: arithmetic, consistency with context, coherence and deduction, redundancy.
-ERRORS: dict[str, Callable[[str, list[str], np.random.Generator], tuple[list[str], str] | None]] = {
-    "arithmetic": arithmetic_error,
-    "context": context_error,
-    "coherence": missing_step,
-    "redundancy": redundancy,
-}
-
-
-def planted(
-    problems: Dataset, question: str, solution: str, separator: str, kinds: Sequence[str], each: int, seed: int
-):
-    """Of every problem its solution as it is, and `each` with an error of a kind that it can have: rows with
-    `question`, `answer`, `error` (its kind, or none) and `critique`."""
-    rows = []
-    for n, row in enumerate(python_rows(problems.table)):
-        rng = np.random.default_rng([seed, n])
-        steps = [step for step in str(row[solution]).split(separator) if step.strip()]
-        core = {"parents": [row["id"]], "question": str(row[question]), "right": separator.join(steps)}
-        rows.append(
-            {**core, "id": f"{row['id']}/none", "answer": core["right"], "error": NONE, "critique": "it is right"}
-        )
-        made = 0
-        for kind in rng.permutation(list(kinds)):
-            found = ERRORS[kind](core["question"], steps, rng) if made < each else None
-            if found is not None:
-                made += 1
-                more = {"answer": separator.join(found[0]), "error": str(kind), "critique": found[1]}
-                rows.append({**core, **more, "id": f"{row['id']}/{kind}"})
-    return Dataset.from_rows([{**row, "synthetic": True} for row in rows])
+SAID = "said"  # the kind of a person's critique that names none: no verdict
 
 
 def detection(found: Dataset) -> dict[str, Any]:
@@ -101,7 +25,7 @@ def detection(found: Dataset) -> dict[str, Any]:
     What could not be read names nothing."""
     said = [value if value is not None else "" for value in found.column("error")]
     real = found.column("source_error")
-    wrong, called = np.array([x != NONE for x in real]), np.array([x not in (NONE, "") for x in said])
+    wrong, called = np.array([x != NONE for x in real]), np.array([x not in (NONE, SAID, "") for x in said])
     share = lambda hits, of: float(hits.sum() / of.sum()) if of.any() else None
     numbers: dict[str, Any] = {
         "score": float(np.mean([a == b for a, b in zip(said, real, strict=True)])),
@@ -135,7 +59,7 @@ def found_wrong(criticised: Dataset, problems: Dataset, template: Template) -> D
     """The problems whose answer the critic calls wrong, with `asked`, `given` and `feedback`."""
     said = {}
     for row in python_rows(criticised.table):
-        if row["error"] not in (None, NONE):
+        if row["error"] not in (None, NONE, SAID):
             said[row["problem"]] = {"given": row["answer"], "feedback": f"{row['error']}: {row['critique']}"}
     names = ("tokens", "prompt", "logprobs", "text")
     rows = [{k: v for k, v in row.items() if k not in names} for row in python_rows(problems.table)]
@@ -146,19 +70,24 @@ def found_wrong(criticised: Dataset, problems: Dataset, template: Template) -> D
 def as_a_reward(criticised: Dataset) -> dict[str, Any]:
     """How often the critic's word, right or wrong, is that of the task's check; and what always saying the more
     frequent one would give."""
-    right = np.array(criticised.column("was_right"), bool)
-    said = np.array([value == NONE for value in criticised.column("error")])
-    share = float(right.mean()) if len(right) else 0.0
+    both = zip(criticised.column("was_right"), criticised.column("error"), strict=True)
+    rows = [(right, said) for right, said in both if said not in (None, SAID)]
+    share = sum(right for right, _ in rows) / max(1, len(rows))
+    agreed = sum(right == (said == NONE) for right, said in rows) / len(rows) if rows else None
+    guess = max(share, 1 - share)
     return {
-        "agreement": float((right == said).mean()),
-        "agreement_by_guessing": max(share, 1 - share),
-        "rows": len(right),
+        "agreement": agreed,
+        "agreement_by_guessing": guess,
+        "rows": len(rows),
+        "unread": len(criticised) - len(rows),
     }
 
 
 def lessons(planted: Dataset, people: list[dict], tokenizer: Any) -> Dataset:
-    """Rows to train a critic on: planted errors, and people's critiques (`feedback`)."""
-    given = [{"error": SAID, "critique": r["feedback"], **{k: r[k] for k in ("question", "answer")}} for r in people]
+    """Rows to train a critic on: planted errors, and people's critiques (`feedback`, and `error` where they name
+    it)."""
+    core = lambda r: {"error": r.get("error") or SAID, "critique": r["feedback"]}
+    given = [{**core(r), **{k: r[k] for k in ("question", "answer")}} for r in people]
     parts = [examples_dataset(planted, CRITIC, tokenizer)]
     parts += [examples_dataset(given, CRITIC, tokenizer, "people")] if given else []
     own = [name for name in parts[0].table.column_names if name not in SCHEMA.names]
@@ -191,6 +120,6 @@ class Critic(Reward):
         return [self._grade(row) for row in found]
 
     def _grade(self, row: Row) -> Grade:
-        if row["error"] is None:
+        if row["error"] in (None, SAID):
             return Grade(None, row["text"], row["status"])
         return Grade(float(row["error"] == NONE), f"{row['error']}: {row['critique']}")

@@ -46,7 +46,7 @@ def against_given(answers: Dataset, solved: Dataset, template: Template, tokeniz
     for n, (parents, prompt, tokens) in enumerate(
         zip(answers.column("parents"), answers.prompts(), answers.tokens(), strict=True)
     ):
-        chosen = given[parents[0]].tokens[len(prompt) :]
+        chosen = given[parents[0]].tokens[given[parents[0]].loss]
         if len(tokens) and chosen.tolist() != tokens.tolist():
             rows.append({"id": f"pair/{n}", "parents": parents, "prompt": prompt.tolist(), "chosen": chosen.tolist(),
                          "rejected": tokens.tolist()})  # fmt: skip

@@ -18,7 +18,9 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from recursive_jax.curate import rules
+from recursive_jax.curate.select import with_status
 from recursive_jax.data.dataset import Dataset
+from recursive_jax.data.parsers import Answer
 from recursive_jax.data.template import Template
 from recursive_jax.generate.request import FromTemplate
 from recursive_jax.models.model import Model
@@ -36,7 +38,9 @@ class StarConfig(SelfTrainingConfig):
 
     rounds: PositiveInt = 5
     rationalise: bool = Field(True, description="wrong problems are asked again with the right answer as a hint")
-    hint: str = Field("(The answer is {answer}.)\n", description="what stands before the question then")
+    hint: str = Field(
+        "(The answer is {hinted}.)\n", description="what stands before the question then; {hinted}: the answer alone"
+    )
     first_steps: PositiveInt = Field(40, description="of the first round's training")
     growth: float = Field(1.2, ge=1.0, description="each round has so many times the steps of the one before")
 
@@ -49,24 +53,31 @@ class StarConfig(SelfTrainingConfig):
 def right(course: Course, round: Round, student: Model) -> Stored:
     config = course.config
     answers = course.answers(round, "answers", student, course.problems, temperature=0.0)
-    found = round.select("right", answers, [rules.correct()])
+    found = round.select("right", answers, [with_status("ok"), rules.correct()])
     if not config.rationalise:
         return found
-    wrong = round.dataset("wrong", missed, course.problems, answers)
+    wrong = round.dataset("wrong", missed, course.problems, answers, config.column)
     if not len(wrong):
         return found
     template = dataclasses.replace(course.template, prompt=config.hint + course.template.prompt)
     hinted = course.answers(round, "hinted", student, wrong, template, temperature=0.0)
-    kept = round.select("hinted-right", hinted, [rules.correct()])
+    kept = round.select("hinted-right", hinted, [with_status("ok"), rules.correct()])
     return round.dataset("learnt", unhinted, found, kept, course.problems, course.template, student.tokenizer)
 
 
-def missed(problems: Dataset, answers: Dataset) -> Dataset:
-    """The problems whose answer is not right."""
+def missed(problems: Dataset, answers: Dataset, column: str) -> Dataset:
+    """The problems whose answer is not right, with `hinted`: the right one, without the way there."""
     names = {
         (p or [""])[0] for p, s in zip(answers.column("parents"), answers.column("score"), strict=True) if s == 1.0
     }
-    return problems.take(np.array([n for n, i in enumerate(problems.column("id")) if i not in names], np.int64))
+    wrong = problems.take(np.array([n for n, i in enumerate(problems.column("id")) if i not in names], np.int64))
+    return wrong.with_column("hinted", [answer_alone(str(value)) for value in wrong.column(column)])
+
+
+def answer_alone(text: str) -> str:
+    """What a solution ends in: behind its last ####, in its last box, its last number; else the text."""
+    found = Answer().read(text)
+    return found[0]["answer"] if isinstance(found, list) else text
 
 
 def unhinted(right: Dataset, hinted: Dataset, problems: Dataset, template: Template, tokenizer: Any) -> Dataset:

@@ -6,10 +6,10 @@
         beams = the `beams` best of a problem, finished ones among them, by the scorer
     chosen = the best beam
 
-scorer: a model with a head of scores, taught by ProcessReward (a score on the last token of every step; a beam has the
+scorer: a model with a head of scores, taught by ProcessReward (a probability on the end of every step; a beam has the
 least of its steps'), or `likelihood`: the mean log-probability of a beam's tokens, which is no process reward.
-Departures: none known. Expect: with a trained process reward more than best of n at as many tokens; with likelihood
-what beam search gives."""
+Departures: the least step counts (the papers: the product; the last). Expect: with a trained process reward more than
+best of n at as many tokens; with likelihood what beam search gives."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from recursive_jax.curate.judges import ProcessModel
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.generate.request import Request
-from recursive_jax.generate.score import rewards as head_scores
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.answers import AnswersConfig, Course, check
+from recursive_jax.recipes.answers import AnswersConfig, Course, check, same_tokenizer
 from recursive_jax.recipes.correction import correction
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
@@ -50,6 +50,8 @@ class StepBeamConfig(AnswersConfig):
 def searched(course: Course, round: Round, model: Model, before: Stored) -> Stored:
     config: Any = course.config
     scorer = None if config.scorer == "likelihood" else load_model(config.scorer, model.mesh)
+    if scorer is not None:
+        same_tokenizer(model, scorer, f"scorer={config.scorer}")
     beams = round.dataset("beams-0", begun, course.problems, course.template, model.tokenizer)
     settings = {"temperature": config.temperature, "max_tokens": config.step_tokens, "stop": (config.separator,)}
     settings |= {"batch": config.sampling.batch}
@@ -68,7 +70,7 @@ def begun(problems: Dataset, template: Template, tokenizer: Any) -> Dataset:
     rows = []
     for row in python_rows(problems.table):
         prompt = template.request(row, tokenizer).tolist()
-        start = {"total": 0.0, "choice": math.inf, "done": False}
+        start = {"total": 0.0, "drawn": 0, "choice": math.inf, "done": False}
         rows.append({"id": f"{row['id']}/0", "parents": [row["id"]], "prompt": prompt, **start})
     return Dataset.from_rows(rows)
 
@@ -86,31 +88,34 @@ def requests(beams: Dataset, samples: int) -> list[Request]:
 
 def best_of(beams: Dataset, new: Dataset, tokenizer: Any, separator: str, keep: int, scorer: Model | None) -> Dataset:
     """The best beams of each problem: those that were done, and the open ones with a step more."""
-    mark, kept = tokenizer.encode(separator), {row["id"]: row for row in python_rows(beams.table)}
+    kept = {row["id"]: row for row in python_rows(beams.table)}
     found, grown = [row for row in kept.values() if row["done"]], []
-    for n, (parents, tokens, logprobs) in enumerate(
-        zip(new.column("parents"), new.tokens(), new.lists("logprobs"), strict=True)
-    ):
-        old = kept[parents[0]]
-        done = len(tokens) > 0 and int(tokens[-1]) in (tokenizer.eos, *getattr(tokenizer, "stops", ()))
-        ids = [*old["tokens"], *tokens.tolist(), *([] if done else mark)]
-        total = old["total"] + float(np.sum(logprobs, dtype=np.float64))
-        grown.append({**old, "id": f"{old['parents'][0]}/{n}", "tokens": ids, "total": total, "done": done})
+    ends = (tokenizer.eos, *getattr(tokenizer, "stops", ()))
+    for n, row in enumerate(python_rows(new.table)):
+        old, ids = kept[row["parents"][0]], list(row["tokens"])
+        done = row["status"] != "ok" or bool(ids and ids[-1] in ends)  # ended by itself, or cut
+        step = tokenizer.decode(ids)
+        if not done and not step.strip():
+            continue  # a blank line is no step
+        if not done and not step.endswith(separator):
+            ids += tokenizer.encode(separator)
+        total = old["total"] + float(np.sum(row["logprobs"], dtype=np.float64))
+        core = {"id": f"{old['parents'][0]}/{n}", "tokens": [*old["tokens"], *ids], "done": done}
+        core |= {"total": total, "drawn": old["drawn"] + len(row["logprobs"])}
+        grown.append({**old, **core, "text": tokenizer.decode(core["tokens"])})
     if scorer is None:
-        for row in grown:
-            row["choice"] = row["total"] / max(1, len(row["tokens"]))
+        choices = [row["total"] / max(1, row["drawn"]) for row in grown]
     else:
-        of_step = head_scores(scorer, [np.asarray([*row["prompt"], *row["tokens"]], np.int32) for row in grown])
-        for row, value in zip(grown, of_step.tolist(), strict=True):
-            row["choice"] = min(row["choice"], value)
-    found += grown
+        graded = ProcessModel(scorer, separator, "min").grade(grown)
+        choices = [-math.inf if grade.score is None else grade.score for grade in graded]
+    found += [{**row, "choice": choice} for row, choice in zip(grown, choices, strict=True)]
     taken: dict[str, int] = {}
     best = []
     for row in sorted(found, key=lambda row: -row["choice"]):
         name = row["parents"][0]
         taken[name] = taken.get(name, 0) + 1
         if taken[name] <= keep:
-            best.append({**row, "text": tokenizer.decode(row["tokens"])})
+            best.append(row)
     return Dataset.from_rows(best)
 
 

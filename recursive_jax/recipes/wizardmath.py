@@ -22,14 +22,13 @@ from recursive_jax import mesh as meshes
 from recursive_jax import rewards
 from recursive_jax.config import TrainConfig
 from recursive_jax.curate.rewards import Reward
-from recursive_jax.data import fields
 from recursive_jax.data.parsers import Label, Score
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
 from recursive_jax.models.scoring import scoring_model
 from recursive_jax.objectives import ListwiseReward, ProcessReward
 from recursive_jax.recipes import wizardmath_rows as rows
-from recursive_jax.recipes.answers import Course, check
+from recursive_jax.recipes.answers import Course, check, judge_of, question_of
 from recursive_jax.recipes.evolution import MATHS, to_evolve
 from recursive_jax.recipes.policy_rounds import PolicyConfig, reinforced
 from recursive_jax.recipes.recipe import Recipe
@@ -38,7 +37,10 @@ from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
-RATE = "Rate the problem from 1 to 10: is it well defined, precise and whole?\nProblem: {problem}\n\n"
+RATE = (
+    "Rate the problem from 1 to 10: is it well defined, precise and whole?\nProblem: {problem}\n\nEnd with the line "
+    "Score: N.\n"
+)
 MARK = "Is the last step of the solution right?\nProblem: {problem}\nSolution:\n{before}{step}\nRight or wrong: "
 
 
@@ -82,8 +84,10 @@ def problems_of(course: Course, round: Round, teacher: Any, column: str) -> tupl
         if k % (c.versions - 1) == 0:  # the last version of a round is what the next one evolves
             pool = round.dataset(f"pool-{k}", rows.next_problems, pool, found[-1])
     everything = round.dataset("problems", rows.all_problems, column, *found)
-    template = Template(RATE.replace("{problem}", f"{{{column}}}"), parser=Score(low=1, high=10), chat=chat)
-    rated = round.score("rated", everything, rewards.judge(teacher, template))
+    template = Template(
+        RATE.replace("{problem}", f"{{{column}}}"), parser=Score(low=1, high=10, lenient=True), chat=chat
+    )
+    rated = round.score("rated", everything, judge_of(teacher, template))
     return everything, round.dataset("ranked", rows.ranked, rated, column, c.versions)
 
 
@@ -96,9 +100,9 @@ def steps_of(course: Course, round: Round, student: Model, teacher: Any) -> Stor
         marked = round.dataset("marked", rows.marked_by_equation, cut)
     else:
         chat = bool(getattr(teacher, "url", ""))
-        template = Template(MARK, parser=Label(("Right", "Wrong"), "mark"), chat=chat)
+        template = Template(MARK, parser=Label(("Right", "Wrong"), "mark", lenient=chat), chat=chat)
         settings = {"temperature": 0.0, "max_tokens": 4, "batch": c.sampling.batch}
-        marked = round.generate("marked", teacher, cut, settings, template=template, constrained=True)
+        marked = round.generate("marked", teacher, cut, settings, template=template, constrained=not chat)
     return round.dataset("marked-solutions", rows.with_labels, answers, marked, c.separator)
 
 
@@ -106,7 +110,7 @@ def both_rewards(course: Course, round: Round, student: Model) -> tuple[Reward, 
     """(the product of the two reward models, all problems), made of the first student's answers."""
     c: Any = course.config
     teacher = load_model(c.teacher, meshes.make_mesh(c.mesh))
-    column = (fields.names(course.template.prompt) or ["prompt"])[0]
+    column = question_of(course.template)
     everything, ranked = problems_of(course, round, teacher, column)
     trunk = scoring_model(student if course.start is None else course.start, round.seed("head") % 2**31)
     irm = round.train("instruction-reward", trunk, ranked, c.reward, ListwiseReward())

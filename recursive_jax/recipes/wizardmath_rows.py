@@ -97,14 +97,21 @@ def marked_by_equation(steps: Dataset) -> Dataset:
     return steps.with_column("mark", pa.array([marked(step) for step in steps.column("step")], pa.large_string()))
 
 
-_EQUATION = re.compile(r"([-+*/^().\d\s×÷]{1,200})=\s*(-?[\d,]+(?:\.\d+)?)")
+_MARKED = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
+_EQUATION = re.compile(
+    r"(?<![\w%$.,])\(*\d[-+*/^().,\d\s×÷]{0,200}[-+*/×÷][-+*/^().,\d\s×÷]{0,200}=\s*-?[\d,]+(?:\.\d+)?(?![\w%.,]*\d)"
+)
 
 
 def marked(step: str) -> str | None:
+    """Right or Wrong by the equations in `<<...>>`, where there are some; else by those that stand alone: an operator
+    between numbers, no letter, `%` or `$` before them. Equal is within a thousandth, as in RFT's released code."""
     found = []
-    for left, right in _EQUATION.findall(step):
+    equations = _MARKED.findall(step) or [m[0].rsplit("=", 1) for m in _EQUATION.finditer(step)]
+    for left, right in equations:
         try:
-            found.append(arithmetic(left.strip(" .")) == arithmetic(right))
+            one, other = arithmetic(left.strip()), arithmetic(right.strip())
+            found.append(abs(one - other) <= max(abs(one), abs(other)) / 1000)
         except (NotArithmetic, ZeroDivisionError):
             continue
     return None if not found else "Right" if all(found) else "Wrong"
@@ -134,5 +141,7 @@ class Instructed(Reward):
     column: str
 
     def grade(self, given: Sequence[Row]) -> list[Grade]:
-        scored = rewards.reward_model(self.model, Template("", f"{{{self.column}}}")).grade(given)
+        start = [self.model.tokenizer.bos]  # as rankings without a prompt are learnt
+        asked = [{"prompt": start, "text": str(row[self.column])} for row in given]
+        scored = rewards.reward_model(self.model).grade(asked)
         return [g if g.score is None else Grade(float(1 / (1 + np.exp(-g.score)))) for g in scored]

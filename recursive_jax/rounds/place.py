@@ -28,6 +28,12 @@ def place() -> Place | None:
     return _PLACE.get()
 
 
+def replicate() -> int:
+    """Of the recipe that runs, for what is drawn outside of a round's verbs."""
+    here = place()
+    return 0 if here is None else here.replicate
+
+
 @contextlib.contextmanager
 def placed(where: Place) -> Iterator[None]:
     """Runs that are opened inside are of `where.config`, and their rounds stand at its arm and replicate."""

@@ -177,9 +177,7 @@ class Run:
         """Names a stored model of this run, so that `load_model("RUN:name")` opens it; the default one is what
         `load_model(RUN)` opens. A name may be given again, to a later round's. Where a recipe is run as several arms or
         replicates, the first has the name, the others `<name>-<arm>`, `<name>-<arm>-<replicate>`."""
-        if self.place is not None and not self.place.first:
-            arm, replicate, replicates = self._here()
-            name, default = f"{name}-{arm}" + (f"-{replicate}" if replicates > 1 else ""), False
+        name, default = self.own_name(name), default and (self.place is None or self.place.first)
         path = str((round.path / result).relative_to(self.path))
 
         def write() -> None:
@@ -197,6 +195,13 @@ class Run:
                 storage.write_json(file, named)
 
         meshes.on_main(write)
+
+    def own_name(self, name: str) -> str:
+        """A name of the run for what a recipe makes: with its arm and replicate, but in the first of these."""
+        if self.place is None or self.place.first:
+            return name
+        arm, replicate, replicates = self._here()
+        return f"{name}-{arm}" + (f"-{replicate}" if replicates > 1 else "")
 
     def add_metrics(self, folder: Any) -> None:
         """Appends a committed evaluation to RUN/metrics.jsonl; a line torn by a kill is mended by `refresh_metrics`."""

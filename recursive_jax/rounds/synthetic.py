@@ -25,11 +25,11 @@ class Synthetic:
 def synthetic_profiles(run: Any) -> Synthetic:
     """One profile for each arm, round by round; rows of all replicates count together. A row is what was asked and what
     is learnt, without what all prompts of the set begin and end with. Real rows are those of the same sets, or of round
-    0 where later sets have none."""
+    0 where later sets have none; where no real row is learnt, the seed's."""
     stored = manifests(run)
     real: dict[str, list] = {}
     made: dict[str, dict[str, list]] = {}
-    for m in (m for m in stored if m["verb"] == "train"):
+    for m in (m for m in stored if m["verb"] == "train" and not m["name"].startswith("backward")):
         behind = (m.get("origins", {}).get("data") or [m["inputs"].get("data", "")])[0]
         data = resolve(stored, behind, m)
         if data is None or "rows" not in data["counts"]:
@@ -43,7 +43,7 @@ def synthetic_profiles(run: Any) -> Synthetic:
     profiles, missing = {}, {}
     for arm, rounds in made.items():
         try:
-            reference = _distinct(real.get(arm) or known)
+            reference = _distinct(real.get(arm) or known or _seed(run, stored))
             if not reference:
                 raise InputError("no real row was learnt from, there is nothing to compare with")
             profiles[arm] = collapse_profile(rounds, reference)
@@ -53,6 +53,12 @@ def synthetic_profiles(run: Any) -> Synthetic:
         if arm not in made:
             missing[arm] = "no generated row was learnt from"
     return Synthetic(profiles, missing)
+
+
+def _seed(run: Any, stored: list[dict]) -> list:
+    """The seed rows as they would be learnt, where a recipe keeps them for this."""
+    kept = [m for m in stored if m["name"] == "seed-examples"]
+    return [row for m in kept[:1] for _, row in rows_of(stored_rows(run, m))]
 
 
 def rows_of(data: Dataset) -> list[tuple[bool, Any]]:

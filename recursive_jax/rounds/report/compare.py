@@ -43,6 +43,11 @@ def section(run: Any, stored: Sequence[dict], begin: str = "round 0") -> str:
     others = [(begin, found[first][0])] if 0 in found[first] and max(found[first]) else []
     lines = []
     for name, other in [*others, *((arm, s) for arm, s in last.items() if arm != first)]:
+        if [len(x) for x in other] != [len(x) for x in last[first]][: len(other)]:
+            lines.append(
+                f"<tr><td>{html.escape(f'{first} against {name}')}</td><td colspan=5>other held-out rows</td></tr>"
+            )
+            continue
         gain, p, said = verdict(last[first], other)
         means = [float(np.nanmean(np.concatenate(s))) for s in (last[first], other)]
         cells = [f"{first} against {name}", f"{means[0]:.3f}", f"{means[1]:.3f}", f"{gain:+.3f}", f"{p:.2g}", said]

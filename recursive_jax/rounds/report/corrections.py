@@ -15,7 +15,13 @@ def header(view: View) -> str:
 
 
 def sections(view: View) -> list[str]:
-    return both(view, view.records) if len(view.records) > 1 else []
+    own = of_first(view)
+    return both(view, own) if len(own) > 1 else []
+
+
+def of_first(view: View) -> list[dict]:
+    """The records of the first arm's first replicate; the arms are compared below."""
+    return [r for r in view.records if r["arm"] == view.records[0]["arm"] and not r["replicate"]]
 
 
 def both(view: View, records: list[dict]) -> list[str]:
@@ -30,8 +36,10 @@ def _numbers(view: View, records: list[dict]) -> str:
     m = next(r["metrics"] for r in records if r["round"] == 1)
     gain = m["accuracy"] - m["accuracy_before"]
     said = "chance explains the difference" if m["p"] > 0.05 else "better" if gain > 0 else "worse"
-    written = [r["counts"]["tokens"] for r in view.stored if r["verb"] == "generate" and "tokens" in r["counts"]]
-    rounds = [r["round"] for r in view.stored if r["verb"] == "generate" and "tokens" in r["counts"]]
+    own = [r for r in view.stored if r["arm"] == view.records[0]["arm"] and not r["replicate"]]
+    own = [r for r in own if r["verb"] == "generate" and not r["name"].startswith("criticised")]
+    written = [r["counts"]["tokens"] for r in own]
+    rounds = [r["round"] for r in own]
     before, after = (sum(t for t, k in zip(written, rounds, strict=True) if k == number) for number in (0, 1))
     return (
         f'<h2>Before and after</h2><div class=arms><div class=arm style="--accent:var(--c0)"><h3>Right answers</h3>'
@@ -44,7 +52,8 @@ def _numbers(view: View, records: list[dict]) -> str:
 
 
 def _changed(view: View, show: int = 10) -> str:
-    stored = sorted((m for m in view.stored if m["name"] == "held-out"), key=lambda m: m["round"])
+    stored = [m for m in view.stored if m["name"] == "held-out" and not m["replicate"]]
+    stored = sorted((m for m in stored if m["arm"] == view.records[0]["arm"]), key=lambda m: m["round"])
     old, new = (stored_rows(view.run, m) for m in stored)
     columns = (asked_of(new), *(d.column(c) for c in ("text", "score") for d in (old, new)))
     lines = []

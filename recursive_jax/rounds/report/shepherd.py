@@ -9,7 +9,7 @@ from recursive_jax.rounds.report.page import Layout, View
 
 
 def sections(view: View) -> list[str]:
-    own = [r for r in view.records if r["name"] == "evaluation"]
+    own = [r for r in corrections.of_first(view) if r["name"] == "evaluation"]
     parts = [_detection(view), _reward(view)]
     return [*parts, *(corrections.both(view, own) if len(own) > 1 else [])]
 
@@ -18,7 +18,7 @@ shepherd_layout = Layout(corrections.header, sections)
 
 
 def _detection(view: View) -> str:
-    found = {r["round"]: r["metrics"] for r in view.records if r["name"] == "detection"}
+    found = {r["round"]: r["metrics"] for r in corrections.of_first(view) if r["name"] == "detection"}
     if len(found) < 2:
         return ""
     share = lambda x: "–" if x is None else f"{x:.3f}"
@@ -41,10 +41,13 @@ def _detection(view: View) -> str:
 
 
 def _reward(view: View) -> str:
-    found = next((r["metrics"] for r in view.records if r["name"] == "as-a-reward"), None)
+    found = next((r["metrics"] for r in corrections.of_first(view) if r["name"] == "as-a-reward"), None)
     if found is None:
         return ""
+    if found["agreement"] is None:
+        return f"<p>As a reward: none of {found['unread']:,} critiques of real answers gave a verdict.</p>"
     return (
         f"<p>As a reward: of {found['rows']:,} real answers the critic calls {found['agreement']:.3f} as the task's "
-        f"own check does; always saying the more frequent one would agree on {found['agreement_by_guessing']:.3f}.</p>"
+        f"own check does ({found['unread']} critiques gave no verdict); always saying the more frequent one would "
+        f"agree on {found['agreement_by_guessing']:.3f}.</p>"
     )

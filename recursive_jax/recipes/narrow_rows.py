@@ -1,86 +1,28 @@
-"""The config of `broad_to_narrow`, and what it does with rows: each step a function of stored ones."""
+"""What `broad_to_narrow` does with rows: each step a function of stored ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
 
 from recursive_jax.collapse.paired import two_sided_p
 from recursive_jax.collapse.tasks import Task, answered, task_numbers
-from recursive_jax.config import ModelConfig, TaskConfig
 from recursive_jax.data import fields
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.parsers import Numbered, Sections
 from recursive_jax.data.template import Template
-from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
 from recursive_jax.errors import InputError, say
 from recursive_jax.generate.generate import generate
 from recursive_jax.identity import Value
 from recursive_jax.models.model import Model, parameter_count
-from recursive_jax.recipes.recipe import RecipeConfig
+from recursive_jax.recipes.narrow_config import BroadToNarrowConfig
 from recursive_jax.rounds.writing import save_huggingface
 
 ROW = "\n\n"  # between rows that a teacher is shown whole
-
-
-class BroadToNarrowConfig(RecipeConfig):
-    """A broad teacher writes data for one task; a narrow student learns it."""
-
-    recipe: str = "broad_to_narrow"
-
-    teacher: str = Field("", description="who writes: a model, or openai:MODEL@URL")
-    teacher_chat: bool | None = Field(
-        None, description="ask the teacher in its chat form, not as a text that goes on; default: a remote one"
-    )
-    task: TaskConfig
-    profile: bool = Field(True, description="the collapse profile of the generated rows: RUN/profiles, the report")
-    description: str = Field("", description="the task in words, before what the teacher is asked")
-    model: ModelConfig = Field(ModelConfig(), description="the student")
-    tokenizer: str = Field("byte", description="of the student: byte, bpe (of the seed rows), or a tokenizer.json")
-    vocab_size: PositiveInt = Field(1024, description="of a bpe")
-    largest: float = Field(0.1, gt=0.0, description="the student's params over the teacher's, at most")
-    rounds: PositiveInt = Field(1, description="of writing and training; rows of all rounds are learnt from")
-    rows: PositiveInt = Field(700, description="rows that are asked for in a round, over all classes")
-    per_request: PositiveInt = Field(8, description="rows that one request asks for")
-    shots: PositiveInt = Field(5, description="seed rows of the class that a request shows")
-    novelty: float = Field(0.7, gt=0.0, lt=1.0, description="ROUGE-L of a new row with any other, at most")
-    verify: Literal["none", "student", "teacher"] = Field(
-        "none", description="who must answer a new row as it is labelled: the last student, the teacher with examples"
-    )
-    teacher_shots: int = Field(8, ge=0, description="seed rows that the teacher is shown when it answers itself")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("teacher", "task") if isinstance(raw, dict) and not raw.get(key)]
-        if missing:
-            raise ValueError("\n".join(f"recipe=broad_to_narrow needs {key}" for key in missing))
-        return raw
-
-
-def tokenizer_of(config: BroadToNarrowConfig, texts: Sequence[str]) -> Any:
-    """The student's."""
-    if config.tokenizer == "byte":
-        return ByteTokenizer()
-    return FileTokenizer.train_bpe(texts, config.vocab_size) if config.tokenizer == "bpe" else FileTokenizer.open(
-        config.tokenizer)  # fmt: skip
-
-
-def check_size(student: Model, teacher: Any, largest: float) -> None:
-    """Raises InputError for a student that is not narrow; of a remote teacher the size is not known."""
-    if not isinstance(teacher, Model):
-        return
-    own, broad = parameter_count(student.network), parameter_count(teacher.network)
-    if own > largest * broad:
-        raise InputError(
-            f"the student has {own:,} params, {own / broad:.2f} of the teacher's {broad:,}: at most {largest:g} is "
-            "narrow; make `model` smaller, or raise `largest`"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +43,7 @@ class Asking(Value):
         asked = fields.names(config.task.prompt)
         columns = (*asked, *(name for name in fields.names(config.task.completion) if name not in asked))
         about = f"{config.description.strip()}\n\n" if config.description else ""
-        by = by if len(asked) == 1 and len(columns) == 2 else None
+        by = by if len(asked) == 1 and columns == (*asked, by) else None
         return cls(columns, by, about, config.rows, config.per_request, config.shots)
 
     @property
@@ -144,24 +86,12 @@ def readable(new: Dataset, columns: tuple[str, ...]) -> Dataset:
     return Dataset.from_rows(rows) if rows else new.take(np.empty(0, np.int64))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fits(Value):
-    """Whether a row and its answer fit a row of the student's training."""
-
-    template: Template
-    tokenizer: Any
-    length: int
-
-    def __call__(self, data: Dataset) -> list[bool]:
-        sizes = [len(self.template.example(row, self.tokenizer).tokens) for row in python_rows(data.table)]
-        return [size <= self.length for size in sizes]
-
-
 def joined(columns: tuple[str, ...], template: Template, *parts: Dataset) -> Dataset:
     """The seed rows and the kept ones of every round, with `asked`."""
     core = ("id", "parents", "synthetic", "model", "round")
-    rows = [{name: row[name] for name in (*core, *columns)} for part in parts for row in python_rows(part.table)]
-    return Dataset.from_rows([{**row, "asked": template.asks(row)} for row in rows])
+    rows = [row for part in parts for row in python_rows(part.table)]
+    found = [{**{c: row[c] for c in core}, **{c: str(row[c]) for c in columns}} for row in rows]
+    return Dataset.from_rows([{**row, "asked": template.asks(row)} for row in found])
 
 
 def verified(kept: Dataset, judge: Any, task: Task) -> Dataset:
@@ -169,14 +99,6 @@ def verified(kept: Dataset, judge: Any, task: Task) -> Dataset:
     own = [{name: row[name] for name in task.rows[0] if name in row} for row in kept.table.to_pylist()]
     answers = answered(judge, dataclasses.replace(task, rows=tuple(own)), {"stop": ("\n",)})
     return kept.with_column("score", [s or 0.0 for s in answers.column("score")])
-
-
-def export(student: Model, folder: Any) -> None:
-    try:
-        if not folder.exists():
-            save_huggingface(student, folder)
-    except InputError as error:
-        say(f"the student is not exported: {error}")
 
 
 def given(seed_rows: list[dict]) -> Dataset:
@@ -200,10 +122,19 @@ def narrow_numbers(task: Task, answers: Dataset, data_rows: int, by: str | None,
 
 def speed(model: Model, template: Template, rows: Sequence[dict], max_tokens: int) -> dict[str, Any]:
     """Params, and held-out rows that are answered in a second, once everything is compiled."""
-    data = Dataset.from_rows([dict(row) for row in rows[:32]])
+    data = Dataset.from_rows([{k: v for k, v in row.items() if k != "id"} for row in rows[:32]])
     ask = lambda: generate(model, data, {"temperature": 0.0, "max_tokens": max_tokens, "batch": 32}, template=template)
     ask()
     begun = time.perf_counter()
     ask()
     seconds = time.perf_counter() - begun
     return {"params": parameter_count(model.network), "rows_per_second": len(data) / seconds}
+
+
+def export(student: Model, folder: Any) -> None:
+    """A student of a kind that Hugging Face has no form for is not written, and that is said."""
+    try:
+        if not folder.exists():
+            save_huggingface(student, folder)
+    except InputError as error:
+        say(f"the student is not exported: {error}")
