@@ -333,7 +333,10 @@ def test_keys_that_nothing_reads_are_refused_in_every_command(capsys, config, fi
     for words, says in (
         (("evaluate", finished / "run", "train.steps=3"), "unknown key train"),
         (("generate", finished / "run", "evaluate.rows=3"), "unknown key evaluate"),
-        (("run", config, "task.path=x", "--workdir", workdir), "unknown key task: it is for recipe=finetune"),
+        (
+            ("run", config, "task.path=x", "--workdir", workdir),
+            "unknown key task: it is for recipe=broad_to_narrow, finetune",
+        ),
         (("run", config, "arms.main.window=3", "--workdir", workdir), "window=3 has no use with data=replace"),
         (("run", config, "base=smollm2", "data.path=README.md", "--workdir", workdir), "model.d_model, model.heads"),
         (("run", config, "recipe=nope", "--workdir", workdir), "recipe=nope: there is none of that name"),

@@ -300,7 +300,7 @@ def test_every_line_of_every_table_is_a_value(tokenizer):
     assert len({fingerprint(kind()) for kind in OBJECTIVES.values()}) == len(OBJECTIVES)
     assert fingerprint(Masked(share=0.3)) != fingerprint(Masked(share=0.15)) == fingerprint(Masked())
     given = {"regex": ("a+",), "contains": (("a",),), "process_reward": (rewards.exact_match(),), "function": (len,)}
-    asking = {"judge", "likelihood", "reward_model"}  # by the fingerprint of their model: test_rewards
+    asking = {"judge", "likelihood", "reward_model", "process_model"}  # by the fingerprint of their model: test_rewards
     kinds = {name: getattr(rewards, name) for name in REWARDS if name not in asking}
     made = {name: kind(*given.get(name, ())) for name, kind in kinds.items()}
     assert len({fingerprint(reward) for reward in made.values()}) == len(REWARDS) - len(asking)
@@ -390,8 +390,10 @@ def test_a_user_s_recipe_runs_prices_reports_and_resumes(tmp_path, monkeypatch, 
     capsys.readouterr()
     assert cli.main(["recipes", "own_recipe:recipe"]) == 0
     assert "keep=20" in capsys.readouterr().out
-    assert cli.main([*words[:2], "arms.main.data=replace", *words[2:]]) == 2
+    assert cli.main([*words[:2], "evaluate.show=3", *words[2:]]) == 2
     assert "it is for recipe=collapse" in capsys.readouterr().err
+    assert cli.main([*words[:2], "arms.main.dato=replace", *words[2:]]) == 2
+    assert "unknown key dato; did you mean data?" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_and_wrong_ones_named(capsys, tmp_path):

@@ -61,9 +61,12 @@ KNOWN = [
     (Sections(TRIPLE), "Instruction: a\nOutput: b", "missing input"),
     (Sections(TRIPLE), "Instruction: a\nInput:\nOutput: b", "empty input"),
     (Sections({"q": "Question:", "a": "Answer:"}, opened=True), " what?\nAnswer: that", [{"q": "what?", "a": "that"}]),
+    (Sections({"q": "Question:", "a": "Answer:"}, opened=True), "Question: b\nAnswer: c", [{"q": "b", "a": "c"}]),
     (Numbered("task"), "Here:\n1. One\n2) Two\n   goes on\n- three", [{"task": "One"}, {"task": "Two\n   goes on"},
                                                                     {"task": "three"}]),
     (Numbered("task", opened=True), " One\n10. Two", [{"task": "One"}, {"task": "Two"}]),
+    (Numbered("task", opened=True), "Here are more:\n\n9. One\n10. Two", [{"task": "One"}, {"task": "Two"}]),
+    (Numbered("task", opened=True), "Say why:", [{"task": "Say why:"}]),
     (Numbered(), "In 1999. there was", "no items"),
     (Turns(), "[AI] hi [Human] a [AI] b [Human] c [AI] d [Human] e", [{"messages": [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
@@ -116,6 +119,8 @@ def test_replies_whose_rows_are_known(parser, text, wanted):
                                                                  {"role": "assistant", "content": "b"}]}]),
     (Score(), "well\nScore: 1", "cut"),  # it may have become 10
     (Answer(), "let me think", "cut"),
+    (Completion("{a}"), "half a", [{"a": "half a"}]),
+    (Completion("{a}", whole=True), "half a", "cut"),
 ])  # fmt: skip
 def test_what_stands_last_in_a_cut_reply_is_left_out(parser, text, wanted):
     assert parser.read(text, cut=True) == (ParseError(text, wanted) if isinstance(wanted, str) else wanted)
@@ -262,6 +267,11 @@ def test_examples_are_drawn_for_each_row_and_never_the_row_itself():
         assert text.endswith(f"Q: q{n}\n") and text.count(f"q{n}\n") == 1 and text.count("A: a") == 3
     assert len({tuple(sorted(t.split("\n\n")[:-1])) for t in asked}) > 1 and asked[0] == template.asks(pool[0])
     two = Examples(((pool, 2), ([{"q": "new", "a": "x"}], 1)), prompt="{number}. {q}", completion="", shuffle=False)
+    fixed = Template("Q: {q}\n", "A: {a}", examples=Examples(((pool, 3),), seed=1, fixed=True))
+    begins = [fixed.asks({"q": f"new {n}"}).rpartition("Q: ")[0] for n in range(4)]
+    assert len(set(begins)) == 1 and fixed.asks(pool[0]).count("q0\n") == 1  # it is no example of itself
+    of_texts = [{"text": f"t{n}", "intent": "x"} for n in range(3)]  # one class, and other texts
+    assert Template("{text}", "{intent}", examples=Examples(((of_texts, 2),))).asks(of_texts[0]).count("t0") == 1
     lines = Template("{q}", examples=dataclasses.replace(two, between="\n")).asks({"q": "?"}).split("\n")
     assert lines[2] == "3. new" and lines[0].startswith("1. q") and lines[-1] == "?"
     chatted = Template("{q}", "{a}", "be brief", True, examples=Examples(((pool, 2),))).messages({"q": "?", "a": "!"})

@@ -331,6 +331,50 @@ def test_a_reward_model_reads_the_last_state(mesh, model):
         r.reward_model(model)([{"text": "a"}])
 
 
+def test_a_process_model_reads_the_end_of_every_step(mesh):
+    """By hand: the sigmoid of the head behind each step's separator, blank steps aside, taken together; a step of a
+    row's prompt is none; what is too long has no score."""
+    config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=48, head="score")
+    scorer = rj.transformer(config, ByteTokenizer(), mesh).initialized(1)
+    head_D = np.asarray(scorer.params["score"])[0].astype(np.float64)
+    at = lambda text: (
+        1 / (1 + math.exp(-float(np.asarray(scorer.states([[256, *text.encode()]]), float)[0, -1] @ head_D)))
+    )
+    prompt = [256, *b"q\n"]
+    rows = [{"prompt": prompt, "text": "one\n\ntwo"}, {"text": "x" * 60}, {"text": "alone"}]
+    wanted = [at("q\none\n"), at("q\none\ntwo\n")]
+    for how, value in (
+        ("min", min(wanted)),
+        ("prod", math.prod(wanted)),
+        ("last", wanted[-1]),
+        ("mean", sum(wanted) / 2),
+    ):
+        found = r.process_model(scorer, how=how).grade(rows)
+        assert found[0].score == pytest.approx(value, abs=1e-5) and found[2].score == pytest.approx(
+            at("alone\n"), abs=1e-5
+        )
+        assert (found[1].score, found[1].status) == (None, "prompt_too_long")
+    with pytest.raises(InputError, match="how='sum': min, prod, last, mean are there"):
+        r.process_model(scorer, how="sum")
+
+
+def test_a_reward_model_begins_as_the_language_model(mesh):
+    """The same states, adapters merged, under a head that the seed draws."""
+    from recursive_jax.models.lora import adapted_model
+    from recursive_jax.models.scoring import scoring_model
+
+    config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=64)
+    model = rj.transformer(config, ByteTokenizer(), mesh).initialized(3)
+    one, same, other = (scoring_model(model, seed) for seed in (0, 0, 1))
+    np.testing.assert_allclose(one.states([[1, 2, 3]]), model.states([[1, 2, 3]]), atol=1e-6)
+    assert one.fingerprint == same.fingerprint != other.fingerprint and np.shape(one.params["score"]) == (1, 16)
+    np.testing.assert_array_equal(one.params["score"], same.params["score"])
+    adapted = adapted_model(model, rj.config.LoraConfig(rank=2))
+    np.testing.assert_allclose(scoring_model(adapted).states([[1, 2]]), adapted.merged().states([[1, 2]]), atol=1e-6)
+    with pytest.raises(InputError, match="begins from a built-in Transformer with params"):
+        scoring_model(rj.transformer(config, ByteTokenizer(), mesh))
+
+
 def test_rewards_that_give_nothing_usable_are_named():
     class Odd(Reward):
         def of_row(self, row):

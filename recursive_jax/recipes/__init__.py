@@ -88,7 +88,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), r
 def _use_elsewhere(key: str) -> str | None:
     """Of a key that this recipe does not have, which recipes do."""
     found = [name for name in RECIPES if key in find_recipe(name).Config.model_fields]
-    return f"it is for recipe={' or recipe='.join(found)}" if found else None
+    more = f" and {len(found) - 3} others" if len(found) > 3 else ""
+    return f"it is for recipe={', '.join(found[:3])}{more}" if found else None
 
 
 def recipe_of(config: RecipeConfig) -> Recipe:

@@ -43,15 +43,14 @@ def given(rows: list[dict]) -> Dataset:
 
 
 def plain(data: Dataset, names: Sequence[str]) -> list[dict]:
-    """The rows as the task has them, with their ids. What a reply says under a core column's name is `reply_<name>`."""
-    return [
-        {"id": row["id"], **{n: row.get(f"reply_{n}", row.get(n)) for n in names if f"reply_{n}" in row or n in row}}
-        for row in python_rows(data.table)
-    ]
+    """The rows as the task has them, with their ids, and whether a model wrote them. What a reply says under a core
+    column's name is `reply_<name>`."""
+    own = lambda row: {n: row.get(f"reply_{n}", row.get(n)) for n in names if f"reply_{n}" in row or n in row}
+    return [{"id": row["id"], "synthetic": row["synthetic"], **own(row)} for row in python_rows(data.table)]
 
 
 def learnt(data: Dataset, names: list[str], template: Template, tokenizer: Any) -> Dataset:
-    return examples_dataset(plain(data, names), template, tokenizer)
+    return examples_dataset(Dataset.from_rows(plain(data, names)), template, tokenizer)
 
 
 def answers_to(data: Dataset, names: list[str], student: Model, task: Task) -> Dataset:

@@ -89,7 +89,7 @@ def _reasons(gone: dict[str, int], counts: dict) -> str:
 
 def kept_rows(view: View, show: int = 12) -> str:
     """Generated rows that students learnt from, the first of the last round's."""
-    trained = [m for m in view.stored if m["name"].endswith("examples")]
+    trained = [m for m in view.stored if m["name"] == "examples"]
     if not trained:
         return ""
     data = stored_rows(view.run, max(trained, key=lambda m: m["round"])).where(synthetic=True)
