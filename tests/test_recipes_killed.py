@@ -59,12 +59,13 @@ def committed(folder):
     return found
 
 
-@pytest.mark.parametrize("recipe", ["alpaca", "evol_instruct", "baize", "broad_to_narrow"])
+@pytest.mark.parametrize("recipe", ["alpaca", "baize", "broad_to_narrow"])
 def test_a_recipe_with_a_teacher(recipe, base, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with running(Server(write=broad if recipe == "broad_to_narrow" else teacher)) as server:
         if recipe == "broad_to_narrow":
-            config = narrow_config(tmp_path / "task", server.url)
+            config = narrow_config(tmp_path / "task", server.url, rows=16)
+            config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
         else:
             url = f"openai:test-model@{server.url}"
             config = config_of(recipe, base, tmp_path / "task", teacher=url, **MORE[recipe])
@@ -75,10 +76,10 @@ def test_a_recipe_with_a_teacher(recipe, base, tmp_path, monkeypatch):  # noqa: 
     assert committed(tmp_path / "stopped") == committed(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("recipe", ["star", "grpo", "spin", "step_beam"])
+@pytest.mark.parametrize("recipe", ["star", "grpo", "step_beam"])
 def test_a_recipe_of_one_model(recipe, reckoner, tmp_path, monkeypatch):  # noqa: F811
     more = {
-        "star": {"rounds": 1, "first_steps": 5}, "spin": {"rounds": 2, "preference_rate": 1e-4, "temperature": 1.0},
+        "star": {"rounds": 1, "first_steps": 5},
         "grpo": {"samples": 4, "policy_steps": 2, "policy_batch": 16, "rounds": 1},
         "step_beam": {"beams": 2, "samples": 2, "steps": 3, "step_tokens": 6, "solved": None, "epochs": None},
     }  # fmt: skip

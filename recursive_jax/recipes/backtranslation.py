@@ -49,6 +49,7 @@ Instruction: {asked}
 
 Answer: {output}
 
+End with the line Score: N.
 """
 
 

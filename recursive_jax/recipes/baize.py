@@ -36,7 +36,10 @@ from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
 
 SAID = Completion("{said}", whole=True)
-RATE = "Rate the answer's help, relevance, accuracy and detail from 1 to 100.\nQuestion: {asked}\n\nAnswer: {reply}\n\n"
+RATE = (
+    "Rate the answer's help, relevance, accuracy and detail from 1 to 100.\nQuestion: {asked}\n\nAnswer: {reply}\n\n"
+    "End with the line Score: N.\n"
+)
 
 
 class BaizeConfig(InstructionsConfig):
@@ -56,11 +59,8 @@ def talks(studio: Studio, round: Round, seed: Stored) -> Stored:
     """A talk about each seed question, as rows that are learnt."""
     begun = round.dataset("begun", with_talk, seed)
     if studio.config.turn_by_turn:
-        person = (
-            studio.ask("{talk}\n" + HUMAN, Completion("{said}", whole=True)),
-            {"talk": "{talk}\n" + HUMAN + " {said}"},
-        )
-        helper = studio.ask("{talk}\n" + AI, Completion("{said}", whole=True)), {"talk": "{talk}\n" + AI + " {said}"}
+        turn = lambda who: (studio.ask("{talk}\n" + who, SAID), {"talk": "{talk}\n" + who + " {said}"})
+        helper, person = turn(AI), turn(HUMAN)
         template: Any = Dialogue((helper, person), 2 * studio.config.exchanges - 1)
         settings = studio.settings(temperature=1.0, stop=(HUMAN, AI))
     else:
@@ -76,8 +76,7 @@ def fed_back(studio: Studio, round: Round, seed: Stored, chat: Model) -> Stored:
     settings = {"max_tokens": 256, "temperature": 1.0, **studio.config.sampling.model_dump(exclude_unset=True)}
     answers = round.generate("answers", chat, seed, settings, template=studio.template, each=studio.config.samples)
     template = studio.ask(studio.config.rate, Score(low=1, high=100, lenient=studio.remote))
-    judge = judge_of(studio.teacher, template)
-    rated = round.score("rated", answers, judge)
+    rated = round.score("rated", answers, judge_of(studio.teacher, template))
     return round.select("best", rated, [with_status("ok"), rules.best_of("score")])
 
 

@@ -19,6 +19,7 @@ from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
 from recursive_jax.recipes import instruction_rows as rows_
+from recursive_jax.recipes.answers import judge_of
 from recursive_jax.recipes.instruction_config import InstructionsConfig
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
@@ -101,7 +102,7 @@ class Studio:
         and where there is a judge how often the answer is the better one."""
         held = round.dataset("held-out", answered, model, self.task, {})
         if before is not None and self.config.judge:
-            judge = rewards.judge(load_model(self.config.judge, model.mesh), Template(COMPARE), against="before")
+            judge = judge_of(load_model(self.config.judge, model.mesh), Template(COMPARE), against="before")
             both = round.dataset("both", rows_.with_before, held, before)
             held = round.score("judged", both, judge, column="won")
         arguments = (model, self.task, held, data_rows)
