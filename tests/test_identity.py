@@ -17,6 +17,8 @@ from recursive_jax.config import LanguageConfig, ModelConfig, SamplingConfig, Se
 from recursive_jax.curate import rules
 from recursive_jax.curate.select import Rule, at_least
 from recursive_jax.data.dataset import Dataset, real_rows
+from recursive_jax.data.template import Template
+from recursive_jax.data.tokenizers import ByteTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import describe, fingerprint, named
 
@@ -144,6 +146,7 @@ def test_rules_are_their_values():
         "valid": ((language,), (language, "syntax")),
         "novel": ((0.7,), (0.8,)),
         "decontaminate": ((["a b"],), (["a c"],)),
+        "fits": ((Template("{a}"), ByteTokenizer(), 5), (Template("{a}"), ByteTokenizer(), 6)),
     }
     for name, (one, other) in made.items():
         rule = getattr(rules, name)

@@ -246,3 +246,15 @@ def test_files_larger_than_memory_pass_in_parts(tmp_path, monkeypatch):
     pq.write_table(data.table.select(["text", "k"]), tmp_path / "plain.parquet")
     select_files([str(tmp_path / "plain.parquet")], str(tmp_path / "y.parquet"), r.words(2))
     assert Dataset.read([str(tmp_path / "y.parquet")])[0]["id"].startswith("row/")
+
+
+def test_rows_that_fit_a_training():
+    """Prompt, answer and end token, by one: a training row of n tokens predicts n and holds n + 1."""
+    from recursive_jax.data.template import Template
+    from recursive_jax.data.tokenizers import ByteTokenizer
+
+    rows = [{"q": "a" * n, "out": "b"} for n in (1, 2, 3)]  # start, question, answer, end
+    data, template = Dataset.from_rows(rows), Template("{q}", "{out}")
+    sizes = [len(template.example(row, ByteTokenizer()).tokens) for row in rows]
+    assert sizes == [4, 5, 6]
+    assert list(r.fits(template, ByteTokenizer(), 4).keep(data)) == [True, True, False]
