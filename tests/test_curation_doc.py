@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 import recursive_jax as rj
 from recursive_jax.data.tokenizers import ByteTokenizer
 from tests.conftest import ROOT
@@ -11,6 +13,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "curation.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_block_runs(mesh, capsys, tmp_path):
     config = rj.ModelConfig(layers=1, d_model=16, heads=2, max_length=256)
     scorer = rj.transformer(config.model_copy(update={"head": "score"}), ByteTokenizer(), mesh).initialized(0)

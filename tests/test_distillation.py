@@ -98,6 +98,7 @@ def test_who_can_teach(policy, mesh):
 # ---- stored
 
 
+@pytest.mark.slow
 def test_what_a_teacher_said_once(policy, teacher):
     """The best tokens of each place and their log-probabilities; with all of them the divergence is the whole one, with
     fewer it is less, and it is learnt from without the teacher."""
@@ -130,6 +131,7 @@ def test_what_a_teacher_said_once(policy, teacher):
 # ---- states and heads
 
 
+@pytest.mark.slow
 def test_states_and_heads_are_drawn_to_the_teachers(policy, teacher, mesh):
     """A model is its own teacher at no loss; of another the distances fall; widths may differ, heads may not."""
     rows = rj.generate(teacher, [f"row {n}" for n in range(16)], max_tokens=8, seed=1)

@@ -199,7 +199,10 @@ def sums(base, folder, recipe, **more):
     return load_config(folder / f"{recipe}.yaml")
 
 
-@pytest.mark.parametrize("recipe", ["star", "rest_em", pytest.param("rft", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "recipe",
+    ["rest_em", pytest.param("star", marks=pytest.mark.slow), pytest.param("rft", marks=pytest.mark.slow)],
+)
 def test_a_model_learns_from_its_own_right_answers(recipe, base, tmp_path):
     """Every generated row that is learnt from is right, with the question it is asked by; what each paper keeps of them
     is kept; a second start makes nothing anew."""

@@ -68,7 +68,7 @@ def base(mesh, tmp_path_factory):
     """A student before: it has read a few instructions."""
     model = rj.transformer(rj.ModelConfig(layers=1, d_model=32, heads=2, max_length=512), ByteTokenizer(), mesh)
     folder = tmp_path_factory.mktemp("base") / "run"
-    rows = [{"instruction": f"Explain {w}", "output": f"It is {w}."} for w in WORDS]
+    rows = [{"prompt": f"### Instruction:\nExplain {w}\n\n### Response:\n", "completion": f"It is {w}."} for w in WORDS]
     with rj.Run(folder, {"name": "base"}, quiet=True) as made:
         made.round(0).train("base", model, rows, {"steps": 10, "batch": 8, "length": 128, "learning_rate": 3e-3})
         made.name_model("base", made.round(0), "base", default=True)
@@ -190,7 +190,7 @@ def broad(question, body):
 def narrow_config(folder, url, **more):
     folder.mkdir(exist_ok=True)
     rng = random.Random(0)
-    for name, count in (("train", 6), ("test", 12)):
+    for name, count in (("train", 6), ("test", 6)):
         rows = [{"text": utterance(rng, i), "intent": i} for _ in range(count) for i in INTENTS]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     raw = {
@@ -198,13 +198,14 @@ def narrow_config(folder, url, **more):
         "task": {"path": str(folder / "train.jsonl"), "validation": str(folder / "test.jsonl"),
                  "prompt": "{text}\n", "completion": "{intent}"},
         "model": {"layers": 1, "d_model": 48, "heads": 2, "max_length": 64},
-        "train": {"steps": 40, "batch": 16, "length": 48, "learning_rate": 3e-3, "tensorboard": False},
+        "train": {"steps": 8, "batch": 16, "length": 48, "learning_rate": 3e-3, "tensorboard": False},
         "sampling": {"max_tokens": 10}, **more,
     }  # fmt: skip
     (folder / "narrow.yaml").write_text(json.dumps(raw))
     return load_config(folder / "narrow.yaml")
 
 
+@pytest.mark.slow
 def test_a_broad_teacher_and_a_narrow_student(tmp_path):
     """All classes are asked for alike; kept rows are new, none of the held-out ones, of the class that was asked for;
     teacher, seed's student and student are measured on the same rows; the student is exported."""
@@ -215,7 +216,7 @@ def test_a_broad_teacher_and_a_narrow_student(tmp_path):
     named = {(r["name"], r["round"]): r["metrics"] for r in records}
     assert named["teacher", 0]["accuracy"] == 1.0 and named["speed", 1]["rows_per_second"] > 0
     first, last = named["evaluation", 0], named["evaluation", 1]
-    assert first["rows"] == last["rows"] == 24 and last["data_rows"] > first["data_rows"] == 12
+    assert first["rows"] == last["rows"] == 12 and last["data_rows"] > first["data_rows"] == 12
     assert last["gain"] == pytest.approx(last["accuracy"] - first["accuracy"]) and set(last["by_class"]) == set(INTENTS)
     asked, kept = (stored(tmp_path / "run", f"rounds/0001/{name}") for name in ("asked", "verified"))
     assert [asked.column("intent").count(i) for i in INTENTS] == [6, 6]
