@@ -59,7 +59,7 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
     broad = dataclasses.replace(task, template=dataclasses.replace(template, chat=chat, system="", examples=shown,
                                                                    prompt=about * chat + template.prompt))  # fmt: skip
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
-        run.progress.total = 12 + 8 * config.rounds
+        run.progress.total = 9 + config.rounds * (10 if config.verify == "none" else 12)
         first = run.round(0)
         seed = data = first.dataset("seed", rows.joined, asking.columns, template, rows.given(seed_rows))
         student, before = trained(first, config, new, template, task, data, by, None)
