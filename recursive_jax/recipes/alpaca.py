@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.parsers import Sections
@@ -24,10 +23,9 @@ from recursive_jax.recipes import instruction_rows as shared
 from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
 from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.proposals import keepers
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, concluded
 from recursive_jax.recipes.self_instruct import valid
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -104,10 +102,7 @@ def alpaca(config: AlpacaConfig, workdir: Any, *, fork: Any = None, quiet: bool 
         data = round.dataset("data", shared.joined, *([seed] if config.keep_seed else []), *parts)
         student = studio.tuned(round, data)
         studio.measure(round, student, before, len(data))
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, written_layout))
-        return records
+        return concluded(run, round, written_layout)
 
 
 recipe = Recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
 from recursive_jax import rewards
@@ -30,19 +30,13 @@ from recursive_jax.rounds.round import Round
 class AnswersConfig(RecipeConfig):
     """A model that answers problems whose answer is known."""
 
+    NEEDS = ("base", "task")
+
     base: str = Field("", description="the model before every round: a run, a Hugging Face folder, a GGUF, smollm2")
     task: TaskConfig
     right: Literal["numeric_match", "exact_match", "math_equal"] = Field("numeric_match", description="what is right")
     column: str = Field("answer", description="the rows' column with the right answer")
     problems: PositiveInt | None = Field(None, description="held-out problems, the first ones; default: all")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("base", "task") if isinstance(raw, dict) and not raw.get(key)]
-        if missing:
-            raise ValueError("\n".join(f"recipe={raw.get('recipe')} needs {key}" for key in missing))
-        return raw
 
 
 class Course:
@@ -54,7 +48,14 @@ class Course:
         self.reward = getattr(rewards, config.right)(config.column)
         self.seed: Stored | None = None  # the given solutions as rows to train on
         self.start: Model | None = None  # what a training from the base begins from
+        self._models: dict[str, Any] = {}
         self.solved = problems.take(np.arange(len(problems))[: getattr(config, "solved", None)])
+
+    def model(self, path: str) -> Any:
+        """A judge or a teacher, opened once for all rounds."""
+        if path not in self._models:
+            self._models[path] = load_model(path, meshes.make_mesh(self.config.mesh))
+        return self._models[path]
 
     def answers(self, round: Round, name: str, model: Model, problems: Any, template: Template | None = None,
                 each: int = 1, **sampling: Any) -> Stored:  # fmt: skip

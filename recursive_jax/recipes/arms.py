@@ -7,18 +7,15 @@ run and one report; and the collapse profile of what its students learnt from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config.loader import parse_section
-from recursive_jax.errors import InputError, say
+from recursive_jax.errors import InputError
 from recursive_jax.recipes.recipe import Recipe, RecipeConfig
 from recursive_jax.rounds.place import Place, placed
-from recursive_jax.rounds.report import write_report
-from recursive_jax.rounds.synthetic import synthetic_profiles
+from recursive_jax.rounds.report import lacking, write_report
 
 FIXED = ("recipe", "name", "seed", "mesh", "arms", "replicates", "profile")  # of the whole run
 TAKEN = ("rounds", "profiles")  # folders of a run
@@ -61,18 +58,6 @@ def run_arms(
                 with placed(where):
                     records = recipe.run(own, workdir, fork=fork, quiet=quiet)
     if config.profile:
-        meshes.on_main(lambda: save_profiles(Path(workdir)))
+        meshes.on_main(lambda: lacking.save(workdir))
         meshes.on_main(lambda: write_report(workdir, recipe.layout))
     return records
-
-
-def save_profiles(run: Path) -> None:
-    """RUN/profiles/ARM/profile.{html,jsonl,csv} of what each arm's students learnt from; where there is too little of
-    it, that is said."""
-    found = synthetic_profiles(run)
-    for arm, profile in found.profiles.items():
-        profile.save(run / "profiles" / arm)
-    for arm, why in found.missing.items():
-        say(f"profile of {arm}: {why}")
-    (run / "profiles").mkdir(exist_ok=True)
-    (run / "profiles/missing.json").write_text(json.dumps(found.missing, indent=1) + "\n")

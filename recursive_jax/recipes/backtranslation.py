@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from recursive_jax import mesh as meshes
 from recursive_jax import rewards
 from recursive_jax.config import DataConfig
 from recursive_jax.curate import rules
@@ -34,9 +33,8 @@ from recursive_jax.recipes import backtranslation_rows as rows
 from recursive_jax.recipes import instruction_rows as shared
 from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
 from recursive_jax.recipes.instructions import Studio
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, concluded
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -127,10 +125,7 @@ def backtranslation(
             student = studio.train(round, "student", data)
             held = studio.measure(round, student, before, len(data))
             before = before or held
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, written_layout))
-        return records
+        return concluded(run, round, written_layout)
 
 
 recipe = Recipe(

@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig
 from recursive_jax.curate import rules
 from recursive_jax.curate.select import with_status
@@ -27,10 +26,9 @@ from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import judge_of
 from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
 from recursive_jax.recipes.instructions import Studio
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, concluded
 from recursive_jax.recipes.talks import AI, HUMAN, as_rows, with_talk
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -98,10 +96,7 @@ def baize(config: BaizeConfig, workdir: Any, *, fork: Any = None, quiet: bool = 
             best = fed_back(studio, round, seed, student)
             student = studio.tuned(round, best, start=studio.adapted(student))
             studio.measure(round, student, before, len(best))
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, written_layout))
-        return records
+        return concluded(run, round, written_layout)
 
 
 recipe = Recipe(

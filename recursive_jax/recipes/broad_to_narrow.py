@@ -25,14 +25,13 @@ from recursive_jax.data.template import Examples, Template, examples_dataset, ta
 from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.model import Model, transformer
 from recursive_jax.recipes import narrow_rows as rows
-from recursive_jax.recipes.llm2llm_rows import held_out_task
+from recursive_jax.recipes.llm2llm_rows import given, held_out_task
 from recursive_jax.recipes.narrow_config import BroadToNarrowConfig, check_size, tokenizer_of
 from recursive_jax.recipes.narrow_rows import Asking
-from recursive_jax.recipes.recipe import Recipe, task_problems
+from recursive_jax.recipes.recipe import Recipe, concluded, task_problems
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems, training_cost
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.narrow import narrow_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -55,13 +54,13 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
     chat = isinstance(teacher, Remote) if config.teacher_chat is None else config.teacher_chat
     shots = min(config.teacher_shots, len(seed_rows) - 1)
     shown = Examples(((tuple(seed_rows), shots),), seed=config.seed, fixed=True)
-    about = f"{config.description.strip()}\n\n" if config.description else ""
-    broad = dataclasses.replace(task, template=dataclasses.replace(template, chat=chat, system="", examples=shown,
-                                                                   prompt=about * chat + template.prompt))  # fmt: skip
+    prompt = asking.about * chat + template.prompt
+    asks = dataclasses.replace(template, chat=chat, system="", examples=shown, prompt=prompt)
+    broad = dataclasses.replace(task, template=asks)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         run.progress.total = 9 + config.rounds * (10 if config.verify == "none" else 12)
         first = run.round(0)
-        seed = data = first.dataset("seed", rows.joined, asking.columns, template, rows.given(seed_rows))
+        seed = data = first.dataset("seed", rows.joined, asking.columns, template, given(seed_rows))
         student, before = trained(first, config, new, template, task, data, by, None)
         of_teacher = first.dataset("held-out-teacher", answered, teacher, broad, {"stop": ("\n",)})
         first.evaluate("teacher", teacher, rows.narrow_numbers, broad, of_teacher, 0, by, None)
@@ -70,15 +69,12 @@ def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = No
             kept = written(round, config, asking, teacher, broad, student, task, seed, data)
             data = round.dataset("data", rows.joined, asking.columns, template, data, kept)
             student, _ = trained(round, config, new, template, task, data, by, before)
-        run.name_model("student", round, "student", default=True)
         for name, model, ask in (("speed", student, template), ("speed-teacher", teacher, broad.template)):
             if isinstance(model, Model):
                 round.evaluate(name, model, rows.speed, model, ask, held_out, config.sampling.max_tokens or 32)
         if meshes.is_main():
             rows.export(student, run.path / run.own_name("exported"))
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, narrow_layout))
-        return records
+        return concluded(run, round, narrow_layout)
 
 
 def trained(

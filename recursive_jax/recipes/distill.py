@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.curate import rules
 from recursive_jax.curate.select import with_status
 from recursive_jax.curate.student_texts import StudentTexts
@@ -30,12 +29,13 @@ from recursive_jax.objectives import Distill
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import SelfTrainingConfig, bare, cost, rounds_of
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 
 class DistillConfig(SelfTrainingConfig):
     """A student follows a teacher."""
+
+    NEEDS = ("base", "task", "teacher")
 
     recipe: str = "distill"
 
@@ -50,16 +50,10 @@ class DistillConfig(SelfTrainingConfig):
     distill_rate: float = Field(1e-5, gt=0.0, description="learning rate of the rounds, of distributions")
     right_only: bool = Field(False, description="learn only from teacher's texts that are right")
 
-    @model_validator(mode="after")
-    def _teacher(self) -> DistillConfig:
-        if not self.teacher:
-            raise ValueError(f"recipe={self.recipe} needs teacher")
-        return self
-
 
 def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
     config: Any = course.config
-    teacher = load_model(config.teacher, meshes.make_mesh(config.mesh))
+    teacher = course.model(config.teacher)
     if config.how == "texts":
         answers = course.answers(round, "answers", teacher, course.problems, temperature=0.0)
         kept = round.select("kept", answers, [with_status("ok"), *([rules.correct()] if config.right_only else [])])

@@ -18,16 +18,14 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.parsers import Completion, Label
 from recursive_jax.recipes import instruction_rows as shared
 from recursive_jax.recipes.evolution import ELIMINATION, OPERATORS, as_asked, next_pool, to_evolve
 from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
 from recursive_jax.recipes.instructions import Studio
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, concluded
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -48,10 +46,10 @@ class EvolInstructConfig(InstructionsConfig):
     judge_equal: bool = Field(True, description="ask the teacher whether an evolved prompt gained anything")
 
 
-def evolved(studio: Studio, round: Round, pool: Stored, operators: dict[str, tuple[str, str]]) -> Stored:
+def evolved(studio: Studio, round: Round, pool: Stored) -> Stored:
     """What the pool's prompts become, answered; of these what survives."""
     draw = round.seed("operators") % 2**31
-    asked = round.dataset("operators", to_evolve, pool, operators, draw)
+    asked = round.dataset("operators", to_evolve, pool, OPERATORS, draw)
     settings = studio.settings(temperature=1.0, top_p=0.95)
     new = round.generate(
         "evolved", studio.teacher, asked, settings, template=studio.ask("{ask}", Completion("{evolved}", whole=True))
@@ -59,7 +57,7 @@ def evolved(studio: Studio, round: Round, pool: Stored, operators: dict[str, tup
     rows = round.dataset("prompts", as_asked, new)
     if not len(rows):
         return rows
-    if getattr(studio.config, "judge_equal", True):
+    if studio.config.judge_equal:
         template = studio.ask(EQUAL, Label(("Equal", "Not Equal"), "equal", lenient=studio.remote))
         greedy = {"temperature": 0.0, "max_tokens": 8, "batch": studio.config.sampling.batch}
         judged = round.generate(
@@ -85,16 +83,13 @@ def evol_instruct(config: EvolInstructConfig, workdir: Any, *, fork: Any = None,
         before, found = studio.measure(round, studio.base), []
         for number in range(1, config.rounds + 1):
             round = run.round(number)
-            kept = evolved(studio, round, pool, OPERATORS)
+            kept = evolved(studio, round, pool)
             found.append(kept)
             pool = round.dataset("pool", next_pool, pool, kept)
         data = round.dataset("data", shared.joined, *([seed] if config.keep_seed else []), *found)
         student = studio.tuned(round, data)
         studio.measure(round, student, before, len(data))
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, written_layout))
-        return records
+        return concluded(run, round, written_layout)
 
 
 recipe = Recipe(

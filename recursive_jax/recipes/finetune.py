@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.task import task_metrics
@@ -34,19 +34,13 @@ from recursive_jax.train.log import console
 class FinetuneConfig(RecipeConfig):
     """One model on a task, before and after."""
 
+    NEEDS = ("base", "task")
+
     recipe: str = "finetune"
 
     base: str = Field(description="the model: a run, a Hugging Face folder, a GGUF, smollm2")
     task: TaskConfig
     lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("base", "task") if isinstance(raw, dict) and raw.get(key) is None]
-        if missing:
-            raise ValueError("\n".join(f"recipe=finetune needs {key}" for key in missing))
-        return raw
 
 
 def finetune(config: FinetuneConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, TaskConfig
@@ -27,6 +26,8 @@ class InstructionTask(TaskConfig):
 class InstructionsConfig(RecipeConfig):
     """A teacher writes, a student is tuned on what is kept."""
 
+    NEEDS = ("base", "task")
+
     base: str = Field("", description="the student before: a run, a Hugging Face folder, a GGUF, smollm2")
     teacher: str | None = Field(None, description="who writes: a model, or openai:MODEL@URL; default: the base itself")
     teacher_chat: bool | None = Field(
@@ -37,14 +38,6 @@ class InstructionsConfig(RecipeConfig):
     epochs: float = Field(2.0, gt=0.0, description="over the rows learnt from; decides train.steps")
     problems: PositiveInt | None = Field(None, description="held-out rows, the first ones; default: all")
     judge: str | None = Field(None, description="a model that compares answers before and after, in both orders")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("base", "task") if isinstance(raw, dict) and not raw.get(key)]
-        if missing:
-            raise ValueError("\n".join(f"recipe={raw.get('recipe')} needs {key}" for key in missing))
-        return raw
 
 
 def cost(config: InstructionsConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -13,6 +13,8 @@ from recursive_jax.recipes.recipe import RecipeConfig
 
 class Llm2llmConfig(RecipeConfig):
     """Rounds that write more of what the student gets wrong."""
+
+    NEEDS = ("base", "task")
 
     recipe: str = "llm2llm"
 
@@ -30,15 +32,11 @@ class Llm2llmConfig(RecipeConfig):
     ablations: bool = Field(False, description="beside it the paper's four ablations, each with as many new rows")
     replicates: PositiveInt = Field(1, description="seeds")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("base", "task") if isinstance(raw, dict) and raw.get(key) is None]
-        if missing:
-            raise ValueError("\n".join(f"recipe=llm2llm needs {key}" for key in missing))
-        if isinstance(raw, dict) and raw.get("arms"):
+    @model_validator(mode="after")
+    def _own_arms(self) -> Llm2llmConfig:
+        if self.arms:
             raise ValueError("arms: llm2llm has arms of its own, which add as many rows: ablations=true")
-        return raw
+        return self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from recursive_jax.config import ModelConfig, TaskConfig
 from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer
@@ -16,6 +16,8 @@ from recursive_jax.recipes.recipe import RecipeConfig
 
 class BroadToNarrowConfig(RecipeConfig):
     """A broad teacher writes data for one task; a narrow student learns it."""
+
+    NEEDS = ("teacher", "task")
 
     recipe: str = "broad_to_narrow"
 
@@ -39,14 +41,6 @@ class BroadToNarrowConfig(RecipeConfig):
         "none", description="who must answer a new row as it is labelled: the last student, the teacher with examples"
     )
     teacher_shots: int = Field(8, ge=0, description="seed rows that the teacher is shown when it answers itself")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _must(cls, raw: Any) -> Any:
-        missing = [key for key in ("teacher", "task") if isinstance(raw, dict) and not raw.get(key)]
-        if missing:
-            raise ValueError("\n".join(f"recipe=broad_to_narrow needs {key}" for key in missing))
-        return raw
 
 
 def tokenizer_of(config: BroadToNarrowConfig, texts: Sequence[str]) -> Any:

@@ -101,10 +101,6 @@ def verified(kept: Dataset, judge: Any, task: Task) -> Dataset:
     return kept.with_column("score", [s or 0.0 for s in answers.column("score")])
 
 
-def given(seed_rows: list[dict]) -> Dataset:
-    return Dataset.from_rows([{**row, "id": f"seed/{n}"} for n, row in enumerate(seed_rows)])
-
-
 def narrow_numbers(task: Task, answers: Dataset, data_rows: int, by: str | None, before: Dataset | None) -> dict:
     """Of the held-out rows; by class, and where there are answers of the seed's student the paired test with them."""
     found = {**task_numbers(task, answers), "data_rows": data_rows}

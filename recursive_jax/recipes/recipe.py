@@ -8,10 +8,10 @@ resumed as ours are (docs/examples/own_recipe.py)."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig, SamplingConfig, Section, TaskConfig, TrainConfig
@@ -19,13 +19,16 @@ from recursive_jax.data.template import Template, task_rows
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.network import Network
 from recursive_jax.rounds.preflight import training_cost
-from recursive_jax.rounds.report import Layout, plain_layout
+from recursive_jax.rounds.report import Layout, plain_layout, write_report
+from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.run import Run
 
 
 class RecipeConfig(Section):
     """What the config of every recipe has; a recipe's own derives from it and adds its sections."""
 
     HOW = frozenset(("name", "mesh"))
+    NEEDS: ClassVar[tuple[str, ...]] = ()  # keys that have no default
 
     name: str = "run"
     recipe: str = Field(
@@ -40,6 +43,15 @@ class RecipeConfig(Section):
     )
     replicates: PositiveInt = Field(1, description="every arm so many times, with other random numbers")
     profile: bool = Field(False, description="the collapse profile of the rows that students learn from: RUN/profiles")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs(cls, raw: Any) -> Any:
+        missing = [key for key in cls.NEEDS if isinstance(raw, Mapping) and not raw.get(key)]
+        if missing:
+            name = raw.get("recipe") or cls.model_fields["recipe"].default
+            raise ValueError("\n".join(f"recipe={name} needs {key}" for key in missing))
+        return raw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +80,14 @@ class Recipe:
         lines = [*meshes.mesh_config_problems(config.mesh), *self.check(config)]
         if lines:
             raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def concluded(run: Run, round: Round, layout: Layout = plain_layout, result: str = "student") -> list[dict]:
+    """The end of a recipe: its last model is named as the run's, the report is written; the metrics records."""
+    run.name_model(result, round, result, default=True)
+    records = run.refresh_metrics()
+    meshes.on_main(lambda: write_report(run.path, layout))
+    return records
 
 
 def task_problems(task: TaskConfig, seed: int, columns: Sequence[str] = ()) -> list[str]:

@@ -16,9 +16,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from recursive_jax import mesh as meshes
 from recursive_jax import rewards
 from recursive_jax.config import TrainConfig
 from recursive_jax.data.dataset import Dataset, python_rows
@@ -32,7 +31,6 @@ from recursive_jax.recipes.answers import Course, check, judge_of
 from recursive_jax.recipes.policy_rounds import PolicyConfig, reinforced
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import cost, rounds_of
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 COMPARE = "Which answer is better?\nQuestion: {prompt}\n\nA: {first}\n\nB: {second}\n\nThe better one (A, B or tie): "
@@ -44,6 +42,8 @@ RATE = (
 
 class RlaifConfig(PolicyConfig):
     """Rounds of policy gradient by a model's preferences."""
+
+    NEEDS = ("base", "task", "judge")
 
     recipe: str = "rlaif"
 
@@ -58,16 +58,10 @@ class RlaifConfig(PolicyConfig):
     beta: float = Field(0.05, ge=0.0, description="of the divergence from the student that a round begins with")
     reward: TrainConfig = Field(TrainConfig(steps=100, batch=16, learning_rate=1e-4), description="of reward models")
 
-    @model_validator(mode="after")
-    def _judge(self) -> RlaifConfig:
-        if not self.judge:
-            raise ValueError("recipe=rlaif needs judge")
-        return self
-
 
 def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
     config: Any = course.config
-    judge = load_model(config.judge, meshes.make_mesh(config.mesh))
+    judge = course.model(config.judge)
     asked = course.template.prompt
     if config.direct:
         rated = Template(
@@ -85,7 +79,7 @@ def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:
         column="won",
     )
     pairs = round.dataset("pairs", as_pairs, judged)
-    trunk = scoring_model(student if course.start is None else course.start, seed=round.seed("head") % 2**31)
+    trunk = scoring_model(course.start, seed=round.seed("head") % 2**31)
     model = round.train("reward-model", trunk, pairs, config.reward, PairwiseReward())
     return reinforced(course, round, student, rewards.reward_model(model))
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.parsers import Label, Numbered, Sections
@@ -30,9 +29,8 @@ from recursive_jax.recipes import instruction_rows as shared
 from recursive_jax.recipes.instruction_config import InstructionsConfig, check, cost
 from recursive_jax.recipes.instructions import Studio
 from recursive_jax.recipes.proposals import keepers, shown_lists
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, concluded
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.written import written_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
@@ -131,10 +129,7 @@ def self_instruct(config: SelfInstructConfig, workdir: Any, *, fork: Any = None,
         data = round.dataset("data", shared.joined, *([seed] if config.keep_seed else []), rows)
         student = studio.tuned(round, data)
         studio.measure(round, student, before, len(data))
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path, written_layout))
-        return records
+        return concluded(run, round, written_layout)
 
 
 recipe = Recipe(

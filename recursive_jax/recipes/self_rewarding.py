@@ -69,13 +69,9 @@ def problems_of(course: Course, round: Round, student: Model) -> Any:
         "proposed", student, asked, {"temperature": 0.7, "top_p": 0.9, "max_tokens": 256}, template=template
     )
     known = tuple(map(str, course.problems.column(column)))
-    readable = round.dataset("readable", read_well, new)
-    kept = round.select("new", readable, [rules.words(3, 150, column), rules.novel(0.7, column, known)])
+    chosen = [with_status("ok", "length"), rules.words(3, 150, column), rules.novel(0.7, column, known)]
+    kept = round.select("new", new, chosen)
     return round.dataset("problems", all_of, course.problems, kept, column)
-
-
-def read_well(new: Dataset) -> Dataset:
-    return new.take([n for n, status in enumerate(new.column("status")) if status in ("ok", "length")])
 
 
 def all_of(problems: Dataset, new: Dataset, column: str) -> Dataset:

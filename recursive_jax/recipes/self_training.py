@@ -20,10 +20,10 @@ from recursive_jax.data.template import examples_dataset, task_rows
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, measured, opened
+from recursive_jax.recipes.recipe import concluded
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import training_cost
-from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
 
@@ -66,10 +66,7 @@ def rounds_of(config: SelfTrainingConfig, workdir: Any, advance: Advance, *, for
                 student, count = advance(course, round, student)
             held = round.dataset("held-out", answered, student, task, {})
             round.evaluate("evaluation", student, measured, task, held, count, inputs={"answers": held})
-        run.name_model("student", round, "student", default=True)
-        records = run.refresh_metrics()
-        meshes.on_main(lambda: write_report(run.path))
-        return records
+        return concluded(run, round)
 
 
 def self_training(config: SelfTrainingConfig, workdir: Any, right: Right, *, fork: Any = None, quiet: bool = False):

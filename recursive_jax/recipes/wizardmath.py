@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax import rewards
 from recursive_jax.config import TrainConfig
 from recursive_jax.curate.rewards import Reward
 from recursive_jax.data.parsers import Label, Score
 from recursive_jax.data.template import Template
+from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.model import Model
 from recursive_jax.models.scoring import scoring_model
 from recursive_jax.objectives import ListwiseReward, ProcessReward
@@ -34,7 +34,6 @@ from recursive_jax.recipes.policy_rounds import PolicyConfig, reinforced
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import cost, rounds_of
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.round import Round
 
 RATE = (
@@ -46,6 +45,8 @@ MARK = "Is the last step of the solution right?\nProblem: {problem}\nSolution:\n
 
 class WizardmathConfig(PolicyConfig):
     """Evolution, two reward models, and reinforcement by their product."""
+
+    NEEDS = ("base", "task", "teacher")
 
     recipe: str = "wizardmath"
 
@@ -61,19 +62,13 @@ class WizardmathConfig(PolicyConfig):
     signal: Literal["grpo", "rloo", "reinforce", "gae"] = "gae"
     loss_type: str = "ppo"
 
-    @model_validator(mode="after")
-    def _teacher(self) -> WizardmathConfig:
-        if not self.teacher:
-            raise ValueError("recipe=wizardmath needs teacher")
-        return self
-
 
 def problems_of(course: Course, round: Round, teacher: Any, column: str) -> tuple[Stored, Stored]:
     """(all problems, those evolved among them; their versions in order, the best first)."""
     c: Any = course.config
     pool = round.dataset("problems-0", rows.as_asked, course.problems, column)
     found = [pool]
-    chat = bool(getattr(teacher, "url", ""))
+    chat = isinstance(teacher, Remote)
     for k in range(1, c.evolutions * (c.versions - 1) + 1):
         asked = round.dataset(f"operators-{k}", to_evolve, pool, MATHS, round.seed(f"operators-{k}") % 2**31)
         settings = {"temperature": 0.7, "max_tokens": 160, "batch": c.sampling.batch, "stop": ("\n\n",)}
@@ -99,7 +94,7 @@ def steps_of(course: Course, round: Round, student: Model, teacher: Any) -> Stor
     if c.marks == "equation":
         marked = round.dataset("marked", rows.marked_by_equation, cut)
     else:
-        chat = bool(getattr(teacher, "url", ""))
+        chat = isinstance(teacher, Remote)
         template = Template(MARK, parser=Label(("Right", "Wrong"), "mark", lenient=chat), chat=chat)
         settings = {"temperature": 0.0, "max_tokens": 4, "batch": c.sampling.batch}
         marked = round.generate("marked", teacher, cut, settings, template=template, constrained=not chat)
@@ -109,10 +104,10 @@ def steps_of(course: Course, round: Round, student: Model, teacher: Any) -> Stor
 def both_rewards(course: Course, round: Round, student: Model) -> tuple[Reward, Stored]:
     """(the product of the two reward models, all problems), made of the first student's answers."""
     c: Any = course.config
-    teacher = load_model(c.teacher, meshes.make_mesh(c.mesh))
+    teacher = course.model(c.teacher)
     column = question_of(course.template)
     everything, ranked = problems_of(course, round, teacher, column)
-    trunk = scoring_model(student if course.start is None else course.start, round.seed("head") % 2**31)
+    trunk = scoring_model(course.start, round.seed("head") % 2**31)
     irm = round.train("instruction-reward", trunk, ranked, c.reward, ListwiseReward())
     steps = steps_of(course, round, student, teacher)
     prm = round.train("process-reward", trunk, steps, c.reward, ProcessReward(separator=c.separator))
