@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recursive_jax.curate.rewards import TAKEN, Grade, Reward, Row, as_row_dicts, field, truth
+from recursive_jax.curate.rewards import TAKEN, Grade, Reward, Row, as_row_dicts, cut_in_steps, field, truth
 from recursive_jax.data import chat
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.parsers import Label
@@ -152,7 +152,7 @@ class ProcessModel(Reward):
         pieces: list[np.ndarray] = []
         counts = []
         for row in rows:
-            steps = [s for s in str(field(row, "text")).split(self.separator) if s.strip()]
+            steps = cut_in_steps(str(field(row, "text")), self.separator)
             ids = list(row.get("prompt") if row.get("prompt") is not None and len(row["prompt"]) else [tokenizer.bos])
             own = []
             for step in steps:

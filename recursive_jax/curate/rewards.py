@@ -251,6 +251,11 @@ def weighted(parts: Mapping[str, tuple[Any, float]], how: str = "weighted", by: 
     return Combined(how, tuple(rewards), tuple(map(float, weights)), tuple(parts), by)
 
 
+def cut_in_steps(text: str, separator: str = "\n") -> list[str]:
+    """The steps of a solution: what stands between separators, blank pieces left out."""
+    return [piece for piece in text.split(separator) if piece.strip()]
+
+
 #: How the numbers of steps become one.
 TAKEN: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -280,7 +285,7 @@ class Steps(Reward):
         counts = []
         for row in rows:
             text = str(field(row, self.column))
-            pieces = [piece for piece in text.split(self.separator) if piece.strip()]
+            pieces = cut_in_steps(text, self.separator)
             before = [self.separator.join(pieces[:n]) for n in range(len(pieces))]
             asked += [{**row, "text": piece, "before": b} for piece, b in zip(pieces, before, strict=True)]
             counts.append(len(pieces))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from recursive_jax.curate.rewards import cut_in_steps
 from recursive_jax.data.dataset import Dataset, python_rows
 
 NONE = "none"
@@ -71,7 +72,7 @@ def planted(
     rows = []
     for n, row in enumerate(python_rows(problems.table)):
         rng = np.random.default_rng([seed, n])
-        steps = [step for step in str(row[solution]).split(separator) if step.strip()]
+        steps = cut_in_steps(str(row[solution]), separator)
         core = {"parents": [row["id"]], "question": str(row[question]), "right": separator.join(steps)}
         rows.append(
             {**core, "id": f"{row['id']}/none", "answer": core["right"], "error": NONE, "critique": "it is right"}

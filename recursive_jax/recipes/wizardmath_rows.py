@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from recursive_jax import rewards
 from recursive_jax.curate.arithmetic import NotArithmetic, arithmetic
-from recursive_jax.curate.rewards import Grade, Reward, Row
+from recursive_jax.curate.rewards import Grade, Reward, Row, cut_in_steps
 from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
@@ -84,7 +84,7 @@ def in_steps(answers: Dataset, template: Template, separator: str) -> Dataset:
     rows = []
     for row in python_rows(answers.table):
         asked = template.asks({k.removeprefix("source_"): v for k, v in row.items()})
-        steps = [step for step in row["text"].split(separator) if step.strip()]
+        steps = cut_in_steps(row["text"], separator)
         for n, step in enumerate(steps):
             before = "".join(s + separator for s in steps[:n])
             core = {"id": f"{row['id']}/{n}", "solution": row["id"], "problem": asked}
@@ -126,7 +126,7 @@ def with_labels(answers: Dataset, marked: Dataset, separator: str) -> Dataset:
     for row in python_rows(answers.table):
         own = labels.get(row["id"], [])
         if any(x is not None for x in own):
-            steps = [step for step in row["text"].split(separator) if step.strip()]
+            steps = cut_in_steps(row["text"], separator)
             rows.append({"id": row["id"], "prompt": row["prompt"], "steps": steps, "labels": own})
     if not rows:
         raise InputError("no step of any solution is marked right or wrong: see `marks`, and `separator`")
