@@ -20,7 +20,7 @@ import numpy as np
 
 from recursive_jax import mesh as meshes
 from recursive_jax.collapse.intervals import proportion
-from recursive_jax.collapse.likelihood import rows_per_batch, rows_to_batch
+from recursive_jax.collapse.likelihood import cross_entropy, rows_per_batch, rows_to_batch
 from recursive_jax.collapse.tails import deciles
 from recursive_jax.config import LanguageConfig
 from recursive_jax.data.dataset import Dataset
@@ -158,6 +158,23 @@ def exact_kl(
         "confident_wrong": float(means_X[-2]),
         **_knowledge(language, judged.tokens, judged.states, judged.found_NTX[..., :4].sum(-1)),
     }
+
+
+def bound_kl(
+    language: Language, rows: Sequence[np.ndarray], losses: Sequence[np.ndarray], base: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Of a model that bounds the likelihood of whole rows and says nothing of a next token: `kl_total`, an upper bound
+    of the KL per token from the truth, nats, with its standard errors as of `exact_kl`. It has no parts. losses: of the
+    model, base: of the one that its change is measured from, row by row (nats, cut at the context)."""
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for n, row in enumerate(rows):
+        tokens[n, : len(row)] = row
+    states, _ = language.parse(tokens)
+    truth = [language.P_AV[states[n, : len(x)], tokens[n, : len(x)]] for n, x in enumerate(losses)]
+    excess = [np.asarray(x, np.float64) + np.log(p) for x, p in zip(losses, truth, strict=True)]
+    kl, stderr = cross_entropy(excess)
+    change = cross_entropy([np.asarray(a, np.float64) - b for a, b in zip(losses, base, strict=True)])[1]
+    return {"kl_total": kl, "kl_total_stderr": stderr, "kl_total_change_stderr": change}
 
 
 def _knowledge(language: Language, tokens: np.ndarray, states: np.ndarray, kl_NT: np.ndarray) -> dict[str, Any]:

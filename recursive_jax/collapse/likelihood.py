@@ -51,7 +51,8 @@ def token_losses(model: Model, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
 def example_losses(model: Model, examples: Sequence[Example]) -> list[np.ndarray]:
     """-log p of the tokens that count in each example (float32, nats); examples are read as they stand, without a start
     token put before them, and cut at the context."""
-    found = token_logprobs(model, [e.tokens for e in examples], opened=True)
+    prompts = [int(np.argmax(e.loss)) for e in examples]
+    found = token_logprobs(model, [e.tokens for e in examples], opened=True, given=prompts)
     return [-f[e.loss[1 : len(f) + 1]] for f, e in zip(found, examples, strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recursive_jax.collapse.diversity import sample_statistics
-from recursive_jax.collapse.exact import Judged, exact_kl, judge, oracle_kl, validity
+from recursive_jax.collapse.exact import Judged, bound_kl, exact_kl, judge, oracle_kl, validity
 from recursive_jax.collapse.likelihood import (
     HISTOGRAM_EDGES,
     QUANTILES,
@@ -21,6 +21,7 @@ from recursive_jax.collapse.tails import tail_lost, token_frequencies
 from recursive_jax.config import EvaluateConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World
+from recursive_jax.generate.hidden_score import denoising
 from recursive_jax.generate.score import token_entropies
 from recursive_jax.models.model import Model
 
@@ -47,7 +48,8 @@ class Yardstick:
             world.language.marginals_V if world.language else token_frequencies(world.train.tokens(), reference.vocab)
         )
         losses = token_losses(reference, held_out)
-        judged = judge(reference, world.language, held_out) if world.language else None
+        exact = world.language is not None and denoising(reference) is None
+        judged = judge(reference, world.language, held_out) if exact else None
         return cls(held_out, truth, reference, world, losses, judged)
 
 
@@ -74,13 +76,17 @@ def measure(
     metrics.update(sample_statistics(rows, model.vocab, config.token_budget))
     metrics.update(tail_lost(rows, yardstick.truth_V, config.token_budget))
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
-    if yardstick.world.language is None:
+    language, fills = yardstick.world.language, denoising(model) is not None
+    if language is None and not fills:
         entropies = np.concatenate(list(token_entropies(model, yardstick.held_out)))
         metrics["anchor_entropy"] = float(entropies.mean())
-    else:
-        metrics.update(exact_kl(model, yardstick.world.language, yardstick.held_out, yardstick.reference_judged))
+    if language is not None:
+        if fills:
+            metrics.update(bound_kl(language, yardstick.held_out, losses, yardstick.reference_losses))
+        else:
+            metrics.update(exact_kl(model, language, yardstick.held_out, yardstick.reference_judged))
         if not any(len(p) > 1 for p in samples.prompts()):  # a continuation begins in the middle of a sentence
-            metrics.update(validity(yardstick.world.language, rows, (len(samples), model.max_length)))
+            metrics.update(validity(language, rows, (len(samples), model.max_length)))
         if training is not None:
-            metrics.update(oracle_kl(yardstick.world.language, [r for r in training.tokens() if len(r)]))
+            metrics.update(oracle_kl(language, [r for r in training.tokens() if len(r)]))
     return metrics

@@ -170,7 +170,8 @@ def choices_numbers(model: Model, task: Choices) -> tuple[dict[str, Any], list[d
             if len(pieces[-1]) > model.max_length:
                 size = len(pieces[-1])
                 raise InputError(f"a choice of {task.name} has {size} tokens, the model reads {model.max_length}")
-    passes = token_logprobs(model, pieces, opened=True)
+    prompts = [len(piece) - count for piece, count in zip(pieces, counts, strict=True)]
+    passes = token_logprobs(model, pieces, opened=True, given=prompts)
     totals = iter([float(np.sum(x[-c:], dtype=np.float64)) for x, c in zip(passes, counts, strict=True)])
     lengths = iter(sizes)
     rows = []

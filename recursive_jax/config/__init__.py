@@ -7,13 +7,14 @@ from recursive_jax.config.loader import difference, grown, without_keys
 from recursive_jax.config.model import LoraConfig, ModelConfig, RopeScaling
 from recursive_jax.config.remote import RemoteConfig
 from recursive_jax.config.rounds import ArmConfig, EvaluateConfig, FilterConfig, RoundsConfig
-from recursive_jax.config.sampling import SamplingConfig
+from recursive_jax.config.sampling import DenoiseConfig, SamplingConfig
 from recursive_jax.config.section import Section
 from recursive_jax.config.train import TrainConfig, row_length
 
 __all__ = [
     "ArmConfig",
     "DataConfig",
+    "DenoiseConfig",
     "EvaluateConfig",
     "FilterConfig",
     "LanguageConfig",

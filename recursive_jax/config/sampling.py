@@ -13,6 +13,33 @@ from pydantic import Field, PositiveInt, model_validator
 from recursive_jax.config.section import Section
 
 
+class DenoiseConfig(Section):
+    """How a text is written out of order: all of it is hidden, and some of it comes to light in every step."""
+
+    steps: PositiveInt | None = Field(
+        None, le=2**16, description="of a row, spread evenly over its blocks; default: one for each token"
+    )
+    block_size: int = Field(0, ge=0, description="blocks of so many tokens, one after the other; 0: all at once")
+    remasking: Literal["random", "ancestral", "low_confidence", "entropy", "left_to_right", "mask_predict", "gibbs"] = (
+        Field(
+            "random",
+            description="what stays hidden. random (so many), ancestral (each by itself): by the model's own law; "
+            "low_confidence: what is least sure; entropy: most uncertain; left_to_right: what lies to the right; "
+            "mask_predict: what is least sure is hidden again; gibbs: one token at a time is hidden and drawn anew",
+        )
+    )
+    threshold: float = Field(
+        0.0, ge=0.0, lt=1.0, description="every token that is surer than this comes to light at once; 0: off"
+    )
+    cfg_scale: float = Field(0.0, ge=0.0, description="classifier-free guidance: sampling.guidance less 1")
+    suppress_tokens: tuple[int, ...] = Field((), description="ids that are never written")
+    mask_id: int | None = Field(None, description="id that hides a token; default: the tokenizer's, or the model's")
+    fill: bool = Field(False, description="the model was trained on rows that end tokens fill up")
+    block_causal: bool = Field(
+        False, description="the model reads only the blocks before (trained by blocks): what it has read is kept"
+    )
+
+
 class SamplingConfig(Section):
     """How text is sampled. All but the last group may differ from request to request in one batch."""
 
@@ -37,6 +64,9 @@ class SamplingConfig(Section):
         1.0, ge=0.0, description="weight of the prompt against the empty (or the request's negative) prompt; 1: off"
     )
 
+    denoise: DenoiseConfig | None = Field(
+        None, description="write out of order, by a model that fills gaps; default: as the model was trained to"
+    )
     beams: PositiveInt = Field(1, description="beam search of this width; no sampling")
     length_penalty: float = Field(1.0, description="beams are ranked by log-probability / length ** length_penalty")
     best_of: PositiveInt = Field(1, description="rows sampled per request, of which the n_best most probable are kept")
@@ -81,6 +111,11 @@ class SamplingConfig(Section):
         if constraints:
             used = [k for k in ("stop", "stop_tokens", "bad_words", "min_tokens") if getattr(self, k)]
             errors += [f"{k} has no use with {constraints[0]}, which says where a row ends" for k in used]
+        if self.denoise is not None:
+            used = [k for k in UNDENOISED if getattr(self, k) != type(self).model_fields[k].default]
+            errors += [f"{k} has no use with denoise, which writes out of order" for k in used]
+            if self.guidance != 1.0 and self.denoise.cfg_scale:
+                errors.append("guidance and denoise.cfg_scale: one of the two (guidance = 1 + cfg_scale)")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             errors.append(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
         if "" in (*self.stop, *self.bad_words):
@@ -90,4 +125,14 @@ class SamplingConfig(Section):
         return self
 
 
+UNDENOISED = (
+    "beams",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "bad_words",
+    "regex",
+    "json_schema",
+    "grammar",
+)
 UNBEAMED = ("top_k", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "stop", "guidance")

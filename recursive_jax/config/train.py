@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -33,6 +33,10 @@ class TrainConfig(Section):
         gt=0.0,
         le=1.0,
         description="tokens that the model gives more than this are left out of the loss (arXiv:2509.08972); 1: none",
+    )
+    objective: dict[str, Any] = Field(
+        {},
+        description="what is trained for where the recipe leaves it open: {name: masked, share: 0.3}; default: causal",
     )
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)

@@ -124,9 +124,9 @@ class Likelihood(Reward):
         pieces = [np.asarray([*(row.get("prompt") or start), *field(row, "tokens")], np.int32) for row in rows]
         counts = [len(row["tokens"]) for row in rows]
         out = []
-        for piece, count, found in zip(
-            pieces, counts, token_logprobs(self.model, pieces, opened=True, dtype=self.dtype), strict=True
-        ):
+        given = [len(piece) - count for piece, count in zip(pieces, counts, strict=True)]
+        passes = token_logprobs(self.model, pieces, opened=True, given=given, dtype=self.dtype)
+        for piece, count, found in zip(pieces, counts, passes, strict=True):
             whole = count and len(found) == len(piece) - 1
             out.append(Grade(float(np.mean(found[-count:], dtype=np.float64)) if whole else None))
         return out

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import tokenizers
 
 from recursive_jax.config import LanguageConfig
@@ -410,3 +411,23 @@ def tokenizer_from_json(stored: dict) -> Tokenizer:
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """Whether each id begins a word: bool `[vocab]`. By the marks of its kind: a blank before the word (byte-level BPE,
+    SentencePiece), no `##` (WordPiece); every word of the embedded language; of bytes, a blank, which goes with the
+    word behind it. Special tokens stand alone."""
+    if isinstance(tokenizer, ByteTokenizer):
+        found = np.isin(np.arange(tokenizer.vocab), [9, 10, 13, 32])
+        found[256:] = True
+        return found
+    if not isinstance(tokenizer, FileTokenizer):
+        return np.ones(tokenizer.vocab, bool)
+    tokens = [tokenizer.token(i) or "" for i in range(tokenizer.vocab)]
+    continued = sum(t.startswith("##") for t in tokens)
+    if continued:
+        found = np.array([not t.startswith("##") for t in tokens])
+    else:
+        found = np.array([t[:1] in ("Ġ", "▁", " ", "Ċ", "\n") for t in tokens])
+    found[[i for i in tokenizer.special_ids if i < len(found)]] = True
+    return found

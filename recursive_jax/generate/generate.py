@@ -17,8 +17,10 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
 from recursive_jax.generate.beam import beam_search
+from recursive_jax.generate.denoise import Denoiser
 from recursive_jax.generate.dialogue import Dialogue, hold, repeated
 from recursive_jax.generate.engine import Engine, slots_for
+from recursive_jax.generate.hidden_score import denoising
 from recursive_jax.generate.prefill import Prefill, Row
 from recursive_jax.generate.reading import ask, constrained_by
 from recursive_jax.generate.remote.model import Remote
@@ -133,6 +135,14 @@ def stream(
         sampling = slots_for(sampling, len(requests))
     known = requests if isinstance(requests, Sequence) else like
     settings = list(dict.fromkeys(r.sampling for r in known if r.sampling is not None))
+    how = denoising(model, sampling)
+    if how is not None:
+        if guide is not None or draft is not None:
+            raise InputError("this model writes out of order: it takes neither a guide nor a draft")
+        run = Denoiser(model, sampling, how, seed=seed, settings=settings).run
+        rows = _best_rows(run, requests, sampling)
+        yield from _shown(rows, len(known) if known is requests else 0) if progress else rows
+        return
     shared = shared_prefix(known[:FIRST], model.tokenizer.bos)
     if sampling.beams > 1:
         if guide is not None or draft is not None or settings:
@@ -141,11 +151,15 @@ def stream(
     else:
         more = {"guide": guide, "draft": draft, "shared": shared, "settings": settings, "partial": partial}
         engine = Engine(model, sampling, seed=seed, **more)
-        if sampling.best_of > 1:
-            rows = _best(engine.run(_candidates(requests, sampling.best_of)), sampling)
-        else:
-            rows = engine.run(requests)
+        rows = _best_rows(engine.run, requests, sampling)
     yield from _shown(rows, len(known) if known is requests else 0) if progress else rows
+
+
+def _best_rows(run: Callable[..., Iterator[Row]], requests: Any, sampling: SamplingConfig) -> Iterator[Row]:
+    """The rows of a writer; with `best_of` the best ones of each request."""
+    if sampling.best_of > 1:
+        return _best(run(_candidates(requests, sampling.best_of)), sampling)
+    return run(requests)
 
 
 def _candidates(requests: Iterable[Request | None], count: int) -> Iterator[Request | None]:

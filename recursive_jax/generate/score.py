@@ -7,7 +7,7 @@ Shapes: B packed rows, T positions, M segments of a packed row, D width, V vocab
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from recursive_jax import mesh as meshes
 from recursive_jax.data.packing import first_fit
 from recursive_jax.errors import InputError
+from recursive_jax.generate.hidden_score import bound_logprobs, denoising
 from recursive_jax.mesh import TRACES, local, spec
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network, TransformerNetwork
@@ -29,13 +30,24 @@ LOGITS = 2**25  # values of logits held at once (128 MiB)
 
 
 def token_logprobs(
-    model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
+    model: Model,
+    rows: Iterable[np.ndarray],
+    *,
+    opened: bool = False,
+    given: Sequence[int] | None = None,
+    dtype: str = "float32",
 ) -> Iterator[np.ndarray]:
-    """log p of every token given those before it in its row: one float32 array (nats) per row, in order.
+    """log p of every token given those before it in its row: one float32 array (nats) per row, in order. Of a model
+    that fills gaps: parts whose sum bounds the row's log-probability from below (`hidden_score.bound_logprobs`), where
+    `given` says how many tokens of each row are known and not asked for.
 
     rows: token ids, without start token; opened: they begin as they stand, and the first token has no log-probability.
     Rows are cut at the context. Raises InputError for ids the model does not have.
     """
+    how = denoising(model)
+    if how is not None:
+        yield from bound_logprobs(model, rows, how, opened=opened, given=given, dtype=dtype)
+        return
     yield from _per_token(model, rows, opened, _logprob_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
@@ -62,6 +74,8 @@ def token_alternatives(
 def _per_token(model: Model, rows: Iterable[np.ndarray], opened: bool, program: Callable) -> Iterator[np.ndarray]:
     if not model.network.has_head:
         raise InputError("this model gives scores or states, no tokens: it has no log-probabilities")
+    if not model.network.causal:
+        raise InputError("this model reads in both directions: it says nothing of the next token alone")
     bos = np.array([] if opened else [model.tokenizer.bos], np.int32)
     pieces = (np.concatenate([bos, _checked(row, model)])[: model.max_length + 1].astype(np.int32) for row in rows)
     for packed, places in _batches(model, pieces, shift=1):

@@ -41,7 +41,7 @@ def attention(
         from recursive_jax.models import splash  # Pallas is imported where its kernel is used
 
         return splash.attention(q_BTHK, k_BSGK, v_BSGK, mask, cap)
-    if kind == "blocked" and mask.causal and mask.prefix_B is None:
+    if kind == "blocked" and mask.causal and mask.plain:
         return _blocked(q_BTHK, k_BSGK, v_BSGK, mask, cap)
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     return _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask.visible(jnp.arange(T), jnp.arange(S)), cap)
@@ -53,7 +53,7 @@ def _choose(kind: str, q_BTHK: jax.Array, mask: Mask, cap: float | None) -> str:
     where, T = platform(), q_BTHK.shape[1]
     if where == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and cap is None:
         return "cudnn"
-    plain = mask.prefix_B is None and isinstance(mask.window, int | None)
+    plain = mask.plain and isinstance(mask.window, int | None)
     if where == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 128 == 0 and plain:
         return "splash"
     return "blocked" if T > BLOCK else "reference"
@@ -95,7 +95,7 @@ def _blocked(q_BTHK, k_BSGK, v_BSGK, mask: Mask, cap: float | None) -> jax.Array
 def _cudnn(q_BTHK, k_BSGK, v_BSGK, mask: Mask) -> jax.Array:
     T = q_BTHK.shape[1]
     call = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    if mask.segments_BT is None and mask.window is None and mask.prefix_B is None:
+    if mask.segments_BT is None and mask.window is None and mask.plain:
         return call(q_BTHK, k_BSGK, v_BSGK, is_causal=mask.causal)
     visible = mask.visible(jnp.arange(T), jnp.arange(T))
     return call(q_BTHK, k_BSGK, v_BSGK, mask=visible[:, None])

@@ -174,7 +174,10 @@ class Attention(nn.Module):
             mixed = attention(q, k, v, mask, c.attention, c.attention_scale, c.score_cap)
         else:
             slots_BT = first_B[:, None] + jnp.arange(q.shape[1])
-            visible_BTS = mask.visible(slots_BT, jnp.arange(keys.shape[2]))
+            slot_S = jnp.arange(keys.shape[2])
+            visible_BTS = mask.visible(slots_BT, slot_S)
+            if not mask.causal:  # both ways among what is there; slots behind hold nothing yet
+                visible_BTS = visible_BTS & (slot_S < first_B[:, None] + q.shape[1])[:, None]
             mixed = cached_attention(q, keys, values, visible_BTS, c.attention_scale, c.score_cap)
         out_scale = (H * K) ** -0.5 * (2 * c.layers) ** -0.5  # residual branches start small (GPT-2)
         w = weight(self, "out", (H, K, D), ("heads", None, "embed"), out_scale)

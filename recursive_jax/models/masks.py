@@ -31,7 +31,8 @@ class Mask:
     causal: keys up to the query. prefix_B: keys before this index are seen by every query, for all that (prefix LM).
     window: at most this many keys back, the query included (and as many ahead, where the mask is not causal).
     segments: equal and non-zero segment ids only (packing). branches: rows hold several continuations side by side.
-    fresh: the cache is empty, so that the new tokens are all there is to see."""
+    visible_BTS: who sees whom, said one by one, in place of causality, prefix and window (block diffusion, masks that
+    change as a training goes on). fresh: the cache is empty, so that the new tokens are all there is to see."""
 
     causal: bool = struct.field(pytree_node=False, default=True)
     fresh: bool = struct.field(pytree_node=False, default=False)
@@ -39,6 +40,12 @@ class Mask:
     segments_BT: jax.Array | None = None
     branches: Branches | None = None
     prefix_B: jax.Array | None = None
+    visible_BTS: jax.Array | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether causality, window and segments say all of it."""
+        return self.prefix_B is None and self.visible_BTS is None
 
     def visible(self, query_T: jax.Array, key_S: jax.Array) -> jax.Array:
         """Boolean `[1 or B, T, S]` for the given query indices (`[T]`, or `[B, T]` where rows differ) and key
@@ -50,7 +57,9 @@ class Mask:
             seen = self.branches.seen_BTS
         if self.causal and self.prefix_B is not None:
             seen = seen | (key_S[None, None, :] < self.prefix_B[:, None, None])
-        if self.window is not None:
+        if self.visible_BTS is not None:
+            seen = self.visible_BTS[:, query_T][:, :, key_S]
+        elif self.window is not None:
             seen = seen & (distance_TS < self.window) & (distance_TS > -self.window)
         if self.segments_BT is not None:
             query_BT, key_BS = self.segments_BT[:, query_T], self.segments_BT[:, key_S]

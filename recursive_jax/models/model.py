@@ -201,10 +201,11 @@ def user_model(
     return Model(network, tokenizer, mesh=mesh or meshes.make_mesh())
 
 
-def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None) -> Model:
-    """The built-in Transformer for a tokenizer. Raises InputError when the two disagree on the vocabulary."""
+def transformer(config: ModelConfig, tokenizer: Any, mesh: Mesh | None = None, extra_ids: int = 0) -> Model:
+    """The built-in Transformer for a tokenizer. extra_ids: ids beyond the tokenizer's, where the config leaves the
+    vocabulary open (`Objective.extra_ids`). Raises InputError when the two disagree on the vocabulary."""
     if config.vocab is None:
-        config = config.model_copy(update={"vocab": tokenizer.vocab})
+        config = config.model_copy(update={"vocab": tokenizer.vocab + extra_ids})
     elif config.vocab < tokenizer.vocab:
         raise InputError(
             f"model.vocab={config.vocab} is smaller than the tokenizer's {tokenizer.vocab} ids; leave model.vocab out"

@@ -129,9 +129,10 @@ class Transformer(nn.Module):
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
-    position sees (prefix LM). cache: the tokens are T more of each row; returns (logits, the cache with them). fresh:
-    the cache is empty. branches: the T tokens are of T continuations, not in line. read_B: logits `[B, 1, V]` of this
-    position of each row only (a prompt's others are not needed). taps: returns (out, the
+    position sees (prefix LM). visible_BTS: who sees whom, one by one, in place of all that (segments still part).
+    positions_BT: in place of those that are counted. cache: the tokens are T more of each row; returns (logits, the
+    cache with them). fresh: the cache is empty. branches: the T tokens are of T continuations, not in line. read_B:
+    logits `[B, 1, V]` of this position of each row only (a prompt's others are not needed). taps: returns (out, the
     Taps of every layer). key: randomness of the adapter's dropout.
 
     The params may also have their layers apart, `blocks` a tuple (`unstacked`): a decode loop then copies none of them.
@@ -150,6 +151,8 @@ class Transformer(nn.Module):
         *,
         causal=None,
         prefix_B=None,
+        visible_BTS=None,
+        positions_BT=None,
         cache=None,
         fresh=False,
         branches=None,
@@ -169,7 +172,8 @@ class Transformer(nn.Module):
         if c.embedding_width is not None:
             w = weight(self, "project_in", (c.E, c.d_model), (None, "embed"), c.E**-0.5)
             x_BTD = jnp.einsum("bte,ed->btd", x_BTD, w, out_sharding=spec("batch", "time", None))
-        positions_BT = _positions(tokens_BT, segments_BT, cache, branches)
+        if positions_BT is None:
+            positions_BT = _positions(tokens_BT, segments_BT, cache, branches)
         if c.position == "learned":
             where_PD = weight(self, "positions", (c.max_length + c.position_offset, c.d_model), (None, "embed"), 0.02)
             x_BTD = x_BTD + self._gather(where_PD, positions_BT + c.position_offset)
@@ -185,6 +189,7 @@ class Transformer(nn.Module):
             segments_BT=segments_BT,
             branches=branches,
             prefix_B=prefix_B,
+            visible_BTS=visible_BTS,
         )
         seen = [] if taps else None
         x_BTD, written = self._blocks(x_BTD, positions_BT, mask, cache, key, seen)

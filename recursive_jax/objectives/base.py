@@ -73,7 +73,7 @@ class Context:
     of means over the vocabulary: `model.vocab`). read(params, inputs, segments, labels) -> Read: the labels'
     log-probabilities, without the logits of all positions at once (`models/read.py`); read(..., of=name): a frozen
     model's. others: name -> `apply` of a frozen model. key: for this micro-batch of this step alone. step: int32, from
-    0. state: the objective's."""
+    0. progress: float32, the share of the training's steps that are done. state: the objective's."""
 
     apply: Callable[..., Any]
     others: Mapping[str, Callable[..., Any]]
@@ -82,6 +82,7 @@ class Context:
     state: Any
     network: Network | None = None
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    progress: Any = 0.0
 
     def read(self, params: Any, inputs: jax.Array, segments: jax.Array, labels: jax.Array, of: str = "") -> Read:
         apply, network = (self.others[of], self.networks.get(of)) if of else (self.apply, self.network)
@@ -115,6 +116,14 @@ class Objective(Value):
     def resolved(self, model: Model) -> Objective:
         """With what is left to the model (ids of its tokenizer, say) filled in."""
         return self
+
+    def extra_ids(self, tokenizer: Any) -> int:
+        """How many token ids it wants of a model beyond those of its tokenizer (to hide a token behind, say)."""
+        return 0
+
+    def sampling(self, model: Model) -> dict[str, Any]:
+        """How a model that was trained so writes, as keys of a SamplingConfig, where that is not from left to right."""
+        return {}
 
     def models(self, model: Model) -> dict[str, Model]:
         """Frozen models by the name under which the loss finds them in `ctx.others`; `model`: the one that is trained,

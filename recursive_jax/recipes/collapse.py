@@ -17,6 +17,7 @@ from recursive_jax.data.sources import World
 from recursive_jax.generate.request import FromRows, Unconditional
 from recursive_jax.identity import named
 from recursive_jax.models.model import Model, transformer
+from recursive_jax.objectives import objective_of
 from recursive_jax.recipes.collapse_checks import check, check_real_tokens, cost, grammar_verifier, settled
 from recursive_jax.recipes.collapse_config import CollapseConfig
 from recursive_jax.recipes.recipe import Recipe
@@ -54,13 +55,16 @@ def collapse(
         if blank is None and config.base is not None:
             blank = load_model(config.base, mesh)
             config = settled(config, blank)
-        row_tokens = config.model.max_length if blank is None else row_length(config.train.length, blank.max_length)
+        row_tokens = row_length(config.train.length, blank.max_length) if blank else config.model.max_length
+        if not (blank.network if blank else config.model).causal:  # the start token takes a place in the row
+            row_tokens -= 1
         imported = blank if config.base is not None else None
         real = stored_world(run, config.data, row_tokens, config.evaluate.rows, imported)
         world: World = real.value
         check_real_tokens(config, world.train.token_count)
         verifiers = {name: verifier or grammar_verifier(name, arm, world) for name, arm in config.arms.items()}
-        blank = blank or transformer(config.model, world.tokenizer, mesh)
+        spare = objective_of(config.train.objective).extra_ids(world.tokenizer)
+        blank = blank or transformer(config.model, world.tokenizer, mesh, spare)
         first = run.round(0)
         real_rows = real.view("train", lambda w: w.train)
         teacher = first.train("teacher", blank, real_rows, config.train)

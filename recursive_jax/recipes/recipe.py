@@ -18,6 +18,7 @@ from recursive_jax.config import MeshConfig, SamplingConfig, Section, TaskConfig
 from recursive_jax.data.template import Template, task_rows
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.network import Network
+from recursive_jax.objectives import objective_of
 from recursive_jax.rounds.preflight import training_cost
 from recursive_jax.rounds.report import Layout, plain_layout, write_report
 from recursive_jax.rounds.round import Round
@@ -54,6 +55,14 @@ class RecipeConfig(Section):
         return raw
 
 
+def objective_problems(train: TrainConfig) -> list[str]:
+    try:
+        objective_of(train.objective)
+        return []
+    except InputError as error:
+        return [f"train.{error}"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records.
@@ -77,7 +86,7 @@ class Recipe:
 
     def preflight(self, config: Any) -> None:
         """Raises one InputError with all that is wrong with a config."""
-        lines = [*meshes.mesh_config_problems(config.mesh), *self.check(config)]
+        lines = [*meshes.mesh_config_problems(config.mesh), *objective_problems(config.train), *self.check(config)]
         if lines:
             raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
 

@@ -125,7 +125,7 @@ class Round(DurableFolder):
                 rows = copy.copy(rows)
                 rows.keep = str(folder / "rollouts")
             quiet = self.run.progress.quiet
-            plain = config.model_copy(update={"truncate": 1.0})  # the objective knows
+            plain = config.model_copy(update={"truncate": 1.0, "objective": {}})  # the objective knows
             trained = train(model, rows, objective, plain, seed=seed, directory=folder, label=label, quiet=quiet)
             write_model(folder, trained.model)
             extra = {"params": trained.extra.params, "state": trained.extra.state}
@@ -137,6 +137,7 @@ class Round(DurableFolder):
             "dtype": meshes.resolve_dtype(config.dtype, model.mesh),
             "length": row_length(config.length, model.max_length),
             "truncate": 1.0,
+            "objective": {},
         }
         settings = {"train": describe(config.model_copy(update=decided)), "objective": describe(objective)}
         settings["order"] = ORDER
@@ -144,7 +145,8 @@ class Round(DurableFolder):
             "train", name, inputs, settings, seed, produce, lambda folder: load_stored_model(folder, model)
         )
         named = stored.value.with_params(stored.value.params, stored.fingerprint)
-        return dataclasses.replace(named, source=str(stored.path.resolve()))
+        sampling = {**model.sampling, **objective.sampling(model)}
+        return dataclasses.replace(named, source=str(stored.path.resolve()), sampling=sampling)
 
     def generate(
         self,

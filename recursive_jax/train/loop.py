@@ -22,6 +22,7 @@ from recursive_jax.errors import InputError, Preempted, TrainingDiverged, proble
 from recursive_jax.identity import describe, digest
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import Model
+from recursive_jax.objectives import objective_of
 from recursive_jax.objectives.base import Extra, Objective
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.train import signals
@@ -134,7 +135,8 @@ def train(
             resume.close()
     summary = {"steps": config.steps, **batches.summary(config.steps, config.batch), "loss": loss}
     params = join(model.network, state.params.model, frozen)
-    return Trained(model.with_params(params), summary, Extra(state.params.extra, state.state))
+    model = dataclasses.replace(model.with_params(params), sampling={**model.sampling, **objective.sampling(model)})
+    return Trained(model, summary, Extra(state.params.extra, state.state))
 
 
 def resolved_objective(objective: Objective, config: TrainConfig, model: Model) -> Objective:
@@ -145,6 +147,15 @@ def resolved_objective(objective: Objective, config: TrainConfig, model: Model) 
             "recursive_jax.objectives.Objective "
             "is wanted"
         )
+    if config.objective:
+        asked = objective_of(config.objective)
+        if objective != causal:
+            raise InputError(
+                f"train.objective={config.objective.get('name')}: this training is for {type(objective).__name__}; "
+                f"leave "
+                "the key out"
+            )
+        objective = asked
     if config.truncate < 1.0:
         if objective != causal:
             raise InputError(f"train.truncate={config.truncate} is for the causal objective; leave it at 1")

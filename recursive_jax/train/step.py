@@ -96,7 +96,8 @@ def step_program(network: Network, objective: Objective, accumulate: int, dtype:
 
         frozen_ones = {name: frozen_apply(name) for name in others}
         draws = jax.random.fold_in(key, 1)  # dropout and the objective's own draws share no random numbers
-        return Context(apply, frozen_ones, draws, state.step, own, network, dict(held))
+        progress = state.step.astype(jnp.float32) / jnp.maximum(state.hyper.horizon, 1.0)
+        return Context(apply, frozen_ones, draws, state.step, own, network, dict(held), progress)
 
     def step(state: TrainState, batch, frozen, held_params):
         TRACES["train_step"] += 1

@@ -41,7 +41,9 @@ def sections(view: View) -> list[str]:
         curves(view, panels(view.metrics)),
     ]
     if "kl_total" in base:
-        body += [_split(arms), attribution_section(arms)]
+        if "kl_syn" in base:  # a bound on the likelihood of whole rows has no parts
+            body.append(_split(arms))
+        body.append(attribution_section(arms))
     body.append(verdict_section(view.profiles))
     shown = view.config.get("evaluate", {}).get("show", 4)
     return [*body, _tails(arms), _histograms(arms, base), _samples_table(arms, view.samples(shown))]
