@@ -81,6 +81,7 @@ _VERBS = {
     "collapse": "recipes.collapse:collapse",
 }
 _NAMESPACES = {
+    "erasure": "collapse.erasure",
     "objectives": "objectives",
     "parsers": "data.parsers",
     "rewards": "curate.rewards",
@@ -140,7 +141,7 @@ sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
     from recursive_jax import collapse, generate, objectives, recipes, train
-    from recursive_jax.collapse import tasks
+    from recursive_jax.collapse import erasure, tasks
     from recursive_jax.collapse.evaluate import Evaluated, evaluate
     from recursive_jax.collapse.lab.lab import lab
     from recursive_jax.collapse.measure import Yardstick, measure

@@ -1,5 +1,5 @@
-"""Objectives that hide tokens, and writing out of order: the masked-diffusion bound against the mean over all orders, the
-sampler against the exact law of any table, XOR languages, hybrid models, UL2's bookkeeping, resume and meshes."""
+"""Objectives that hide tokens, and writing out of order: the masked-diffusion bound against the mean over all orders,
+the sampler against the exact law of any table, XOR languages, hybrid models, UL2's bookkeeping, resume and meshes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def any_order(table, tokens):
 
 
 def test_the_bound_is_the_mean_over_all_orders(table):
-    """For any table, to float32's last digits: that is what its definition says and no code of ours (objectives.md, B)."""
+    """For any table, to float32's last digits: that is what its definition says and no code of ours (objectives.md,
+    B)."""
     wanted, probability = any_order(table, TRUTH)
     exact = masked_diffusion_bound(of_table(table), TRUTH, mask_id=MASK, exact=True)
     assert exact == pytest.approx(wanted, abs=2e-6)

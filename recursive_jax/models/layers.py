@@ -263,12 +263,18 @@ class Block(nn.Module):
         h = norm("attention_norm")(x_BTD) if before else x_BTD
         if kind.normalized is not True:
             h = jnp.where(kind.normalized, h, x_BTD)
+        tapped = self.is_mutable_collection("taps") and not self.is_initializing()
+        if tapped:
+            self.sow("taps", "attention_input", h)
         mixed, written = attend(h, positions_BT, mask, kind, layer_cache, key)
         if c.block == "parallel":
             return x_BTD + mixed + mlp(norm("mlp_norm")(x_BTD), key), written
         x_BTD = x_BTD + (norm("attention_out_norm")(mixed) if after else mixed)
         if c.block == "post":
             x_BTD = norm("attention_norm")(x_BTD)
-        mixed = mlp(norm("mlp_norm")(x_BTD) if before else x_BTD, key)
+        h = norm("mlp_norm")(x_BTD) if before else x_BTD
+        if tapped:
+            self.sow("taps", "mlp_input", h)
+        mixed = mlp(h, key)
         x_BTD = x_BTD + (norm("mlp_out_norm")(mixed) if after else mixed)
         return (norm("mlp_norm")(x_BTD) if c.block == "post" else x_BTD), written

@@ -125,7 +125,7 @@ class Taps:
 
 class Transformer(nn.Module):
     """tokens_BT int32 -> logits_BTV float32. `hidden=True` stops before the head: states_BTD, after the final norm;
-    `states_BTD=` goes on from there (tokens_BT is None).
+    `embedded=True` before the first layer; `states_BTD=` goes on from there (tokens_BT is None).
 
     segments_BT: packed documents, 0 is padding; positions restart with each segment. types_BT: token types.
     causal: overrides the config's (a decoder read in both directions). prefix_B: the first keys of each row that every
@@ -159,6 +159,7 @@ class Transformer(nn.Module):
         read_B=None,
         hidden=False,
         states_BTD=None,
+        embedded=False,
         taps=False,
         key=None,
     ):
@@ -183,6 +184,8 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self._gather(table, types_BT)
         if c.embedding_norm:
             x_BTD = Norm(c, self.dtype, name="embedding_norm")(x_BTD)
+        if embedded:
+            return x_BTD
         mask = Mask(
             causal=c.causal if causal is None else causal,
             fresh=fresh,
