@@ -1,4 +1,5 @@
-"""Concept erasure against its closed form, scikit-learn and `concept-erasure`; scrubbing a Transformer layer by layer."""
+"""Concept erasure against its closed form, scikit-learn and `concept-erasure`; scrubbing a Transformer layer by
+layer."""
 
 from __future__ import annotations
 
@@ -70,13 +71,19 @@ def test_rows_in_pieces_and_over_devices(cloud):
     with jax.set_mesh(mesh):
         spread = jax.device_put(x.astype(np.float32), jax.NamedSharding(mesh, jax.P("data", None)))
     sharded = LeaceFitter(16, 3).update(spread, z).eraser
-    np.testing.assert_allclose(sharded.projection, whole.projection, atol=1e-3)  # float32, times the condition of Sxx (1e4)
+    np.testing.assert_allclose(
+        sharded.projection, whole.projection, atol=1e-3
+    )  # float32, times the condition of Sxx (1e4)
     np.testing.assert_allclose(np.asarray(whole.erase(jnp.asarray(x[:4]))), whole.erase(x[:4]), rtol=1e-3, atol=1e-3)
 
 
 def test_shapes_and_values_that_do_not_fit(cloud):
     x, z = cloud
-    for bad, word in (((x, z[:5]), "one concept for each row"), ((x * np.nan, z), "not finite"), ((x[:1], z[:1]), "two rows")):
+    for bad, word in (
+        ((x, z[:5]), "one concept for each row"),
+        ((x * np.nan, z), "not finite"),
+        ((x[:1], z[:1]), "two rows"),
+    ):
         with pytest.raises(InputError, match=word):
             LeaceEraser.fit(*bad)
     with pytest.raises(InputError, match="classes are 0 .. 1"):

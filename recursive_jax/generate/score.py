@@ -89,9 +89,13 @@ def embed(
     *,
     pool: Literal["mean", "last"] = "mean",
     normalize: bool = True,
+    both_ways: bool = False,
+    skip: Sequence[int] | None = None,
     dtype: str = "float32",
 ) -> np.ndarray:
-    """The last layer's states of each text, averaged over its tokens or of its last one: float32 `[N, D]`.
+    """The last layer's states of each text, averaged over its tokens or of its last one: float32 `[N, D]`. both_ways: a
+    model that writes from left to right reads in both directions (GRIT). skip: so many first tokens of each text are
+    read, and left out of the mean (an instruction).
 
     texts: text, framed by the special tokens that the tokenizer puts around one, or token ids as they stand. Mean and
     length 1 is what sentence-transformers computes for MiniLM. Texts are cut at the context; an empty one is the start
@@ -110,11 +114,15 @@ def embed(
             ids = _checked(ids, model)[: model.max_length]
             yield ids if len(ids) else start
 
-    program = _state_program(model.network, meshes.resolve_dtype(dtype, model.mesh), pool == "mean")
-    found = []
-    for packed, places in _batches(model, pieces(), shift=0, most=SEGMENTS):
-        pooled_BMD = _run(model, program, packed)
-        found += [pooled_BMD[n, packed[1][n, at] - 1] for n, at, _ in places]
+    both = both_ways and isinstance(model.network, TransformerNetwork) and model.network.causal
+    program = _state_program(model.network, meshes.resolve_dtype(dtype, model.mesh), pool == "mean", both)
+    found: list[np.ndarray] = []
+    for (tokens, segments), places in _batches(model, pieces(), shift=0, most=SEGMENTS):
+        pooled = segments.copy()
+        for (n, at, size), left in zip(places, (skip or ())[len(found) :], strict=False):
+            pooled[n, at : at + min(left, size - 1)] = 0
+        pooled_BMD = _run(model, program, (tokens, segments, pooled), both)
+        found += [pooled_BMD[n, segments[n, at] - 1] for n, at, _ in places]
     rows = np.stack(found) if found else np.empty((0, model.network.states_size), np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if normalize else rows
 
@@ -182,12 +190,13 @@ def _batches(
             return
 
 
-def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _run(model: Model, program: Callable, packed: tuple[np.ndarray, ...], both_ways: bool = False) -> np.ndarray:
     """All packed rows through the program, as many at once as keep the logits small."""
-    tokens, segments = packed
+    tokens, segments, *_ = packed
     # Where every row is one text, what is behind it is padding, which a causal model's tokens do not see unmasked
     # either.
-    masked = not isinstance(model.network, TransformerNetwork) or not model.network.causal or bool((segments > 1).any())
+    masked = both_ways or not isinstance(model.network, TransformerNetwork) or not model.network.causal
+    masked = masked or bool((segments > 1).any())
     divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
     B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor
     B = min(B, -(-len(tokens) // divisor) * divisor)
@@ -197,7 +206,7 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, np.ndarray])
     with jax.set_mesh(model.mesh):
         for begin in range(0, len(tokens), B):
             fill = max(0, begin + B - len(tokens))
-            chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in (tokens, segments)]
+            chunk = [np.pad(x[begin : begin + B], ((0, fill), (0, 0))) for x in packed]
             out.append(program(model.params, *meshes.put_batch(model.mesh, tuple(chunk)), masked))
             if len(out) > 1:  # the next batch is dispatched before the last one is fetched
                 out[-2] = meshes.fetch(out[-2])
@@ -255,13 +264,15 @@ def _entropy_program(network: Network, dtype: str) -> Callable:
 
 
 @functools.cache
-def _state_program(network: Network, dtype: str, mean: bool) -> Callable:
-    """(params, tokens_BT, segments_BT, masked) -> pooled_BMD; M: as many segments as a row may hold, at most 64."""
+def _state_program(network: Network, dtype: str, mean: bool, both: bool) -> Callable:
+    """(params, tokens_BT, segments_BT, pooled_BT, masked) -> pooled_BMD; M: as many segments as a row may hold, at most
+    64. pooled_BT: the segments without what is left out of the mean."""
     apply = network.bind(dtype)
 
-    def states(params, tokens, segments, masked):
+    def states(params, tokens, segments, taken, masked):
         TRACES["states"] += 1
-        states_BTD = apply(params, tokens, segments if masked else None, hidden=True).astype(jnp.float32)
+        way = {"causal": False} if both else {}
+        states_BTD = apply(params, tokens, segments if masked else None, hidden=True, **way).astype(jnp.float32)
 
         def pooled(states_BTD, segments_BT):
             T = segments_BT.shape[1]
@@ -274,6 +285,6 @@ def _state_program(network: Network, dtype: str, mean: bool) -> Callable:
             return jnp.einsum("bmt,btd->bmd", weight_BMT, states_BTD, precision=jax.lax.Precision.HIGHEST)
 
         rows = spec("batch")
-        return local(pooled, (rows, rows), rows)(states_BTD, segments)
+        return local(pooled, (rows, rows), rows)(states_BTD, taken)
 
-    return jax.jit(states, static_argnums=3)
+    return jax.jit(states, static_argnums=4)

@@ -14,6 +14,7 @@ from recursive_jax.objectives.credit import Credit, with_advantages
 from recursive_jax.objectives.denoisers import Denoisers
 from recursive_jax.objectives.diffusion import masked_diffusion_bound, masked_diffusion_loss
 from recursive_jax.objectives.distillation import Distill, DistillTopK, SelfDistill
+from recursive_jax.objectives.grit import Grit
 from recursive_jax.objectives.hybrid import Hybrid
 from recursive_jax.objectives.masked import Masked, mask_tokens
 from recursive_jax.objectives.masked_diffusion import MaskedDiffusion
@@ -57,6 +58,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "listwise_reward": ListwiseReward,
     "process_reward": ProcessReward,
     "info_nce": InfoNCE,
+    "grit": Grit,
     "negative_elbo": NegativeElbo,
 }
 
@@ -99,6 +101,7 @@ __all__ = [
     "Distill",
     "DistillTopK",
     "Extra",
+    "Grit",
     "Hybrid",
     "InfoNCE",
     "ListwiseReward",

@@ -26,12 +26,21 @@ def info_nce(queries_QD: jax.Array, passages_PD: jax.Array, *, temperature: floa
     return jax.nn.logsumexp(scores_QP, axis=-1) - positive_Q
 
 
-def mean_states(states_BTD: jax.Array, weight_BT: jax.Array) -> jax.Array:
-    """The weighted mean of each row's states, scaled to length 1: float32 `[B, D]`."""
+def pooled_states(states_BTD: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """The weighted mean of each row's states: float32 `[B, D]`."""
     states_BTD, weight_BT = (rows_like(x, len(weight_BT)) for x in (states_BTD.astype(jnp.float32), weight_BT))
     pooled_BD = jnp.einsum("btd,bt->bd", states_BTD, weight_BT)
-    pooled_BD /= jnp.maximum(jnp.sum(weight_BT, axis=1, keepdims=True), 1.0)
-    return pooled_BD / jnp.maximum(jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True), 1e-12)
+    return pooled_BD / jnp.maximum(jnp.sum(weight_BT, axis=1, keepdims=True), 1.0)
+
+
+def normalized(x: jax.Array) -> jax.Array:
+    """Scaled to length 1 along the last axis."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def mean_states(states_BTD: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """The weighted mean of each row's states, scaled to length 1: float32 `[B, D]`."""
+    return normalized(pooled_states(states_BTD, weight_BT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +82,19 @@ class InfoNCE(WholeBatch):
         return jnp.stack(members, axis=1)
 
     def loss_of(self, ctx: Context, params: Params, represented: jax.Array, batch: dict[str, jax.Array]) -> Loss:
-        B, G = represented.shape[:2]
-        queries_BD = represented[:, 0]
-        # Every device scores its own queries against all passages: the positives first, then the negatives.
-        passages_PD = jnp.concatenate([whole(represented[:, g]) for g in range(1, G)])
-        positives_B = jnp.arange(B, dtype=jnp.int32)
-        losses_B = info_nce(queries_BD, passages_PD, temperature=self.temperature, positives_Q=positives_B)
-        best_B = jnp.argmax(jax.lax.stop_gradient(queries_BD @ passages_PD.T), axis=-1)
-        count = jnp.float32(B)
-        right = jnp.sum((best_B == positives_B).astype(jnp.float32))
-        return Loss({"info_nce": Term(jnp.sum(losses_B), count)}, {"accuracy": (right, count)})
+        losses_B, right_B = in_batch(represented, self.temperature)
+        count = jnp.float32(len(losses_B))
+        return Loss({"info_nce": Term(jnp.sum(losses_B), count)}, {"accuracy": (jnp.sum(right_B), count)})
+
+
+def in_batch(vectors_BGD: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """(loss of each query against all passages of the batch, whether its own is the nearest): float32 `[B]` each.
+    Members: query, its passage, and its hard negatives."""
+    B, G = vectors_BGD.shape[:2]
+    queries_BD = vectors_BGD[:, 0]
+    # Every device scores its own queries against all passages: the positives first, then the negatives.
+    passages_PD = jnp.concatenate([whole(vectors_BGD[:, g]) for g in range(1, G)])
+    positives_B = jnp.arange(B, dtype=jnp.int32)
+    losses_B = info_nce(queries_BD, passages_PD, temperature=temperature, positives_Q=positives_B)
+    best_B = jnp.argmax(jax.lax.stop_gradient(queries_BD @ passages_PD.T), axis=-1)
+    return losses_B, (best_B == positives_B).astype(jnp.float32)
