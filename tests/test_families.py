@@ -230,7 +230,7 @@ def test_names_without_the_base_prefix_are_found(mesh, tmp_path, opened):
     np.testing.assert_array_equal(states, np.asarray(headless.states(expected["tokens"])))
     with pytest.raises(InputError, match="no output head"):
         encoder.logits(expected["tokens"])
-    with pytest.raises(InputError, match="encoder"):
+    with pytest.raises(InputError, match="cannot write"):
         generate(encoder, [Request(0, np.array([3]))])
 
 

@@ -54,6 +54,15 @@ class DataConfig(Section):
         return "language" if self.path is None else "files"
 
 
+class RetrieveConfig(Section):
+    """Texts that are looked up for each row of a task, by words, and stand in its field `documents`."""
+
+    path: str = Field(description="texts: a file of rows (.jsonl, .csv, .parquet) or of lines (.txt)")
+    field: str = Field("text", description="the rows' column that holds a text")
+    query: str = Field("{question}", description="what is looked for; {field} is a row's field")
+    k: PositiveInt = Field(3, description="texts of a row, the best first")
+
+
 class TaskConfig(Section):
     """A supervised task: rows with named fields, and how a row reads as a prompt and its completion."""
 
@@ -68,4 +77,5 @@ class TaskConfig(Section):
     prompt: str = Field("{prompt}", description="what the model reads; {field} is a row's field")
     completion: str = Field("{completion}", description="what it is to write, and how its answer is read back")
     system: str = Field("", description="system message, in a chat")
+    retrieve: RetrieveConfig | None = Field(None, description="documents for each row, shown as {documents}")
     chat: bool | None = Field(None, description="render with the model's chat template; default: where it has one")

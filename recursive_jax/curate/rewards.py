@@ -317,6 +317,7 @@ def truth(row: Row, name: str) -> Any:
 #: name -> (module, class). A row's own module is imported when it is first asked for.
 REWARDS: dict[str, str] = {
     "exact_match": "curate.verifiers:ExactMatch",
+    "api_call": "curate.api_calls:ApiCall",
     "numeric_match": "curate.verifiers:NumericMatch",
     "math_equal": "curate.verifiers:MathEqual",
     "equation": "curate.verifiers:Equation",

@@ -24,6 +24,17 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def texts_of(path: str, field: str = "text") -> list[str]:
+    """The texts of a column of a file of rows, or the lines of a .txt file. Raises InputError for a row without it."""
+    if path.endswith(".txt"):
+        return [line for _, line in files.read_lines(path) if line.strip()]
+    rows = read_rows(path)
+    for number, row in enumerate(rows):
+        if not isinstance(row.get(field), str):
+            raise InputError(f"{path}, row {number}: no text under {field!r}, there are: {', '.join(map(str, row))}")
+    return [row[field] for row in rows]
+
+
 def class_field(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str | None:
     """The field that names a row's class, if one of `fields` does: few values (at most a fifth of the rows), each of
     them of several rows."""

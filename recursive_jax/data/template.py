@@ -22,7 +22,8 @@ from recursive_jax.data.fields import Row
 from recursive_jax.data.packing import Example, pack_tokens
 from recursive_jax.data.parser import TEXT
 from recursive_jax.data.parsers import Completion, ParseError, Parser
-from recursive_jax.data.task import class_field, hold_out, read_rows
+from recursive_jax.data.retrieval import Bm25, with_documents
+from recursive_jax.data.task import class_field, hold_out, read_rows, texts_of
 from recursive_jax.data.tokenizers import Tokenizer, stop_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
@@ -282,7 +283,11 @@ def task_rows(task: TaskConfig, seed: int) -> tuple[list[dict], list[dict], str]
     else:
         by = task.stratify or class_field(rows, Template(task.prompt, task.completion).fields())
         rows, held_out, how = hold_out(rows, task.holdout, seed, by)
-    return rows[: task.limit], held_out, how
+    rows = rows[: task.limit]
+    if task.retrieve is not None:
+        found = Bm25(texts_of(task.retrieve.path, task.retrieve.field))
+        rows, held_out = (with_documents(r, found, task.retrieve.query, task.retrieve.k) for r in (rows, held_out))
+    return rows, held_out, how
 
 
 def preview(data: Dataset, tokenizer: Tokenizer, length: int) -> str:

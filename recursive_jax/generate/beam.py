@@ -208,7 +208,7 @@ def beam_search(prefill: Prefill, requests: Iterable[Request | None]) -> Iterato
                 return
             plans: dict[tuple, list[Row]] = {}
             for row in window:
-                plans.setdefault(prefill.plan(row.prompt), []).append(row)
+                plans.setdefault(prefill.plan(row.prompt, row.request.both_ways), []).append(row)
             for plan, members in sorted(plans.items()):
                 for begin in range(0, len(members), U):
                     yield from _search(prefill, plan, members[begin : begin + U], U)

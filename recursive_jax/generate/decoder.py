@@ -3,10 +3,11 @@ again. The engine knows nothing but this.
 
     prepare(params) -> params                   once per generation: layers apart, in the compute dtype; on CPU views
     empty(rows, slots) -> memory                     of no tokens
-    extend(params, memory, tokens_BT, count_B, fresh=False, every=False) -> (logits_BV, memory)
+    extend(params, memory, tokens_BT, count_B, fresh=False, every=False, both_ways=False) -> (logits_BV, memory)
 
 `extend` gives each row its first count_B tokens of tokens_BT (0: the row stays as it is) and returns the logits after
-the last of them; with every=True those after each, `[B, T, V]`. fresh: the memory is empty.
+the last of them; with every=True those after each, `[B, T, V]`. fresh: the memory is empty. both_ways (of
+the Transformer, into empty memory): the new tokens see each other in both directions.
 
 For beam search, W continuations of each row:
 
@@ -57,9 +58,24 @@ class CachedDecoder:
     def empty(self, rows: int, slots: int) -> Cache:
         return Cache.empty(self.config, rows, slots, self.dtype)
 
-    def extend(self, params, memory: Cache, tokens_BT, count_B, fresh: bool = False, every: bool = False):
+    def extend(
+        self,
+        params,
+        memory: Cache,
+        tokens_BT,
+        count_B,
+        fresh: bool = False,
+        every: bool = False,
+        both_ways: bool = False,
+    ):
         read_B = None if every else jnp.maximum(count_B - 1, 0)
-        logits, grown = self.module.apply({"params": params}, tokens_BT, cache=memory, fresh=fresh, read_B=read_B)
+        ways = {}
+        if both_ways:  # what lies behind a text is not part of it
+            inside_BT = jnp.arange(tokens_BT.shape[1])[None] < count_B[:, None]
+            ways = {"causal": False, "segments_BT": inside_BT.astype(jnp.int32)}
+        logits, grown = self.module.apply(
+            {"params": params}, tokens_BT, cache=memory, fresh=fresh, read_B=read_B, **ways
+        )
         return logits if every else logits[:, 0], grown.replace(length_B=memory.length_B + count_B)
 
     def branch(self, memory: Cache, W: int, steps: int) -> Branched:

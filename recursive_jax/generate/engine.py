@@ -175,30 +175,30 @@ class Engine:
     def _admit(self, rows: list[Row], free: list[int]) -> None:
         """Reads the rows' prompts and puts them into slots; equal prompts are read once."""
         self._make_room([*rows, *(row for row in self.rows if row is not None)], self.sampling.chunk)
-        groups: dict[tuple[bytes, ...], list[Row]] = {}
+        groups: dict[tuple[tuple[bytes, int], ...], list[Row]] = {}
         for row in rows:
             groups.setdefault(self._prompts(row), []).append(row)
-        plans: dict[tuple, list[tuple[bytes, ...]]] = {}
+        plans: dict[tuple, list[tuple[tuple[bytes, int], ...]]] = {}
         for prompts in groups:
-            plans.setdefault(tuple(self.prefill.plan(_ids(p)) for p in prompts), []).append(prompts)
+            plans.setdefault(tuple(self.prefill.plan(_ids(p), both) for p, both in prompts), []).append(prompts)
         slots = iter(free)
         for plan, members in sorted(plans.items()):
-            U = prefill_rows(max(side[1] for side in plan), self.B, self.prefill.divisor)
+            U = prefill_rows(max(side.width for side in plan), self.B, self.prefill.divisor)
             for begin in range(0, len(members), U):
                 chunk = members[begin : begin + U]
-                sides = [self.prefill.read(i, side, [_ids(m[i]) for m in chunk], U) for i, side in enumerate(plan)]
+                sides = [self.prefill.read(i, side, [_ids(m[i][0]) for m in chunk], U) for i, side in enumerate(plan)]
                 placed = [(u, row, next(slots)) for u, member in enumerate(chunk) for row in groups[member]]
                 for start in range(0, len(placed), U):
                     self._insert(sides, placed[start : start + U], U)
 
-    def _prompts(self, row: Row) -> tuple[bytes, ...]:
-        """What the model, and the second one where there is one, read before the row."""
-        prompts = [row.prompt]
+    def _prompts(self, row: Row) -> tuple[tuple[bytes, int], ...]:
+        """What the model, and the second one where there is one, read before the row; and how much of it both ways."""
+        prompts = [(row.prompt, row.request.both_ways)]
         if self.guide is not None:
-            prompts.append(self.guide.prompt(row.request, self.prefill.tokenizer.bos))
+            prompts.append((self.guide.prompt(row.request, self.prefill.tokenizer.bos), 0))
         elif self.draft is not None:
-            prompts.append(row.prompt)
-        return tuple(np.ascontiguousarray(p, np.int32).tobytes() for p in prompts)
+            prompts.append(prompts[0])
+        return tuple((np.ascontiguousarray(p, np.int32).tobytes(), both) for p, both in prompts)
 
     def _insert(self, sides: list[tuple[Any, Any]], placed: list[tuple[int, Row, int]], U: int) -> None:
         source, slot = np.zeros(U, np.int32), np.full(U, self.B, np.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +22,13 @@ from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import History, Rules, used_rules
 from recursive_jax.generate.text import Continuation, stop_texts
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import TransformerNetwork
 
 #: Settings of a whole generation: what is compiled, and how many rows a request gives.
 OF_ALL = ("regex", "json_schema", "grammar", "beams", "best_of", "n_best", "length_penalty", "dtype")
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
 KNOWN = 8192  # settings that joined an engine, at most
+DOCUMENTS = 16  # texts read in both directions whose memory is kept
 SHARED = 32  # a prefix shorter than this is not worth reading apart
 
 
@@ -57,6 +59,16 @@ class Row:
     def text_of(self) -> Continuation:
         """The text that tokens after its prompt stand for."""
         return Continuation(self.tokenizer, self.prompt)
+
+
+class Plan(NamedTuple):
+    """How a prompt is read: the prefix (int32 bytes) that is read once for all prompts with it, whether in both
+    directions; tokens that a dispatch reads of the rest, and how many dispatches."""
+
+    prefix: bytes
+    both_ways: bool
+    width: int
+    pieces: int
 
 
 class Prefill:
@@ -112,7 +124,7 @@ class Prefill:
             self.banned = meshes.put_replicated(self.mesh, np.array(sorted(never), np.int32))
             self.params = [programs.decoder(m.network, self.dtype).prepare(m.params) for m in self.models]
         self.shared = np.asarray(shared, np.int32)
-        self._prefixes: dict[int, Any] = {}
+        self._prefixes: dict[tuple[int, bytes, bool], Any] = {}
 
     def _add(self, sampling: SamplingConfig) -> None:
         self.words[sampling] = bad_words(self.tokenizer, sampling)
@@ -147,6 +159,13 @@ class Prefill:
             raise InputError(
                 f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
             )
+        if request.both_ways:
+            readable = [isinstance(n, TransformerNetwork) for n in self.networks]
+            if not all(readable) or not 0 < request.both_ways < len(row.prompt):
+                raise InputError(
+                    f"request {request.id}: both_ways={request.both_ways} of a prompt of {len(row.prompt)} tokens: a "
+                    "Transformer reads some first ones in both directions, and goes on from at least one more"
+                )
         asked = self.max_length if sampling.max_tokens is None else sampling.max_tokens
         row.limit = max(0, min(asked, self.max_length + 1 - len(row.prompt)))
         if len(row.prompt) > self.max_length + 1:
@@ -183,21 +202,26 @@ class Prefill:
             history=History.of(prompts, programs.padded_vocab(self.networks[0]), self.uses, L),
         )
 
-    def plan(self, prompt: np.ndarray) -> tuple[bool, int, int]:
-        """(whether the prompt begins with the shared prefix, tokens a dispatch reads, how many dispatches)."""
+    def plan(self, prompt: np.ndarray, both_ways: int = 0) -> Plan:
+        """How a prompt is read. both_ways: so many first tokens in both directions."""
         shared = len(self.shared)
-        common = SHARED <= shared < len(prompt) and np.array_equal(prompt[:shared], self.shared)
-        rest = len(prompt) - (shared if common else 0)
+        if both_ways:
+            prefix = np.ascontiguousarray(prompt[:both_ways], np.int32)
+        elif SHARED <= shared < len(prompt) and np.array_equal(prompt[:shared], self.shared):
+            prefix = self.shared
+        else:
+            prefix = prompt[:0]
+        rest = len(prompt) - len(prefix)
         width = min(PIECE, bucket(rest))
-        return common, width, -(-rest // width)
+        return Plan(prefix.tobytes(), bool(both_ways), width, -(-rest // width))
 
-    def read(self, side: int, plan: tuple[bool, int, int], prompts: Sequence[np.ndarray], U: int) -> tuple[Any, Any]:
+    def read(self, side: int, plan: Plan, prompts: Sequence[np.ndarray], U: int) -> tuple[Any, Any]:
         """(logits_UV, memory) of model `side` after the prompts, which all follow the same plan; rows beyond are
         empty."""
-        common, width, pieces = plan
-        begin = len(self.shared) if common else 0
+        width, pieces = plan.width, plan.pieces
+        begin = len(plan.prefix) // 4
         slots = self.size(begin + width * pieces)
-        memory, logits = self._shared_memory(side, U) if common else None, None
+        memory, logits = self._prefix_memory(side, plan, U) if begin else None, None
         for piece in range(pieces):
             tokens, count = np.zeros((U, width), np.int32), np.zeros(U, np.int32)
             for u, prompt in enumerate(prompts):
@@ -208,13 +232,28 @@ class Prefill:
             logits, memory = program(self.params[side], memory, *placed)
         return logits, memory
 
-    def _shared_memory(self, side: int, U: int) -> Any:
-        """The memory after the shared prefix, read once, for each of U rows."""
-        if side not in self._prefixes:
-            width = min(PIECE, bucket(len(self.shared)))
-            rows = [self.shared] * self.divisor
-            self._prefixes[side] = self.read(side, (False, width, -(-len(self.shared) // width)), rows, self.divisor)[1]
-        return programs.spread_program()(self._prefixes[side], np.zeros(U, np.int32))
+    def _prefix_memory(self, side: int, plan: Plan, U: int) -> Any:
+        """The memory after the plan's prefix, read once, for each of U rows."""
+        key = (side, plan.prefix, plan.both_ways)
+        if key not in self._prefixes:
+            prefix = np.frombuffer(plan.prefix, np.int32)
+            kept = [k for k in self._prefixes if k[2]]
+            if len(kept) >= DOCUMENTS:
+                del self._prefixes[kept[0]]
+            if plan.both_ways:
+                width = min(bucket(len(prefix)), self.max_length)
+                tokens = np.zeros((self.divisor, width), np.int32)
+                tokens[:, : len(prefix)] = prefix
+                count = np.full(self.divisor, len(prefix), np.int32)
+                program = programs.document_program(self.networks[side], self.dtype, self.divisor, self.size(width))
+                self._prefixes[key] = program(self.params[side], *meshes.put_batch(self.mesh, (tokens, count)))
+            else:
+                width = min(PIECE, bucket(len(prefix)))
+                own = Plan(b"", False, width, -(-len(prefix) // width))
+                self._prefixes[key] = self.read(side, own, [prefix] * self.divisor, self.divisor)[1]
+        else:
+            self._prefixes[key] = self._prefixes.pop(key)  # used last
+        return programs.spread_program()(self._prefixes[key], np.zeros(U, np.int32))
 
     def size(self, need: int) -> int:
         """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose

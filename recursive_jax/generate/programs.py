@@ -71,6 +71,18 @@ def prefill_program(network: Network, dtype: str, rows: int, slots: int, first: 
 
 
 @functools.cache
+def document_program(network: Network, dtype: str, rows: int, slots: int) -> Callable:
+    """(params, tokens_UT, count_U) -> memory of U texts that are read in both directions, each whole."""
+    step = decoder(network, dtype)
+
+    def read(params, tokens_UT, count_U):
+        TRACES["document"] += 1
+        return step.extend(params, step.empty(rows, slots), tokens_UT, count_U, fresh=True, both_ways=True)[1]
+
+    return jax.jit(read)
+
+
+@functools.cache
 def spread_program() -> Callable:
     """(memory of one row, index_U) -> memory of U rows: a shared prefix before each of U prompts."""
 

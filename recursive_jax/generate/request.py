@@ -28,7 +28,8 @@ class Request:
     begins the sequence as it stands (a rendered chat); otherwise the start token is put before it. sampling, seed: of
     its own, in place of the generation's. negative: what the guide reads instead of the prompt (default: nothing).
     sample: tells candidates of one request apart (`best_of`). columns: of the prompt's row, which the rows written
-    carry on."""
+    carry on. both_ways: so many first tokens of what is read (the start token among them) are read in both directions,
+    as a document is that was embedded; what is kept of them serves every request that begins with the same ones."""
 
     id: int
     prompt: np.ndarray
@@ -39,6 +40,7 @@ class Request:
     sample: int = 0
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
+    both_ways: int = 0
 
     def tokens(self, bos: int) -> np.ndarray:
         """What the model reads, int32; an empty prompt always starts with the start token."""
@@ -235,6 +237,7 @@ def requests_fingerprint(requests: Sequence[Request]) -> str:
         own = None if r.sampling is None else describe(r.sampling)
         about = [r.id, list(r.parents), r.opened, own, r.sample, r.negative is not None, len(r.prompt)]
         about += [] if r.seed is None else [["seed", r.seed]]
+        about += [["both ways", r.both_ways]] if r.both_ways else []
         found.update(json.dumps([*about, describe(r.columns)], sort_keys=True).encode())
         found.update(np.asarray(r.prompt, np.int32).tobytes())
         found.update(b"" if r.negative is None else np.asarray(r.negative, np.int32).tobytes())
