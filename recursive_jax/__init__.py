@@ -44,6 +44,7 @@ _HOMES = {
     "data.template_file": ("load_template",),
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "generate.dialogue": ("Dialogue",),
+    "generate.denoise": ("fill_masks",),
     "generate.generate": ("stream",),
     "generate.files": ("Prompts", "generate_file"),
     "generate.score": ("embed", "token_logprobs"),
@@ -171,6 +172,7 @@ if TYPE_CHECKING:
     from recursive_jax.data.template_file import load_template
     from recursive_jax.data.tokenizers import ByteTokenizer, FileTokenizer, LanguageTokenizer
     from recursive_jax.errors import InputError, Preempted, TrainingDiverged
+    from recursive_jax.generate.denoise import fill_masks
     from recursive_jax.generate.dialogue import Dialogue
     from recursive_jax.generate.files import Prompts, generate_file
     from recursive_jax.generate.generate import stream

@@ -186,6 +186,26 @@ def test_every_order_fills_all(table, table_model, remasking):
         assert rows.tokens()[0].tolist() == row
 
 
+def test_masks_are_filled_where_they_are(table, table_model):
+    """What is given stays; greedily and from left to right each gap has the table's best token, given all to be
+    seen."""
+    given = [[BOS, 2, MASK, 1, MASK], [BOS, MASK, 0, MASK, MASK], [BOS, 0, 1, 2, 0]]
+    settings = {"temperature": 0.0, "batch": 4, "denoise": {"remasking": "left_to_right"}}
+    for row, (ids, logprobs) in zip(given, rj.fill_masks(table_model, rows=given, sampling=settings), strict=True):
+        wanted, costs = list(row[1:]), np.zeros(L)
+        for i in range(L):
+            if row[1 + i] == MASK:
+                logp = table[int(np.dot(wanted, [64, 16, 4, 1])), i, :V]
+                wanted[i], costs[i] = int(np.argmax(logp)), logp.max()
+        assert ids.tolist() == [BOS, *wanted]
+        np.testing.assert_allclose(logprobs[1:], costs, atol=1e-5)
+    for remasking in ("mask_predict", "gibbs", "random"):
+        for row, (ids, _) in zip(
+            given, rj.fill_masks(table_model, given, {"denoise": {"remasking": remasking}}), strict=True
+        ):
+            assert MASK not in ids and all(a in (b, MASK) for a, b in zip(row, ids.tolist(), strict=True))
+
+
 @pytest.fixture(scope="module")
 def twins():
     """Texts of one letter twice."""

@@ -105,11 +105,8 @@ def _fits(found: Any, value: Any) -> bool:
         return len(found) == len(value) and all(map(_fits, found, value))
     if isinstance(found, dict) and isinstance(value, dict):
         return set(found) == set(value) and all(_fits(found[k], v) for k, v in value.items())
-    return (
-        (type(found) in (int, float)
-        and type(value) in (int, float)
-        and found == value)
-        or (type(found) is type(value) and found == value)
+    return (type(found) in (int, float) and type(value) in (int, float) and found == value) or (
+        type(found) is type(value) and found == value
     )
 
 

@@ -4,18 +4,21 @@ settings, seed, request id) and on nothing else, as by the engine."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from recursive_jax import mesh as meshes
 from recursive_jax.config import DenoiseConfig, SamplingConfig
+from recursive_jax.config.loader import with_settings
 from recursive_jax.config.sampling import UNDENOISED
 from recursive_jax.errors import InputError
 from recursive_jax.generate import programs
 from recursive_jax.generate.denoise_program import Canvas, denoise_program
 from recursive_jax.generate.engine import finish
+from recursive_jax.generate.hidden_score import denoising
 from recursive_jax.generate.prefill import Row, ends_of
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import Rules
@@ -153,15 +156,45 @@ class Denoiser:
             finish(row)
             yield row
 
+    def fill(self, numbered: Sequence[tuple[int, Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, log-probabilities) `[B, T]` of at most B rows with hidden tokens, each addressed by its number."""
+        longest = max(len(ids) for _, ids in numbered)
+        if longest > self.model.max_length:
+            raise InputError(f"a row has {longest} tokens, the model reads {self.model.max_length}")
+        T = min(-(-longest // WIDTH) * WIDTH, self.model.max_length)
+        B = self.B
+        tokens, length = np.full((B, T), self.tokenizer.eos, np.int32), np.zeros(B, np.int32)
+        for n, (_, ids) in enumerate(numbered):
+            tokens[n, : len(ids)], length[n] = ids, len(ids)
+        free = (tokens == self.mask) & (np.arange(T) < length[:, None])
+        count = free.sum(1)
+        steps = np.minimum(self.how.steps or T, np.maximum(count, 1)).astype(np.int32)
+        steps = np.full(B, self.how.steps, np.int32) if self.how.steps and self.how.remasking == "gibbs" else steps
+        ids = np.array([n for n, _ in numbered] + [0] * (B - len(numbered)), np.uint32)
+        keys = programs.keys_program()(np.tile(meshes.seed_words(self.seed), (B, 1)), ids, np.zeros(B, np.uint32))
+        rules = Rules.of([self.sampling] * B)
+        zeros = np.zeros(B, np.int32)
+        canvas = Canvas(
+            tokens, free, zeros, length, zeros, steps, np.asarray(keys), np.ones(B, np.float32), zeros,
+            np.full((B, 1), -1, np.int32), rules.replace(uses=rules.uses & USED),
+        )  # fmt: skip
+        program = denoise_program(
+            self.model.network, self.dtype, T, self.how.remasking, self.how.threshold, False, False, self.mask
+        )
+        placed, banned = meshes.put_batch(self.mesh, (canvas, np.tile(self.banned, (B, 1))))
+        extra = 1 if self.how.remasking == "gibbs" else 0
+        return meshes.fetch(program(self.model.params, placed, np.int32(1), np.int32(steps.max() + extra), banned))
+
     def _canvas(self, group: _Waiting) -> tuple[Canvas, int, int]:
         """(the rows as arrays, blocks of the longest, steps of a block); empty rows fill the batch."""
         B, T, size, how = self.B, group.width, group.size, self.how
         rows: list[Row | None] = [*group.rows, *[None] * (B - len(group.rows))]
         column = lambda value, dtype: np.array([value(r) if r else 0 for r in rows], dtype)
-        tokens = np.full((B, T), self.mask, np.int32)
+        tokens, free = np.full((B, T), self.mask, np.int32), np.zeros((B, T), bool)
         stops = np.full((B, self.most_stops), -1, np.int32)
         for n, row in enumerate(group.rows):
             tokens[n, : len(row.prompt)] = row.prompt
+            free[n, len(row.prompt) : self._length(row)] = True
             tokens[n, self._length(row) :] = self.tokenizer.eos
             stops[n, : len(row.stops)] = row.stops
         start = column(lambda r: len(r.prompt), np.int32)
@@ -178,7 +211,7 @@ class Denoiser:
         keys = programs.keys_program()(keys, ids, column(lambda r: r.request.sample, np.uint32))
         weight = np.array([1.0 + how.cfg_scale if how.cfg_scale else s.guidance for s in settings], np.float32)
         canvas = Canvas(
-            tokens, start, length, first.astype(np.int32), steps, np.asarray(keys), weight,
+            tokens, free, start, length, first.astype(np.int32), steps, np.asarray(keys), weight,
             column(lambda r: r.sampling.min_tokens, np.int32), stops, words.replace(uses=words.uses & USED),
         )  # fmt: skip
         extra = 1 if how.remasking == "gibbs" else 0
@@ -190,3 +223,35 @@ def checked(sampling: SamplingConfig) -> None:
     used = [k for k in UNDENOISED if getattr(sampling, k) != type(sampling).model_fields[k].default]
     if used:
         raise InputError(f"sampling.{used[0]}: this model writes out of order, where it has no meaning; leave it out")
+
+
+def fill_masks(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of token ids with what is hidden in them written: for each its ids int32 `[T]`, and of each position that
+    was written the model's log-probability when it was (float32 `[T]`, nats, 0 elsewhere).
+
+    rows: as the model reads them (with start and end tokens where it wants some), hidden tokens as its mask id
+    (`models.hidden.mask_id`). sampling: a SamplingConfig or a dict of its keys; what counts is `denoise` (steps,
+    remasking, threshold, suppress_tokens), temperature, top_k, top_p, min_p and batch. Row n is addressed by n.
+
+    Raises InputError for a row that is longer than the model reads, and for settings that have no meaning here."""
+    sampling = with_settings(SamplingConfig, sampling, {})
+    how = denoising(model, sampling) or DenoiseConfig()
+    if how.block_causal or how.block_size:
+        raise InputError("masks are filled all over a row: leave sampling.denoise.block_size out")
+    writer = Denoiser(model, sampling, how, seed=seed)
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    found: list[Any] = [None] * len(rows)
+    with jax.set_mesh(model.mesh):
+        for begin in range(0, len(order), writer.B):
+            members = order[begin : begin + writer.B]
+            for n, ids, logprobs in zip(members, *writer.fill([(n, rows[n]) for n in members]), strict=False):
+                size = len(rows[n])
+                hidden = np.asarray(rows[n]) == writer.mask
+                found[n] = (ids[:size], np.where(hidden, logprobs[:size], 0.0).astype(np.float32))
+    return found

@@ -39,11 +39,13 @@ def taken(x_BT: jax.Array, at_Bs: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class Canvas:
-    """tokens_BT: the prompt, then hidden ones, then padding. length_B: of prompt and answer; start_B: where the answer
-    begins. first_B: where its first block does. steps_B: of each block. key_BX: data of each row's key. weight_B: of
-    the guidance. least_B: an answer does not end before it has so many tokens. stops_BK: ids that end it (-1: none)."""
+    """tokens_BT: the prompt, then hidden ones, then padding. free_BT: which of them may be written. length_B: of
+    prompt and answer; start_B: where the answer begins. first_B: where its first block does. steps_B: of each block.
+    key_BX: data of each row's key. weight_B: of the guidance. least_B: an answer does not end before it has so many
+    tokens. stops_BK: ids that end it (-1: none)."""
 
     tokens_BT: Any
+    free_BT: Any
     start_B: Any
     length_B: Any
     first_B: Any
@@ -53,6 +55,12 @@ class Canvas:
     least_B: Any
     stops_BK: Any
     rules: Rules
+
+
+def written_here(c: Canvas, at_Bs: jax.Array) -> jax.Array:
+    """Which positions of a block may be written: bool `[B, s]`."""
+    T = c.tokens_BT.shape[1]
+    return taken(c.free_BT, jnp.minimum(at_Bs, T - 1)) & (at_Bs < c.length_B[:, None])
 
 
 @functools.cache
@@ -117,7 +125,7 @@ def denoise_program(
         `ancestral`, the probability that one does."""
         B, s, V = logits_BsV.shape
         column_V = jnp.arange(V)
-        inside_Bs = (at_Bs >= c.start_B[:, None]) & (at_Bs < c.length_B[:, None])
+        inside_Bs = written_here(c, at_Bs)
         logits_BsV = jnp.where(column_V == mask, NEVER, logits_BsV.astype(jnp.float32))
         banned_BV = jnp.any(column_V[None, :, None] == banned_BN[:, None], axis=2)
         allowed_BsV = jnp.where(banned_BV[:, None], NEVER, logits_BsV)
@@ -160,7 +168,7 @@ def denoise_program(
     def hide_one(tokens_Bs, at_Bs, c: Canvas, step, first):
         """For Gibbs sampling: a position of each row's block, drawn evenly, is hidden; before the first step all
         are."""
-        inside_Bs = (at_Bs >= c.start_B[:, None]) & (at_Bs < c.length_B[:, None])
+        inside_Bs = written_here(c, at_Bs)
         key_BX = jax.vmap(jax.random.fold_in, in_axes=(0, None))(jax.random.wrap_key_data(c.key_BX, impl=KEYS), step)
         draws = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2**30 + 1), at_Bs.shape[1:]))(key_BX)
         one_Bs = rank(jnp.where(inside_Bs, draws, -jnp.inf)) == 0
@@ -188,7 +196,7 @@ def denoise_program(
             n, tokens_BT, sure_BT, memory = carry
             at_Bs = canvas.first_B[:, None] + n * size + jnp.arange(size)[None]
             safe_Bs = jnp.minimum(at_Bs, T - 1)
-            inside = (at_Bs >= canvas.start_B[:, None]) & (at_Bs < canvas.length_B[:, None])
+            inside = rowwise(written_here, canvas, at_Bs)
             total_B = jnp.sum(inside, axis=1)
 
             def step(s, carry):
