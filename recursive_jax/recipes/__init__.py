@@ -43,6 +43,7 @@ RECIPES = {
     "self_refine": "recursive_jax.recipes.self_refine:recipe",
     "debate": "recursive_jax.recipes.debate:recipe",
     "shepherd": "recursive_jax.recipes.shepherd:recipe",
+    "infilling": "recursive_jax.recipes.infilling:recipe",
     "symbol_tuning": "recursive_jax.recipes.symbol_tuning:recipe",
 }
 
