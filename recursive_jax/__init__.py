@@ -33,6 +33,7 @@ _HOMES = {
     "errors": ("InputError", "Preempted", "TrainingDiverged"),
     "identity": ("fingerprint", "named"),
     "mesh": ("make_mesh",),
+    "train.measure": ("objective_metrics",),
     "models.lora": ("adapted_model",),
     "models.model": ("Model", "transformer", "user_model"),
     "models.peft": ("load_adapter", "save_adapter"),
@@ -45,6 +46,7 @@ _HOMES = {
     "data.tokenizers": ("ByteTokenizer", "FileTokenizer", "LanguageTokenizer"),
     "generate.dialogue": ("Dialogue",),
     "generate.denoise": ("fill_masks",),
+    "generate.hidden_score": ("pseudo_logprobs",),
     "generate.generate": ("stream",),
     "generate.files": ("Prompts", "generate_file"),
     "generate.score": ("embed", "token_logprobs"),
@@ -176,6 +178,7 @@ if TYPE_CHECKING:
     from recursive_jax.generate.dialogue import Dialogue
     from recursive_jax.generate.files import Prompts, generate_file
     from recursive_jax.generate.generate import stream
+    from recursive_jax.generate.hidden_score import pseudo_logprobs
     from recursive_jax.generate.request import (
         Draft,
         FromRows,
@@ -200,3 +203,4 @@ if TYPE_CHECKING:
     from recursive_jax.rounds.report import write_report
     from recursive_jax.rounds.run import Run
     from recursive_jax.rounds.writing import save_huggingface
+    from recursive_jax.train.measure import objective_metrics

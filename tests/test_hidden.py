@@ -269,7 +269,7 @@ def test_a_likelihood_of_each_kind(denoisers):
         assert right.sum() == pytest.approx(-math.log(2), abs=0.2), name
         assert wrong.sum() < right.sum() - 3, name
     model = denoisers["denoiser"]
-    right, wrong = pseudo_logprobs(model, rows, denoising(model))
+    right, wrong = pseudo_logprobs(model, rows)
     assert right.sum() > -0.1 and wrong.sum() < -8  # no bound of log 1/2: each letter tells of the other
     known, _ = bound_logprobs(model, rows, denoising(model), given=[1, 1])
     assert known[0] == 0 and known.sum() > -0.1

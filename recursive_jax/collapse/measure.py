@@ -21,12 +21,13 @@ from recursive_jax.collapse.tails import tail_lost, token_frequencies
 from recursive_jax.config import EvaluateConfig
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.sources import World
-from recursive_jax.generate.hidden_score import denoising
+from recursive_jax.generate.hidden_score import denoising, pseudo_logprobs
 from recursive_jax.generate.score import token_entropies
 from recursive_jax.models.model import Model
 
 #: Goes up when what is measured changes: stored evaluations are made again.
 FORM = 3
+PSEUDO = 32  # held-out rows whose tokens are hidden one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,9 @@ def measure(
     metrics.update(tail_lost(rows, yardstick.truth_V, config.token_budget))
     metrics["stopped_share"] = float(np.mean([s == "ok" for s in samples.column("status")]))
     language, fills = yardstick.world.language, denoising(model) is not None
+    if fills:
+        some = yardstick.held_out[:PSEUDO]
+        metrics["ppl_pseudo"] = float(np.exp(-np.concatenate(list(pseudo_logprobs(model, some))).mean()))
     if language is None and not fills:
         entropies = np.concatenate(list(token_entropies(model, yardstick.held_out)))
         metrics["anchor_entropy"] = float(entropies.mean())

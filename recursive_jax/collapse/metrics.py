@@ -52,6 +52,8 @@ METRICS: dict[str, Metric] = {
                "exact, nats per token; lower is better", "model, embedded language", **POSITIVE),
         Metric("ce_real", "Held-out real text", "higher", "nats per token", 2, 4,
                "cross-entropy, nats per token; lower is better", "model, real rows", **POSITIVE),
+        Metric("ppl_pseudo", "Pseudo-perplexity", "higher", "", 0, 14,
+               "each held-out token given all others (arXiv:1910.14659)", "model, real rows", least=1.0),
         Metric("ppl_gen", "Generated text, judged by the round-0 model", "either", "", 3, 6, "perplexity",
                "rows, the round-0 model", least=1.0),
         Metric("valid", "Valid sentences", "lower", "", 4, 7,

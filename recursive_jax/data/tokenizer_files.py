@@ -282,8 +282,12 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """tokenizer.json (or tokenizer.model), tokenizer_config.json, chat_template.jinja and generation_config.json."""
+MASK = "<|mask|>"
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, mask: int | None = None) -> None:
+    """tokenizer.json (or tokenizer.model), tokenizer_config.json, chat_template.jinja and generation_config.json. mask:
+    the id that hides a token; the first one beyond the tokenizer's is written as `<|mask|>`."""
     write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     write("generation_config.json", token_ids(tokenizer))
     if isinstance(tokenizer, IdTokenizer):
@@ -300,10 +304,14 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
             inner.post_processor = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos)]
             )
+        if mask == tokenizer.vocab:
+            inner.add_special_tokens([tokenizers.AddedToken(MASK, special=True, normalized=False)])
         inner.save(str(folder / "tokenizer.json"))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         name = inner.id_to_token
     settings |= {"bos_token": name(tokenizer.bos), "eos_token": name(tokenizer.eos), "model_max_length": context}
+    if mask is not None and name(mask):
+        settings["mask_token"] = name(mask)
     settings.pop("pad_token", None)
     if tokenizer.pad is not None:
         settings["pad_token"] = name(tokenizer.pad)

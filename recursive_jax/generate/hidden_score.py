@@ -91,12 +91,13 @@ def bound_logprobs(
 
 
 def pseudo_logprobs(
-    model: Model, rows: Iterable[np.ndarray], how: DenoiseConfig, *, opened: bool = False, dtype: str = "float32"
+    model: Model, rows: Iterable[np.ndarray], *, opened: bool = False, dtype: str = "float32"
 ) -> Iterator[np.ndarray]:
     """log p of each token of a row given all others: float32, nats; their sum is the pseudo-log-likelihood
     (arXiv:1910.14659), which is no bound: neighbours tell of each other. One pass for each token. rows, opened: as of
     `token_logprobs`."""
-    mask = mask_id(model, how.mask_id)
+    how = denoising(model)
+    mask = mask_id(model, None if how is None else how.mask_id)
     program = _program(model.network, meshes.resolve_dtype(dtype, model.mesh), mask, 0, False)
     canvases = [_canvas(model, row, opened) for row in rows]
     jobs = [(ids, np.arange(len(ids)) == t) for ids, _ in canvases for t in range(1, len(ids))]

@@ -53,9 +53,12 @@ def save_huggingface(model: Model, path: Any, dtype: str = "float32") -> Path:
     new_folder(folder)
     model = model.merged()
     config = model.network.config
+    mask = getattr(model.tokenizer, "mask", None)
+    if mask is None and model.tokenizer is not None and model.vocab == model.tokenizer.vocab + 1:
+        mask = model.tokenizer.vocab  # the one id that a model has beyond its tokenizer's hides tokens
     with machine_errors(None), whole_or_none(folder):
         write_huggingface(folder, config, model.params, token_ids(model.tokenizer), dtype)
-        meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.max_length))
+        meshes.on_main(lambda: write_tokenizer(folder, model.tokenizer, config.max_length, mask))
     return folder
 
 

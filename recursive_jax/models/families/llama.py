@@ -113,11 +113,13 @@ def _like_llama(
 
 def _read_llama(k: Keys) -> dict[str, Any]:
     bias = k("attention_bias", False)
-    return _llama(k) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=k("mlp_bias", False))
+    both = dict(causal=k("is_causal", True))  # transformers 5 reads a decoder in both directions, where this is false
+    return _llama(k) | both | dict(qkv_bias=bias, out_bias=bias, mlp_bias=k("mlp_bias", False))
 
 
 def _write_llama_full(c: ModelConfig) -> dict[str, Any]:
-    return _write_llama(c) | dict(attention_bias=c.has_bias("qkv"), mlp_bias=c.has_bias("mlp"))
+    both = {} if c.causal else {"is_causal": False}
+    return _write_llama(c) | both | dict(attention_bias=c.has_bias("qkv"), mlp_bias=c.has_bias("mlp"))
 
 
 def _read_mistral(k: Keys) -> dict[str, Any]:

@@ -39,7 +39,15 @@ _NUMBERS = {
     **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), (-1e-9, 1e9)),
 }
 _SWITCHES = (
-    *("tie_word_embeddings", "attention_bias", "mlp_bias", "decoder_bias", "norm_topk_prob", "use_sliding_window"),
+    *(
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+        "decoder_bias",
+        "norm_topk_prob",
+        "use_sliding_window",
+        "is_causal",
+    ),
     *("do_layer_norm_before", "use_parallel_residual", "truncate"),
 )
 _TEXTS = ("model_type", "hidden_act", "hidden_activation", "activation", "activation_function", "rope_type", "type")
