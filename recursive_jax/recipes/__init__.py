@@ -43,6 +43,9 @@ RECIPES = {
     "self_refine": "recursive_jax.recipes.self_refine:recipe",
     "debate": "recursive_jax.recipes.debate:recipe",
     "shepherd": "recursive_jax.recipes.shepherd:recipe",
+    "grit": "recursive_jax.recipes.grit:recipe",
+    "raft": "recursive_jax.recipes.raft:recipe",
+    "linkbert": "recursive_jax.recipes.linkbert:recipe",
     "infilling": "recursive_jax.recipes.infilling:recipe",
     "symbol_tuning": "recursive_jax.recipes.symbol_tuning:recipe",
 }
