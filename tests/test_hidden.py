@@ -307,7 +307,7 @@ def test_tokens_of_a_word_are_hidden_together():
     batch = {k: jnp.asarray(v) for k, v in objective.pack(data, model, 32).columns.items()}
 
     class Now:
-        progress = 0.0
+        progress, network = 0.0, None
 
     inputs, chosen = objective.hide(Now, batch, batch["tokens"], jax.random.key(0))
     word_BT = np.asarray(words(batch["starts"]))
@@ -326,7 +326,7 @@ def test_spans_and_a_share_that_falls():
     objective = Masked(share=0.3, final_share=0.15, spans=3, mask_id=9, vocab=9, special=(9,))
     batch = {"tokens": jnp.zeros((400, 64), jnp.int32), "segments": jnp.ones((400, 64), jnp.int32)}
     for progress, share in ((0.0, 0.3), (0.5, 0.225), (1.0, 0.15)):
-        now = type("Now", (), {"progress": jnp.float32(progress)})
+        now = type("Now", (), {"progress": jnp.float32(progress), "network": None})
         _, chosen = objective.hide(now, batch, batch["tokens"], jax.random.key(1))
         assert float(chosen.mean()) == pytest.approx(share, abs=0.012)
 
@@ -433,5 +433,14 @@ def test_objectives_by_name():
     ):
         with pytest.raises(InputError, match=word):
             objective_of(wrong)
+    for name, wrong in (
+        ("masked", {"share": 2.0}),
+        ("masked", {"spans": 0}),
+        ("hybrid", {"phases": [["both", 1]]}),
+        ("masked_diffusion", {"schedule": "cosin"}),
+        ("masked_diffusion", {"ends": "cut"}),
+    ):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            objective_of({"name": name, **wrong})
     with pytest.raises(InputError, match="float is wanted"):
         objective_of({"name": "masked", "share": "much"})

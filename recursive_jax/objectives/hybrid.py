@@ -41,9 +41,8 @@ class Hybrid(Masked):
     both: bool = False
     phases: tuple[tuple[str, float], ...] = ()
 
-    def resolved(self, model: Model) -> Hybrid:
-        if not model.network.causal:
-            raise InputError("Hybrid trains one model for both, and this one has model.causal=false: it cannot write")
+    def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.causal <= 1:
             raise InputError(f"causal={self.causal}: a share of the rows, between 0 and 1")
         wrong = [p for p in self.phases if len(p) != 2 or p[0] not in KINDS or not p[1] > 0]
@@ -51,6 +50,10 @@ class Hybrid(Masked):
             raise InputError(f"phases={wrong[0]!r}: a pair of {' or '.join(KINDS)} and a length above 0 is wanted")
         if self.phases and self.both:
             raise InputError("phases and both: the two losses one after the other, or both at once")
+
+    def resolved(self, model: Model) -> Hybrid:
+        if not model.network.causal:
+            raise InputError("Hybrid trains one model for both, and this one has model.causal=false: it cannot write")
         return super().resolved(model)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:

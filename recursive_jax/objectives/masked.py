@@ -88,13 +88,8 @@ class Masked(Objective):
     mask_id: int | None = None
     special: tuple[int, ...] = ()
     vocab: int = 0
-    shifted: bool = False
 
-    def extra_ids(self, tokenizer: Any) -> int:
-        return int(self.mask_id is None and getattr(tokenizer, "mask", None) is None)
-
-    def resolved(self, model: Model) -> Masked:
-        """With the ids of the model's tokenizer, where the fields do not say otherwise."""
+    def __post_init__(self):
         for name, value in (("share", self.share), ("final_share", self.final_share)):
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"{name}={value}: the share of tokens that are hidden is above 0, and at most 1")
@@ -104,11 +99,15 @@ class Masked(Objective):
             raise InputError(f"whole_words=true and spans={self.spans}: one of the two says what is hidden together")
         if self.spans < 1:
             raise InputError(f"spans={self.spans}: the longest span has one token at least")
+
+    def extra_ids(self, tokenizer: Any) -> int:
+        return int(self.mask_id is None and getattr(tokenizer, "mask", None) is None)
+
+    def resolved(self, model: Model) -> Masked:
+        """With the ids of the model's tokenizer, where the fields do not say otherwise."""
         hides = mask_id(model, self.mask_id)
         special = special_ids(model.tokenizer, hides, self.special)
-        vocab = self.vocab or model.tokenizer.vocab
-        shifted = is_shifted(model.network)
-        return dataclasses.replace(self, mask_id=hides, special=special, vocab=vocab, shifted=shifted)
+        return dataclasses.replace(self, mask_id=hides, special=special, vocab=self.vocab or model.tokenizer.vocab)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = pack_tokens(data, length - 1, model.tokenizer)  # no shift: a row is its own target
@@ -127,7 +126,7 @@ class Masked(Objective):
         T = tokens_BT.shape[1]
         segments_BT = batch["segments"][:, :T]
         special_BT = segments_BT == 0
-        if self.shifted:  # nobody says anything of the first token of a text
+        if is_shifted(ctx.network):  # nobody says anything of the first token of a text
             special_BT |= begins(segments_BT)
         if "loss" in batch:  # a prompt is read, not guessed
             special_BT |= batch["loss"][:, :T] <= 0
@@ -157,7 +156,7 @@ class Masked(Objective):
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         tokens_BT = batch["tokens"]
         inputs_BT, chosen_BT = self.hide(ctx, batch, tokens_BT, ctx.key)
-        return masked_loss(ctx, params, inputs_BT, batch["segments"], tokens_BT, chosen_BT, self.shifted)
+        return masked_loss(ctx, params, inputs_BT, batch["segments"], tokens_BT, chosen_BT)
 
 
 def special_ids(tokenizer: Any, mask: int, more: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -173,10 +172,9 @@ def masked_loss(
     segments_BT: jax.Array,
     labels_BT: jax.Array,
     chosen_BT: jax.Array,
-    shifted: bool = False,
 ) -> Loss:
     """The loss of the chosen positions, and how many of them the model's best guess has right."""
-    logits_BTV = own_logits(ctx.apply, shifted, params, inputs_BT, segments_BT)
+    logits_BTV = own_logits(ctx.apply, is_shifted(ctx.network), params, inputs_BT, segments_BT)
     weight_BT = chosen_BT.astype(jnp.float32)
     right_BT = (jnp.argmax(logits_BTV, axis=-1) == labels_BT).astype(jnp.float32)
     count = jnp.sum(weight_BT)

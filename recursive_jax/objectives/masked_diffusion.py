@@ -56,16 +56,24 @@ class MaskedDiffusion(Objective):
     block_size: int = 0
     anneal: float = 0.0
     mask_id: int | None = None
-    shifted: bool = False
+
+    def __post_init__(self):
+        hidden_share(self.schedule, 0.5)
+        for name, value, known in (("ends", self.ends, ENDS), ("normalize", self.normalize, NORMALIZE)):
+            if value not in known:
+                raise InputError(f"{name}={value!r}: {' or '.join(known)} is wanted")
+        if self.ends == "packed" and (self.normalize == "answer" or self.random_lengths):
+            raise InputError("normalize=answer and random_lengths want a row to a text: ends=fill")
+        for name, value in (("eps", self.eps), ("random_lengths", self.random_lengths), ("anneal", self.anneal)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name}={value}: a share between 0 and 1")
+        if min(self.steps, self.block_size) < 0:
+            raise InputError(f"steps={self.steps} and block_size={self.block_size}: 0, or how many")
 
     def extra_ids(self, tokenizer: Any) -> int:
         return int(self.mask_id is None and getattr(tokenizer, "mask", None) is None)
 
     def resolved(self, model: Model) -> MaskedDiffusion:
-        hidden_share(self.schedule, 0.5)
-        for name, value, known in (("ends", self.ends, ENDS), ("normalize", self.normalize, NORMALIZE)):
-            if value not in known:
-                raise InputError(f"{name}={value!r}: {' or '.join(known)} is wanted")
         shifted = is_shifted(model.network)
         if shifted and self.block_size:
             raise InputError(
@@ -74,9 +82,7 @@ class MaskedDiffusion(Objective):
             )
         if self.anneal and not shifted:
             raise InputError(f"anneal={self.anneal} is for a model with model.causal=true, which looks back only")
-        if self.ends == "packed" and (self.normalize == "answer" or self.random_lengths):
-            raise InputError("normalize=answer and random_lengths want a row to a text: ends=fill")
-        return dataclasses.replace(self, mask_id=mask_id(model, self.mask_id), shifted=shifted)
+        return dataclasses.replace(self, mask_id=mask_id(model, self.mask_id))
 
     def sampling(self, model: Model) -> dict[str, Any]:
         blocks = {"block_size": self.block_size, "block_causal": True} if self.block_size else {}
@@ -102,7 +108,8 @@ class MaskedDiffusion(Objective):
         B, T = tokens_BT.shape
         draw, hide, short, ahead = jax.random.split(ctx.key, 4)
         noised_BT = (batch["loss"] > 0) & (segments_BT > 0)
-        if self.shifted:
+        shifted = is_shifted(ctx.network)
+        if shifted:
             noised_BT &= ~begins(segments_BT)
         if self.random_lengths:
             keys = jax.random.split(short)
@@ -121,7 +128,7 @@ class MaskedDiffusion(Objective):
             logits_BTV = read_blocks(ctx.apply, params, inputs_BT, tokens_BT, segments_BT, self.block_size)
         else:
             seen = {"visible_BTS": self.in_sight(ahead, ctx.progress, B, T)} if self.anneal else {}
-            logits_BTV = own_logits(ctx.apply, self.shifted, params, inputs_BT, segments_BT, **seen)
+            logits_BTV = own_logits(ctx.apply, shifted, params, inputs_BT, segments_BT, **seen)
         cost_BT = jnp.where(hidden_BT, -behind(logits_BTV, tokens_BT, self.mask_id), 0.0)
         cost_BT = cost_BT * level_weight(self.schedule, t_BT, self.steps)
         length_B = jnp.sum(noised_BT.astype(jnp.float32), axis=1)
