@@ -30,6 +30,7 @@ from recursive_jax.mesh import make_mesh, put_batch
 from recursive_jax.models.model import transformer
 from recursive_jax.objectives import Causal, Denoisers, Hybrid, Masked, MaskedDiffusion
 from recursive_jax.objectives.linked import LinkedPairs
+from recursive_jax.train.measure import objective_metrics
 from recursive_jax.train.optimizer import Hyper
 from recursive_jax.train.step import start_program, step_program
 
@@ -112,7 +113,7 @@ def hybrid(args) -> None:
             quiet=True,
         )
         nll = np.concatenate([-x for x in rj.token_logprobs(trained.model, held)])
-        masked = rj.objective_metrics(trained.model, real_rows(held, [""] * len(held)), Masked(), length=T, steps=8)
+        masked = objective_metrics(trained.model, real_rows(held, [""] * len(held)), Masked(), length=T, steps=8)
         say(
             objective=name,
             perplexity=round(float(np.exp(nll.mean())), 2),

@@ -33,7 +33,6 @@ _HOMES = {
     "errors": ("InputError", "Preempted", "TrainingDiverged"),
     "identity": ("fingerprint", "named"),
     "mesh": ("make_mesh",),
-    "train.measure": ("objective_metrics",),
     "models.lora": ("adapted_model",),
     "models.model": ("Model", "transformer", "user_model"),
     "models.peft": ("load_adapter", "save_adapter"),
@@ -203,4 +202,3 @@ if TYPE_CHECKING:
     from recursive_jax.rounds.report import write_report
     from recursive_jax.rounds.run import Run
     from recursive_jax.rounds.writing import save_huggingface
-    from recursive_jax.train.measure import objective_metrics

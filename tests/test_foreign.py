@@ -267,7 +267,7 @@ def test_fine_tuning_from_a_config_learns_is_resumed_and_goes_back(task, capsys,
     [
         (["import", "nowhere", "out"], "not a Hugging Face folder"),
         (["generate", str(FOLDER / "llama"), "--chat", "--prompt", "3"], "no chat template"),
-        (["generate", str(FOLDER / "bert"), "--prompt", "3"], "encoder"),
+        (["generate", str(FOLDER / "bert"), "--prompt", "3"], "mask token"),
         (["export", str(FOLDER / "llama"), str(FOLDER)], "not an empty folder"),
         (["export", str(FOLDER / "llama"), "x", "--adapter"], "no adapter"),
     ],

@@ -29,7 +29,8 @@ def mask_id(model: Model, asked: int | None = None) -> int:
     if own is None:
         raise InputError(
             "tokens have to be hidden behind an id, and this tokenizer has no mask token: build the model with "
-            f"model.vocab={model.tokenizer.vocab + 1}, or name an id that no text uses: mask_id=..."
+            f"model.vocab={model.tokenizer.vocab + 1}, or name an id that no text uses: mask_id of the objective, and "
+            "sampling.denoise.mask_id"
         )
     if not 0 <= own < model.vocab:
         raise InputError(f"mask_id={own} is none of the model's {model.vocab} ids")
