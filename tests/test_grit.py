@@ -132,6 +132,18 @@ def test_rows_that_grit_cannot_learn_from(model):
         rj.train(model, ["only text"], Grit(), steps=1, quiet=True)
     with pytest.raises(InputError, match="leaves nothing"):
         rj.train(model, [{"query": "a", "positive": "b"}] * 8, Grit(), steps=1, batch=8, length=8, quiet=True)
+    with pytest.raises(InputError, match="pair 1 has no 'negative'"):
+        Grit().rows(
+            [{"query": "a", "positive": "b", "negative": "c"}, {"query": "a", "positive": "b"}], model.tokenizer
+        )
+    with pytest.raises(InputError, match="rows would stand in it twice"):
+        rj.train(model, [{"query": "a", "positive": "b"}] * 4, Grit(), steps=1, batch=8, length=48, quiet=True)
+    both = Grit().rows(iter([{"query": "a", "positive": "b"}, "a text"]), model.tokenizer)
+    assert len(both) == 2
+    wide = model.on(make_mesh(MeshConfig(data=8)))
+    with pytest.raises(InputError, match="write=4 is not divisible by 8"):
+        rows = [*({"query": f"q{n}", "positive": "b"} for n in range(8)), "a text"]
+        rj.train(wide, rows, Grit(generative_batch=4), steps=1, batch=8, length=48, quiet=True)
 
 
 # Documents whose memory is kept.

@@ -36,7 +36,10 @@ def moods():
 
 def test_symbols_of_tuning_and_evaluation_have_none_in_common():
     assert [letters(n) for n in (0, 25, 26, 701, 702)] == ["a", "z", "aa", "zz", "aaa"]
-    words = [f"w{n}" for n in range(300)]
+    words = [f"w{n}" for n in range(300)] + ["cat", "17"]  # a string of letters and a number: of the other kinds
+    assert not {"cat", "17"} & {symbol(np.random.default_rng([3, n]), "evaluation", words) for n in range(3000)}
+    with pytest.raises(InputError, match="without a label"):
+        Labelled("t", (("a", "x"), ("b", "")))
     drawn = {split: {symbol(np.random.default_rng([1, n]), split, words) for n in range(4000)}
              for split in ("tuning", "evaluation")}  # fmt: skip
     assert not drawn["tuning"] & drawn["evaluation"]
@@ -255,6 +258,8 @@ def test_rows_hold_golden_edited_and_missing_documents_at_their_rates():
     assert f"##begin_quote##{CARDS[0]}##end_quote## <ANSWER>: call0()" in quoted["completion"]
     hard = raft_rows(questions[:5], CARDS, Mixture(golden=1.0, distractors=2), near=Bm25(CARDS))
     assert all(r["kind"] == "golden" for r in hard)
+    with pytest.raises(InputError, match="there are 4 documents"):
+        raft_rows(questions[:4], CARDS[:4], Mixture(0.5, 0.0, 3))  # without the golden one it takes one more
     with pytest.raises(InputError, match="edit="):
         raft_rows(questions, CARDS, Mixture(edited=0.5))
 
@@ -299,6 +304,9 @@ def test_alternatives_and_odd_calls():
     for value, fits in (("'cat'", True), ("'dog'", True), ("'cow'", False)):
         assert (check_call(f"f(x={value})", "f(x=one_of('cat', 'dog'))") == "right") is fits
     assert [c.name for c in calls_in("f(g(1))")] == ["f", "g"]
+    assert check_call("f(a=red)", "f(a='red')") == "wrong" and check_call("f(a=1, **b)", "f(a=1)") == "wrong"
+    with pytest.raises(InputError, match="no call"):
+        check_call("f()", "not a call")
     assert calls_in("(" * 500) == []
 
 

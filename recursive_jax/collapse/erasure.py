@@ -89,6 +89,8 @@ class LeaceFitter:
 
     def merge(self, n: int, mean_x: np.ndarray, mean_z: np.ndarray, xx: np.ndarray, xz: np.ndarray) -> LeaceFitter:
         """Takes the statistics of other rows into account (of another host's fitter, say); returns itself."""
+        if not n:
+            return self
         total = self.n + n
         gap_x, gap_z = mean_x - self.mean_x, mean_z - self.mean_z
         share = self.n * n / total

@@ -24,6 +24,8 @@ def embed_texts(model: Model, texts: Sequence[str], instruction: str = "", dtype
     """Unit vectors as GRIT has them, float32 `[N, D]`: read in both directions, the mean over a text's own tokens; of
     an encoder, the mean over all of them."""
     if not model.network.causal:
+        if instruction:
+            raise InputError("an encoder's queries have no instruction of GRIT's; put it into the texts")
         return embed(model, texts, dtype=dtype)
     pieces = [framed(text, instruction, model.tokenizer) for text in texts]
     ids = [np.asarray(p[: model.max_length], np.int32) for p, _ in pieces]

@@ -34,10 +34,16 @@ class DenoiseConfig(Section):
     cfg_scale: float = Field(0.0, ge=0.0, description="classifier-free guidance: sampling.guidance less 1")
     suppress_tokens: tuple[int, ...] = Field((), description="ids that are never written")
     mask_id: int | None = Field(None, description="id that hides a token; default: the tokenizer's, or the model's")
-    fill: bool = Field(False, description="the model was trained on rows that end tokens fill up")
+    fill: int = Field(0, ge=0, description="the model was trained on rows of so many positions that end tokens fill up")
     block_causal: bool = Field(
         False, description="the model reads only the blocks before (trained by blocks): what it has read is kept"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> DenoiseConfig:
+        if self.threshold and self.remasking in ("ancestral", "mask_predict", "gibbs"):
+            raise ValueError(f"threshold={self.threshold} has no use with remasking={self.remasking}: one of the two")
+        return self
 
 
 class SamplingConfig(Section):

@@ -10,6 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recursive_jax.curate.rewards import Grade, Reward, Row, field
+from recursive_jax.errors import InputError
+
+
+class Source(str):
+    """An argument that is no literal, as it stands: `red` is not the text 'red'."""
+
+    __slots__ = ()
+
 
 RIGHT, WRONG, HALLUCINATION, UNREAD = "right", "wrong", "hallucination", "no call"
 
@@ -58,7 +66,7 @@ def _call(node: ast.Call) -> Call | None:
         at = at.value
     if not isinstance(at, ast.Name):
         return None
-    named = {k.arg: _value(k.value) for k in node.keywords if k.arg is not None}
+    named = {k.arg or "**": _value(k.value) for k in node.keywords}
     return Call(".".join([at.id, *reversed(parts)]), {**dict(enumerate(map(_value, node.args))), **named})
 
 
@@ -66,7 +74,7 @@ def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError):
-        return ast.unparse(node)
+        return Source(ast.unparse(node))
 
 
 def check_call(text: str, wanted: str, apis: Sequence[str] = ()) -> str:
@@ -78,7 +86,7 @@ def check_call(text: str, wanted: str, apis: Sequence[str] = ()) -> str:
     wanted: a call as text. A value of it may be a tuple of alternatives written `one_of(a, b)`."""
     (target, *_) = calls_in(wanted) or [None]
     if target is None:
-        raise ValueError(f"the wanted call {wanted!r} is none")
+        raise InputError(f"{wanted!r} is wanted, and it is no call: name(argument=value)")
     found = calls_in(text)
     if not found:
         return UNREAD
@@ -97,7 +105,7 @@ def _same_arguments(call: Call, target: Call) -> bool:
 
 
 def _fits(found: Any, value: Any) -> bool:
-    if isinstance(value, str) and value.startswith("one_of("):
+    if isinstance(value, Source) and value.startswith("one_of("):
         return any(_fits(found, option) for option in calls_in(value)[0].arguments.values())
     if isinstance(found, bool) != isinstance(value, bool):
         return False

@@ -29,13 +29,18 @@ class OneSource:
         )
 
     def begin(self, batch: int, seed: int) -> None:
+        small = min(map(len, self.members))
+        if small < batch:
+            raise InputError(
+                f"a source has {small} rows and a batch takes {batch} of one source: rows would stand in it twice, "
+                "each the other's negative; lower train.batch, or give small sources one name"
+            )
         self.batch, self.seed = batch, seed
 
     def next(self, step: int, params: Any = None, state: Any = None) -> Columns:
         rng = np.random.default_rng([self.seed, step])
         members = self.members[rng.choice(len(self.members), p=self.shares)]
-        chosen = [rng.permutation(members) for _ in range(-(-self.batch // len(members)))]
-        at = np.concatenate(chosen)[: self.batch]
+        at = rng.permutation(members)[: self.batch]
         return {name: column[at] for name, column in self.rows.columns.items()}
 
     def summary(self, steps: int, batch: int) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Bm25:
         self.texts = list(texts)
         if not self.texts:
             raise InputError("there are no texts to look through")
+        if not any(text.strip() for text in self.texts):
+            raise InputError("the texts to look through are all empty")
         self._words = lambda found: bm25s.tokenize(found, stopwords=None, show_progress=False)
         self._index = bm25s.BM25()
         self._index.index(self._words(self.texts), show_progress=False)
@@ -117,7 +119,7 @@ def raft_rows(
     Raises InputError for a document that does not exist, and for edited rows without `edit`."""
     if mixture.edited and edit is None:
         raise InputError("edited documents need edit=: (document, answer, rng) -> (document, answer)")
-    if len(documents) <= mixture.distractors:
+    if len(documents) <= mixture.distractors + (mixture.golden < 1):  # without the golden one there is one more
         raise InputError(
             f"{mixture.distractors} distractors beside the golden one: there are {len(documents)} documents"
         )
@@ -146,7 +148,7 @@ def raft_rows(
         said = f"##begin_quote##{golden}##end_quote## <ANSWER>: {answer}" if quotes and has else answer
         shown = "\n\n".join(f"Document {i + 1}: {context[j]}" for i, j in enumerate(order))
         rows.append({
-            "prompt": prompt.replace("{documents}", shown).replace("{question}", q.question),
+            "prompt": fields.filled(prompt, {"documents": shown, "question": q.question}),
             "completion": f" {said}",
             "question": q.question,
             "answer": answer,

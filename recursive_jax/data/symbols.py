@@ -7,6 +7,7 @@ words. Those for tuning and those for evaluation have none in common (sec. 3.2 a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.identity import Value
 
 TUNED = 10_000  # of each kind for tuning; what follows is for evaluation
+TRIES = 2000  # symbols that are drawn for one prompt, at most
 RANGES = {"tuning": (0, TUNED), "evaluation": (TUNED, 10 * TUNED)}
 FORMATS = (
     ("Input: {input}", "Label: "),
@@ -42,6 +44,8 @@ class Labelled(Value):
 
     def __post_init__(self):
         object.__setattr__(self, "rows", tuple((str(text), str(label)) for text, label in self.rows))
+        if not all(label.strip() for label in self.classes):
+            raise InputError(f"the task {self.name} has a row without a label")
         if len(self.classes) < 2:
             raise InputError(f"the task {self.name} has {len(self.classes)} classes; two at least are wanted")
 
@@ -61,17 +65,39 @@ def letters(number: int) -> str:
 
 def symbol(rng: np.random.Generator, split: str, words: Sequence[str] = ()) -> str:
     """One symbol of a split (`tuning`, `evaluation`). words: of the third kind, the most common first; the first tenth,
-    10,000 at most, is for tuning. Without any, the other two kinds. Raises InputError for another split."""
+    10,000 at most, is for tuning; those that are symbols of the other kinds (`cat` is a string of letters) are left
+    out. Without any, the other two kinds. Raises InputError for another split, and for fewer than two words."""
     if split not in RANGES:
         raise InputError(f"split={split!r}: tuning or evaluation is wanted")
     low, high = RANGES[split]
     kind = rng.integers(3 if words else 2)
     if kind == 2:
-        cut = min(TUNED, max(1, len(words) // 10))
-        own = words[:cut] if split == "tuning" else words[cut:]
+        own = own_words(tuple(words), split)
         return str(own[rng.integers(len(own))])
     number = int(rng.integers(low, high))
     return str(number) if kind == 0 else letters(number)
+
+
+@functools.lru_cache(maxsize=8)
+def own_words(words: tuple[str, ...], split: str) -> tuple[str, ...]:
+    """The words of a split: each once, and none that is a symbol of another kind."""
+    kept = tuple(dict.fromkeys(w for w in words if not w.isdigit() and not _is_numbered(w)))
+    if len(kept) < 2:
+        raise InputError(
+            f"of {len(words)} words {len(kept)} are no numbers or short strings of letters; two are wanted"
+        )
+    cut = min(TUNED, max(1, len(kept) // 10))
+    return kept[:cut] if split == "tuning" else kept[cut:]
+
+
+def _is_numbered(word: str) -> bool:
+    """Whether a word is one of the strings of letters that are symbols."""
+    if not (word.isascii() and word.isalpha() and word.islower()):
+        return False
+    number = 0
+    for letter in word[:8]:
+        number = 26 * number + ord(letter) - 96
+    return len(word) <= 8 and number <= 10 * TUNED
 
 
 def prompt_row(
@@ -100,10 +126,16 @@ def prompt_row(
         # Not even inside of a symbol: nothing of the natural labels is in sight.
         forbidden = {c.lower() for c in classes}
         drawn: list[str] = []
-        while len(drawn) < len(classes):
+        for _ in range(TRIES):
+            if len(drawn) == len(classes):
+                break
             one = symbol(rng, split, words)
             if one not in drawn and not any(c in one.lower() for c in forbidden):
                 drawn.append(one)
+        if len(drawn) < len(classes):
+            raise InputError(
+                f"the task {task.name}: hardly a symbol does without {', '.join(sorted(forbidden))[:60]!r}"
+            )
     elif labels == "natural":
         drawn = list(classes)
     else:

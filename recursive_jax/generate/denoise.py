@@ -117,6 +117,8 @@ class Denoiser:
             raise InputError(
                 f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
             )
+        if request.negative is not None or request.both_ways:
+            raise InputError(f"request {request.id}: negative and both_ways have no use for a model that fills gaps")
         row = Row(request, prompt, sampling, stops, texts, self.tokenizer)
         longest = self.model.max_length // (self.how.block_size if self.how.block_causal else 1)
         longest *= self.how.block_size if self.how.block_causal else 1
@@ -159,6 +161,9 @@ class Denoiser:
     def fill(self, numbered: Sequence[tuple[int, Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, log-probabilities) `[B, T]` of at most B rows with hidden tokens, each addressed by its number."""
         longest = max(len(ids) for _, ids in numbered)
+        known = all(0 <= int(i) < self.model.vocab for _, ids in numbered for i in ids)
+        if not known:
+            raise InputError(f"a row holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?")
         if longest > self.model.max_length:
             raise InputError(f"a row has {longest} tokens, the model reads {self.model.max_length}")
         T = min(-(-longest // WIDTH) * WIDTH, self.model.max_length)
@@ -242,6 +247,12 @@ def fill_masks(
     Raises InputError for a row that is longer than the model reads, and for settings that have no meaning here."""
     sampling = with_settings(SamplingConfig, sampling, {})
     how = denoising(model, sampling) or DenoiseConfig()
+    unused = [k for k in ("guidance", "stop", "stop_tokens", "min_tokens", "max_tokens", "best_of")
+              if getattr(sampling, k) != SamplingConfig.model_fields[k].default]  # fmt: skip
+    if unused or how.cfg_scale:
+        raise InputError(
+            f"sampling.{(unused or ['denoise.cfg_scale'])[0]} has no use where masks are filled: leave it out"
+        )
     if how.block_causal or how.block_size:
         raise InputError("masks are filled all over a row: leave sampling.denoise.block_size out")
     writer = Denoiser(model, sampling, how, seed=seed)

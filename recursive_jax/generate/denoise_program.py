@@ -165,14 +165,15 @@ def denoise_program(
         shown_Bs = shown_Bs & hidden_Bs
         return jnp.where(shown_Bs, drawn_Bs, tokens_Bs), jnp.where(shown_Bs, logp_Bs, sure_Bs)
 
-    def hide_one(tokens_Bs, at_Bs, c: Canvas, step, first):
+    def hide_one(tokens_Bs, at_Bs, c: Canvas, step, s):
         """For Gibbs sampling: a position of each row's block, drawn evenly, is hidden; before the first step all
         are."""
         inside_Bs = written_here(c, at_Bs)
         key_BX = jax.vmap(jax.random.fold_in, in_axes=(0, None))(jax.random.wrap_key_data(c.key_BX, impl=KEYS), step)
         draws = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2**30 + 1), at_Bs.shape[1:]))(key_BX)
         one_Bs = rank(jnp.where(inside_Bs, draws, -jnp.inf)) == 0
-        return jnp.where(one_Bs & inside_Bs & ~first, mask, tokens_Bs)
+        wanted_B = (s > 0) & (s <= c.steps_B)  # a row takes its own steps, whatever others of the batch take
+        return jnp.where(one_Bs & inside_Bs & wanted_B[:, None], mask, tokens_Bs)
 
     def ended(tokens_BT, c: Canvas, at):
         """Whether each row has a stop id, or nothing more to write, before position `at` of its blocks."""
@@ -204,7 +205,7 @@ def denoise_program(
                 address = n * STEPS + s
                 tokens_Bs = rowwise(taken, tokens_BT, safe_Bs)
                 if remasking == "gibbs":
-                    tokens_Bs = rowwise(hide_one, tokens_Bs, at_Bs, canvas, address, s == 0)
+                    tokens_Bs = rowwise(hide_one, tokens_Bs, at_Bs, canvas, address, s)
                     tokens_BT = rowwise(put, tokens_BT, at_Bs, tokens_Bs)
                 logits_BsV = read(params, memory, tokens_BT, safe_Bs, canvas)
                 done_B = jnp.minimum(s + 1, canvas.steps_B)

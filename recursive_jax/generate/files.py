@@ -163,7 +163,7 @@ def _merged(base: SamplingConfig, own: Any, where: str) -> SamplingConfig:
         )
     own = {key: value for key, value in own.items() if value is not None}  # null is absent, as Parquet writes it
     try:
-        return SamplingConfig(**{**base.model_dump(), **own})
+        return SamplingConfig(**{**base.model_dump(exclude_unset=True), **own})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{where}: sampling.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

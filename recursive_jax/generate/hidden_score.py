@@ -25,6 +25,8 @@ from recursive_jax.objectives.masked_diffusion import read_blocks
 
 SAMPLES = 32  # sets of hidden tokens that the bound of a row is averaged over
 POSITIONS = 8192  # of one dispatch, on each shard of the batch
+LOGITS = 2**26  # values of logits that a shard holds at once
+WINDOW = 64  # rows that are worked on together
 
 
 def denoising(model: Any, sampling: SamplingConfig | None = None) -> DenoiseConfig | None:
@@ -67,27 +69,33 @@ def bound_logprobs(
     mask, network = mask_id(model, how.mask_id), model.network
     size = how.block_size if how.block_causal else 0
     program = _program(network, meshes.resolve_dtype(dtype, model.mesh), mask, size, True)
-    canvases = []
-    for n, row in enumerate(rows):
-        ids, first = _canvas(model, row, opened)
-        known = max(1, first + (0 if given is None else int(given[n])))
-        full = ids
-        if how.fill and len(ids) and ids[-1] == model.tokenizer.eos:
-            full = np.concatenate([ids, np.full(model.max_length - len(ids), model.tokenizer.eos, np.int32)])
-        canvases.append((ids, full, known, first))
-    draws = np.random.default_rng([seed, 1])
-    rngs = [np.random.default_rng([int(draws.integers(2**31)), n]) for n in range(len(canvases))]
-    hidden = [_hidden(full, known, size, samples, rng) for (_, full, known, _), rng in zip(canvases, rngs, strict=True)]
-    jobs = [(full, set_) for (_, full, _, _), sets in zip(canvases, hidden, strict=True) for set_ in sets[0]]
-    found = _run(model, program, jobs, mask)
-    for (ids, full, _, first), (_, weights) in zip(canvases, hidden, strict=True):
-        parts = [next(found)[: len(full)] * w for w in weights]
-        mean = np.mean(parts, axis=0) if parts else np.zeros(len(full))
-        behind_it = mean[len(ids) :].sum()
-        mean = mean[: len(ids)].astype(np.float32)
-        if len(ids):
-            mean[-1] += behind_it
-        yield mean[max(1, first) :]
+    eos, longest = model.tokenizer.eos, min(model.max_length, how.fill or model.max_length)
+    for first_of_window, window in _windows(rows):
+        canvases, hidden = [], []
+        for n, row in enumerate(window, first_of_window):
+            ids, first = _canvas(model, row, opened)
+            known = max(1, first + (0 if given is None else int(given[n])))
+            fill = how.fill and len(ids) < longest and len(ids) and ids[-1] == eos
+            full = np.concatenate([ids, np.full(longest - len(ids), eos, np.int32)]) if fill else ids
+            canvases.append((ids, full, first))
+            hidden.append(_hidden(full, known, size, samples, np.random.default_rng([seed, n])))
+        jobs = [(full, one) for (_, full, _), (sets, _) in zip(canvases, hidden, strict=True) for one in sets]
+        found = _run(model, program, jobs)
+        for (ids, full, first), (_, weights) in zip(canvases, hidden, strict=True):
+            parts = [next(found)[: len(full)] * w for w in weights]
+            mean = np.mean(parts, axis=0) if parts else np.zeros(len(full))
+            own = mean[: len(ids)].astype(np.float32)
+            if len(ids):
+                own[-1] += mean[len(ids) :].sum()  # the end tokens that fill the row up
+            yield own[max(1, first) :]
+
+
+def _windows(rows: Iterable[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(number of the first, some rows that are worked on together): memory does not grow with their number."""
+    source, first = iter(rows), 0
+    while window := [row for _, row in zip(range(WINDOW), source, strict=False)]:
+        yield first, window
+        first += len(window)
 
 
 def pseudo_logprobs(
@@ -99,12 +107,13 @@ def pseudo_logprobs(
     how = denoising(model)
     mask = mask_id(model, None if how is None else how.mask_id)
     program = _program(model.network, meshes.resolve_dtype(dtype, model.mesh), mask, 0, False)
-    canvases = [_canvas(model, row, opened) for row in rows]
-    jobs = [(ids, np.arange(len(ids)) == t) for ids, _ in canvases for t in range(1, len(ids))]
-    found = _run(model, program, jobs, mask)
-    for ids, first in canvases:
-        each = np.array([next(found)[t] for t in range(1, len(ids))], np.float32)
-        yield each[max(1, first) - 1 :]
+    for _, window in _windows(rows):
+        canvases = [_canvas(model, row, opened) for row in window]
+        jobs = [(ids, np.arange(len(ids)) == t) for ids, _ in canvases for t in range(1, len(ids))]
+        found = _run(model, program, jobs)
+        for ids, first in canvases:
+            each = np.array([next(found)[t] for t in range(1, len(ids))], np.float32)
+            yield each[max(1, first) - 1 :]
 
 
 def _canvas(model: Model, row: np.ndarray, opened: bool) -> tuple[np.ndarray, int]:
@@ -134,10 +143,12 @@ def _hidden(
     return hidden, weights
 
 
-def _run(model: Model, program: Callable, jobs: list[tuple[np.ndarray, np.ndarray]], mask: int) -> Iterator[np.ndarray]:
+def _run(model: Model, program: Callable, jobs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
     """log p of the tokens of each job, float64 `[T]`, 0 where they are not hidden; in order."""
     if model.params is None:
         raise InputError("this model has no params: train it, load one, or call .initialized(seed)")
+    if not model.network.has_head:
+        raise InputError("this model gives scores or states, no tokens: it has no log-probabilities")
     order = sorted(range(len(jobs)), key=lambda n: -len(jobs[n][0]))
     found: dict[int, np.ndarray] = {}
     divisor = meshes.batch_divisor(model.mesh)
@@ -146,7 +157,7 @@ def _run(model: Model, program: Callable, jobs: list[tuple[np.ndarray, np.ndarra
         while at < len(order):
             width = max(16, len(jobs[order[at]][0]))
             T = min(model.max_length, max(16, 1 << (width - 1).bit_length()))
-            M = max(1, POSITIONS * divisor // T)
+            M = max(1, min(POSITIONS // T, LOGITS // (T * model.vocab))) * divisor
             M += -M % divisor
             members = order[at : at + M]
             at += M
@@ -161,7 +172,7 @@ def _run(model: Model, program: Callable, jobs: list[tuple[np.ndarray, np.ndarra
             pending = (members, out)
         if pending is not None:
             _settle(found, *pending)
-    yield from (found[n] for n in range(len(jobs)))
+    yield from (found.pop(n) for n in range(len(jobs)))
 
 
 def _settle(found: dict[int, np.ndarray], members: list[int], out: Any) -> None:

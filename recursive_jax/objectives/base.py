@@ -121,8 +121,8 @@ class Objective(Value):
         """How many token ids it wants of a model beyond those of its tokenizer (to hide a token behind, say)."""
         return 0
 
-    def sampling(self, model: Model) -> dict[str, Any]:
-        """How a model that was trained so writes, as keys of a SamplingConfig, where that is not from left to right."""
+    def sampling(self, model: Model, length: int) -> dict[str, Any]:
+        """How a model that was trained so, on rows of `length`, writes: keys of a SamplingConfig that change by it."""
         return {}
 
     def models(self, model: Model) -> dict[str, Model]:

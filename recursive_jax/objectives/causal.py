@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
 
 
@@ -48,6 +50,9 @@ class Causal(Objective):
     """
 
     truncate: float = 1.0
+
+    def sampling(self, model: Model, length: int) -> dict[str, Any]:
+        return {"denoise": None} if model.sampling.get("denoise") else {}  # it writes from left to right again
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         inputs, segments, labels, weight_BT = targets(batch)

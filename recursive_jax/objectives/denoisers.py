@@ -150,6 +150,8 @@ class Denoisers(Objective):
         return self
 
     def pack(self, data: Dataset, model: Model, length: int) -> Batches:
+        if any(len(p) > 1 for p in data.prompts()):
+            raise InputError("Denoisers learn whole texts, and rows have prompts: give their texts")
         tokenizer, first = model.tokenizer, model.tokenizer.vocab
         texts = [np.asarray(t, np.int32) for t in data.tokens()]
         texts = [t[:-1] if len(t) and t[-1] == tokenizer.eos else t for t in texts]

@@ -58,12 +58,18 @@ class Grit(WholeBatch):
     def rows(self, given: Any, tokenizer: Any) -> Dataset:
         if isinstance(given, Dataset):
             return given
+        given = list(given)
         pairs = [r for r in given if isinstance(r, dict) and "query" in r]
         others = [r for r in given if not (isinstance(r, dict) and "query" in r)]
         if not pairs:
             raise InputError("GRIT learns to embed from rows with `query` and `positive`; there is none")
+        names = [*MEMBERS] if any("negative" in r for r in pairs) else [*MEMBERS[:2]]
+        for n, row in enumerate(pairs):
+            missing = [name for name in names if not row.get(name)]
+            if missing:
+                raise InputError(f"pair {n} has no {missing[0]!r}: all pairs have {', '.join(names)}")
+        names.append("source")
         listed = lambda x: None if x is None else [x] if isinstance(x, str) else list(x)
-        names = [*MEMBERS, "source"] if any("negative" in r for r in pairs) else [*MEMBERS[:2], "source"]
         table = [{n: r.get(n) if n == "source" else listed(r.get(n)) for n in names} for r in pairs]
         embedded = Dataset.from_rows(table)
         if not others:

@@ -35,7 +35,8 @@ class Hybrid(Masked):
 
     causal: the share of rows that are read from left to right (both: the weight of their loss; the other's is 1 less
     it). phases: in their place, which of the two is trained when, (name, length) one after the other; the lengths are
-    relative to each other. Each kind's loss is the mean over its own tokens. Other fields: as in `Masked`."""
+    relative to each other. The loss is the mean over rows of each one's own mean; with `both` each kind's is the mean
+    over its tokens. Other fields: as in `Masked`."""
 
     causal: float = 1 / 16
     both: bool = False
@@ -76,7 +77,7 @@ class Hybrid(Masked):
         hidden_BT, chosen_BT = self.hide(ctx, batch, inputs_BT, draw)
         share = self.share_of_causal(ctx.progress)
         # The label of a position is the token behind it: what is hidden there is guessed here.
-        masked_BT = jnp.pad(chosen_BT[:, 1:], ((0, 0), (0, 1))).astype(jnp.float32)
+        masked_BT = jnp.pad(chosen_BT[:, 1:], ((0, 0), (0, 1))) * weight_BT
         if self.both:
             nll_BT, right_BT = read(ctx, params, hidden_BT, segments_BT, labels_BT, jnp.full((B,), T))
             plain_BT, _ = read(ctx, params, inputs_BT, segments_BT, labels_BT, jnp.zeros((B,), jnp.int32))
@@ -86,7 +87,16 @@ class Hybrid(Masked):
         nll_BT, right_BT = read(ctx, params, rows_BT, segments_BT, labels_BT, jnp.where(causal_B, 0, T))
         causal_BT = jnp.where(causal_B[:, None], weight_BT, 0.0)
         masked_BT = jnp.where(causal_B[:, None], 0.0, masked_BT)
-        return losses(nll_BT, causal_BT, nll_BT, masked_BT, right_BT, share)
+        # The mean over rows of each row's own mean: a kind counts by its rows, however few of them a micro-batch has.
+        count_B = jnp.sum(causal_BT + masked_BT, axis=1)
+        sum_B = jnp.sum(jnp.where(causal_BT + masked_BT > 0, (causal_BT + masked_BT) * nll_BT, 0.0), axis=1)
+        learnt_B = (count_B > 0).astype(jnp.float32)
+        metrics = {
+            "nll_causal": (weighted_sum(nll_BT, causal_BT), jnp.sum(causal_BT)),
+            "nll_masked": (weighted_sum(nll_BT, masked_BT), jnp.sum(masked_BT)),
+            "masked_accuracy": (jnp.sum(masked_BT * right_BT), jnp.sum(masked_BT)),
+        }
+        return Loss({"nll": Term(jnp.sum(sum_B / jnp.maximum(count_B, 1e-9)), jnp.sum(learnt_B))}, metrics)
 
 
 def read(

@@ -92,7 +92,12 @@ class LinkedPairs(Masked):
         return found
 
     def pack(self, data: list[Linked], model: Model, length: int) -> Batches:
-        tokenizer, size = model.tokenizer, self.segment or (length - 3) // 2
+        tokenizer, half = model.tokenizer, (length - 3) // 2
+        size = self.segment or half
+        if not 0 < size <= half:
+            raise InputError(f"segment={size}: a row of {length} holds two segments of 1 to {max(half, 0)} tokens")
+        if self.whole_words:
+            raise InputError("whole_words is not for pairs of segments: spans hides neighbours together")
         cut = lambda ids: [np.asarray(ids[i : i + size], np.int32) for i in range(0, len(ids), size)]
         segments = [cut(tokenizer.encode(d.text)) for d in data]
         source = PairSource(segments, LinkGraph.of(data), self.relations)

@@ -109,6 +109,11 @@ class Masked(Objective):
         special = special_ids(model.tokenizer, hides, self.special)
         return dataclasses.replace(self, mask_id=hides, special=special, vocab=self.vocab or model.tokenizer.vocab)
 
+    def sampling(self, model: Model, length: int) -> dict[str, Any]:
+        if model.network.causal or self.mask_id is None:
+            return {}
+        return {"denoise": {**(model.sampling.get("denoise") or {}), "mask_id": self.mask_id}}
+
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = pack_tokens(data, length - 1, model.tokenizer)  # no shift: a row is its own target
         return self.with_words(packed, model, ("tokens", "segments", "loss"))
@@ -156,7 +161,7 @@ class Masked(Objective):
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         tokens_BT = batch["tokens"]
         inputs_BT, chosen_BT = self.hide(ctx, batch, tokens_BT, ctx.key)
-        return masked_loss(ctx, params, inputs_BT, batch["segments"], tokens_BT, chosen_BT)
+        return masked_loss(ctx, params, inputs_BT, batch["segments"], tokens_BT, chosen_BT, batch.get("loss"))
 
 
 def special_ids(tokenizer: Any, mask: int, more: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -172,10 +177,12 @@ def masked_loss(
     segments_BT: jax.Array,
     labels_BT: jax.Array,
     chosen_BT: jax.Array,
+    how_much_BT: jax.Array | None = None,
 ) -> Loss:
-    """The loss of the chosen positions, and how many of them the model's best guess has right."""
+    """The loss of the chosen positions (how_much_BT: what each counts), and how many of them the model's best guess
+    has right."""
     logits_BTV = own_logits(ctx.apply, is_shifted(ctx.network), params, inputs_BT, segments_BT)
-    weight_BT = chosen_BT.astype(jnp.float32)
+    weight_BT = chosen_BT.astype(jnp.float32) * (1.0 if how_much_BT is None else how_much_BT)
     right_BT = (jnp.argmax(logits_BTV, axis=-1) == labels_BT).astype(jnp.float32)
     count = jnp.sum(weight_BT)
     total = weighted_sum(token_nll(logits_BTV, labels_BT), weight_BT)

@@ -64,6 +64,10 @@ class MaskedDiffusion(Objective):
                 raise InputError(f"{name}={value!r}: {' or '.join(known)} is wanted")
         if self.ends == "packed" and (self.normalize == "answer" or self.random_lengths):
             raise InputError("normalize=answer and random_lengths want a row to a text: ends=fill")
+        if self.ends == "packed" and self.block_size:
+            raise InputError("ends=packed and block_size: blocks are counted from the start of a text: ends=fill")
+        if not self.eps:
+            raise InputError("eps=0: at the least level nothing is hidden, and its weight has no bound")
         for name, value in (("eps", self.eps), ("random_lengths", self.random_lengths), ("anneal", self.anneal)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name}={value}: a share between 0 and 1")
@@ -80,13 +84,21 @@ class MaskedDiffusion(Objective):
                 f"block_size={self.block_size}: a model that gives the next token says of the first of a block in the "
                 "block before; train block diffusion with model.causal=false"
             )
+        if (
+            (self.block_size or self.anneal)
+            and getattr(model.network, "config", None)
+            and model.network.config.sliding_window
+        ):
+            raise InputError("block_size and anneal say who sees whom, and this model has a sliding window of its own")
         if self.anneal and not shifted:
             raise InputError(f"anneal={self.anneal} is for a model with model.causal=true, which looks back only")
         return dataclasses.replace(self, mask_id=mask_id(model, self.mask_id))
 
-    def sampling(self, model: Model) -> dict[str, Any]:
+    def sampling(self, model: Model, length: int) -> dict[str, Any]:
         blocks = {"block_size": self.block_size, "block_causal": True} if self.block_size else {}
-        return {"denoise": {"mask_id": self.resolved(model).mask_id, "fill": self.ends == "fill", **blocks}}
+        return {
+            "denoise": {"mask_id": self.resolved(model).mask_id, "fill": length if self.ends == "fill" else 0, **blocks}
+        }
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         """Columns `tokens`, `segments` and `loss` (what may be hidden) `[N, T]`."""
@@ -94,10 +106,15 @@ class MaskedDiffusion(Objective):
         if self.ends == "packed":
             packed = pack_tokens(data, length - 1, tokenizer)
             columns = dict(packed.columns)
-            loss = columns.get("loss", columns["segments"] > 0) > 0
+            loss = columns.get("loss", columns["segments"] > 0)
             first = np.concatenate([np.ones((len(loss), 1), bool), np.diff(columns["segments"], axis=1) != 0], axis=1)
-            return Packed({**columns, "loss": loss & ~first & (columns["segments"] > 0)})
-        found = [filled(e, length, tokenizer.eos) for e in cut(examples_of(data, tokenizer), length)]
+            return Packed({**columns, "loss": loss * (~first & (columns["segments"] > 0))})
+        weights = [1.0 if w is None else float(w) for w in data.column("weight")] if data.has("weight") else None
+        found = []
+        for n, example in enumerate(examples_of(data, tokenizer)):
+            if weights is not None:
+                example = dataclasses.replace(example, loss=example.loss * np.float32(weights[n]))
+            found += [filled(e, length, tokenizer.eos) for e in cut([example], length)]
         if not found:
             raise InputError("there is nothing to train on: the dataset has no tokens")
         columns = stack_groups([[e] for e in found], length - 1, tokenizer.pad).columns
@@ -130,10 +147,11 @@ class MaskedDiffusion(Objective):
             seen = {"visible_BTS": self.in_sight(ahead, ctx.progress, B, T)} if self.anneal else {}
             logits_BTV = own_logits(ctx.apply, shifted, params, inputs_BT, segments_BT, **seen)
         cost_BT = jnp.where(hidden_BT, -behind(logits_BTV, tokens_BT, self.mask_id), 0.0)
-        cost_BT = cost_BT * level_weight(self.schedule, t_BT, self.steps)
-        length_B = jnp.sum(noised_BT.astype(jnp.float32), axis=1)
+        weight_BT = jnp.where(noised_BT, batch["loss"].astype(jnp.float32), 0.0)
+        cost_BT = cost_BT * weight_BT * level_weight(self.schedule, t_BT, self.steps)
+        length_B = jnp.sum(weight_BT, axis=1)
         if self.normalize == "answer":
-            per_row_B = jnp.sum(cost_BT, axis=1) / jnp.maximum(length_B, 1.0)
+            per_row_B = jnp.sum(cost_BT, axis=1) / jnp.maximum(length_B, 1e-9)
             term = Term(jnp.sum(per_row_B), jnp.sum((length_B > 0).astype(jnp.float32)))
         else:
             term = Term(jnp.sum(cost_BT), jnp.sum(length_B))
@@ -189,4 +207,6 @@ def filled(example: Example, length: int, eos: int) -> Example:
     """With end tokens behind it, which are learnt."""
     short = max(0, length - len(example.tokens))
     tokens = np.concatenate([example.tokens, np.full(short, eos, np.int32)]).astype(np.int32)
-    return Example(tokens, np.concatenate([example.loss, np.ones(short, example.loss.dtype)]))
+    return Example(
+        tokens, np.concatenate([example.loss, np.full(short, example.loss.max(initial=0), example.loss.dtype)])
+    )

@@ -136,7 +136,7 @@ class CollapseConfig(RecipeConfig):
         return errors
 
     def arm_sampling(self, arm: ArmConfig) -> SamplingConfig:
-        return SamplingConfig(**{**self.sampling.model_dump(), **arm.sampling})
+        return SamplingConfig(**{**self.sampling.model_dump(exclude_unset=True), **arm.sampling})
 
     def arm_student(self, arm: ArmConfig) -> TrainConfig:
         return TrainConfig(**{**self.student.model_dump(), **arm.student})

@@ -88,7 +88,7 @@ def asked(config: FinetuneConfig, template: Template, rows: list[dict], tokenize
     """(requests of the held-out rows, how they are answered: greedily)."""
     prompts = [template.request(row, tokenizer) for row in rows]
     sampling = config.sampling.model_copy(update={"temperature": 0.0})
-    settings = {**sampling.model_dump(), "max_tokens": config.sampling.max_tokens or 64}
+    settings = {**sampling.model_dump(exclude_unset=True), "max_tokens": config.sampling.max_tokens or 64}
     requests = [Request(i, prompt, (f"held-out/{i}",), opened=True) for i, prompt in enumerate(prompts)]
     return requests, SamplingConfig(**settings)
 

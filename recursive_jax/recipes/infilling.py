@@ -61,6 +61,10 @@ def infilling(config: InfillingConfig, workdir: Any, *, fork: Any = None, quiet:
     rows = read_rows(config.task.path)[: config.task.limit]
     held = read_rows(config.task.validation) if config.task.validation else None
     train, held, _ = (rows, held, "") if held else hold_out(rows, config.task.holdout, config.seed, config.label)
+    for n, row in enumerate((*train, *held)):
+        missing = [key for key in (config.text, config.label) if not isinstance(row.get(key), str) or not row[key]]
+        if missing:
+            raise InputError(f"row {n} has no text under {missing[0]!r}; there are: {', '.join(map(str, row))}")
     tokenizer = FileTokenizer.train_bpe([r[config.text] for r in train], config.vocab_size)
     longest = config.model.max_length - 2
     encoded = lambda found: [tokenizer.encode(r[config.text])[:longest] for r in found]

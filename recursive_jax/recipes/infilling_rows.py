@@ -44,7 +44,7 @@ def written_anew(model: Model, how: str, texts: list[list[int]], hidden: float, 
         ids = np.array([bos, *t, model.tokenizer.eos])
         ids[at + 1] = mask
         gaps.append(ids)
-    settings = SamplingConfig(**{**sampling.model_dump(), "denoise": FILLED[how]})
+    settings = SamplingConfig(**{**sampling.model_dump(exclude_unset=True), "denoise": FILLED[how]})
     for t, at, (ids, _) in zip(texts, chosen, fill_masks(model, gaps, settings, seed=seed), strict=True):
         rows.append({"tokens": ids[1:-1].tolist(), "new": np.isin(np.arange(len(t)), at).astype(int).tolist()})
     return Dataset.from_rows(rows)

@@ -81,15 +81,17 @@ def linkbert(config: LinkBertConfig, workdir: Any, *, fork: Any = None, quiet: b
         extra = checkpoint.load(round.path / "encoder" / "extra", target)
 
         def numbers() -> dict[str, float]:
-            every = LinkedPairs(segment=config.segment, share=config.share)
-            found = objective_metrics(model, documents, every, extra=Extra(extra["params"]), batch=config.train.batch,
-                                      length=config.train.length, seed=run.seed + 1)  # fmt: skip
+            how = {"batch": config.train.batch, "length": config.train.length, "seed": run.seed + 1}
+            found = objective_metrics(model, documents, objective, extra=Extra(extra["params"]), **how)
             return {**found, "documents": len(documents), "links": links}
 
         round.evaluate("evaluation", model, named("linkbert", 1)(numbers))
         exported = run.path / "exported"
         if config.export and not exported.exists():
-            save_linkbert(model, extra["params"], exported)
+            made = run.path / "exported-part"  # named when it is whole
+            meshes.on_main(lambda: made.rmtree(missing_ok=True))
+            save_linkbert(model, extra["params"], made)
+            meshes.on_main(lambda: made.rename(exported))
         return concluded(run, round, result="encoder")
 
 

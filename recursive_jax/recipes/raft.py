@@ -77,19 +77,22 @@ def graded(config: RaftConfig, model: Model, rows: list[dict[str, Any]], apis: t
             found[check_call(text, row["answer"], apis).replace(" ", "_")] += 1
         else:
             found["right" if text == row["answer"].strip() else "wrong"] += 1
-    return {name: found[name] / len(rows) for name in ("right", "wrong", "unknown", "hallucination")}
+    return {name: found[name] / len(rows) for name in ("right", "wrong", "unknown", "hallucination", "no_call")}
 
 
 def answers(model: Model, asked: Dataset, config: RaftConfig) -> list[str]:
-    settings = config.sampling.model_copy(
-        update={"temperature": 0.0, "max_tokens": config.answer_tokens, "stop": ("\n",)}
-    )
+    # With quotes the golden document stands whole before the answer.
+    texts = texts_of(config.documents) if config.quotes else []
+    longest = max((len(model.tokenizer.encode(text)) for text in texts), default=0)
+    changed = {"temperature": 0.0, "max_tokens": config.answer_tokens + longest, "stop": () if longest else ("\n",)}
+    settings = config.sampling.model_copy(update=changed)
     return generate(model, asked, settings, template=Template("{prompt_text}")).column("text")
 
 
-def assess(round: Round, config: RaftConfig, model: Model, held: list[Question], texts: list[str], found: Bm25) -> None:
+def assess(round: Round, config: RaftConfig, model: Model, held: list[Question], found: Bm25, apis: Any) -> None:
+    texts = found.texts
+
     def numbers() -> dict[str, float]:
-        apis = tuple({q.answer.split("(")[0].strip() for q in held}) if config.right == "call" else ()
         own = {"seed": 1, "near": found if config.hard else None, "missing": config.unknown, "prompt": SHOWN}
         kinds = {
             "golden": raft_rows(held, texts, Mixture(1.0, 0.0, config.distractors), **own),
@@ -113,12 +116,13 @@ def raft(config: RaftConfig, workdir: Any, *, fork: Any = None, quiet: bool = Fa
         if not {"question", "answer", "document"} <= set(row):
             raise InputError(f"{config.questions}, row {n}: question, answer and document are wanted")
     questions = [Question(str(r["question"]), str(r["answer"]), int(r["document"])) for r in rows]
+    apis = tuple(sorted({c.name for q in questions for c in calls_in(q.answer)})) if config.right == "call" else ()
     learnt, held, _ = hold_out([{"n": n} for n in range(len(rows))], config.holdout, config.seed)
     learnt, held = ([questions[r["n"]] for r in part] for part in (learnt, held))
     found, base = Bm25(texts), load_model(config.base, meshes.make_mesh(config.mesh))
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         first, second = run.round(0), run.round(1)
-        assess(first, config, base, held, texts, found)
+        assess(first, config, base, held, found, apis)
         mixture = Mixture(config.golden, 0.0, config.distractors)
         made = raft_rows(learnt, texts, mixture, seed=config.seed, near=found if config.hard else None,
                          missing=config.unknown, quotes=config.quotes, prompt=SHOWN)  # fmt: skip
@@ -126,7 +130,7 @@ def raft(config: RaftConfig, workdir: Any, *, fork: Any = None, quiet: bool = Fa
         data = second.dataset("rows", as_they_are, examples)
         start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
         student = second.train("student", start, data, config.train)
-        assess(second, config, student, held, texts, found)
+        assess(second, config, student, held, found, apis)
         return concluded(run, second)
 
 

@@ -17,22 +17,26 @@ from recursive_jax.rounds.writing import save_huggingface
 
 
 def save_linkbert(model: Model, extra: Any, path: Any) -> Path:
-    """Writes a folder that `transformers` opens as `BertForPreTraining`, with three relations in place of two (its
-    `seq_relationship` is to be widened: `num_labels` says so). extra: the trained extra params. Raises InputError as
+    """Writes a folder that `transformers` opens as `BertForPreTraining`, with three relations in place of two (widen
+    its `seq_relationship` before its weights are loaded). extra: the trained extra params. Raises InputError as
     `save_huggingface` does, and for a model that is no BERT."""
     folder = save_huggingface(model, path)
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] != "bert":
         raise InputError(f"relations are exported with a BERT, and this model is written as {config['model_type']}")
     extra = {k: np.asarray(meshes.fetch(v), np.float32) for k, v in extra.items()}
-    tensors = load_file(folder / "model.safetensors")
-    tensors |= {
-        "bert.pooler.dense.weight": np.ascontiguousarray(extra["pooler"].T),
-        "bert.pooler.dense.bias": extra["pooler_bias"],
-        "cls.seq_relationship.weight": np.ascontiguousarray(extra["relation"].T),
-        "cls.seq_relationship.bias": extra["relation_bias"],
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config |= {"architectures": ["BertForPreTraining"], "relations": list(RELATIONS)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+    def write() -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors |= {
+            "bert.pooler.dense.weight": np.ascontiguousarray(extra["pooler"].T),
+            "bert.pooler.dense.bias": extra["pooler_bias"],
+            "cls.seq_relationship.weight": np.ascontiguousarray(extra["relation"].T),
+            "cls.seq_relationship.bias": extra["relation_bias"],
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        relations = config | {"architectures": ["BertForPreTraining"], "relations": list(RELATIONS)}
+        (folder / "config.json").write_text(json.dumps(relations, indent=2))
+
+    meshes.on_main(write)
     return folder

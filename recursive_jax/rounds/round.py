@@ -145,7 +145,8 @@ class Round(DurableFolder):
             "train", name, inputs, settings, seed, produce, lambda folder: load_stored_model(folder, model)
         )
         named = stored.value.with_params(stored.value.params, stored.fingerprint)
-        sampling = {**model.sampling, **objective.sampling(model)}
+        length = row_length(config.length, model.max_length)
+        sampling = {**model.sampling, **objective.sampling(model, length)}
         return dataclasses.replace(named, source=str(stored.path.resolve()), sampling=sampling)
 
     def generate(

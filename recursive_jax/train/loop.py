@@ -123,6 +123,9 @@ def train(
                 tensorboard=config.tensorboard and directory is not None,
                 quiet=quiet or not meshes.is_main(),
             )
+            for kind, rows in getattr(batches, "sizes", {}).items():
+                if rows:
+                    check_batch(config, mesh, rows, kind)
             try:
                 step = lambda state, batch: step_fn(state, batch, frozen, held_params)
                 batches.begin(config.batch, seed)
@@ -135,7 +138,9 @@ def train(
             resume.close()
     summary = {"steps": config.steps, **batches.summary(config.steps, config.batch), "loss": loss}
     params = join(model.network, state.params.model, frozen)
-    model = dataclasses.replace(model.with_params(params), sampling={**model.sampling, **objective.sampling(model)})
+    model = dataclasses.replace(
+        model.with_params(params), sampling={**model.sampling, **objective.sampling(model, length)}
+    )
     return Trained(model, summary, Extra(state.params.extra, state.state))
 
 
@@ -163,11 +168,13 @@ def resolved_objective(objective: Objective, config: TrainConfig, model: Model) 
     return objective.resolved(model)
 
 
-def check_batch(config: TrainConfig, mesh) -> None:
+def check_batch(config: TrainConfig, mesh, rows: int | None = None, kind: str = "batch") -> None:
+    """rows: of a batch, where they are of a `kind` of their own."""
+    rows = config.batch if rows is None else rows
     divisor = meshes.batch_divisor(mesh) * config.gradient_accumulation
-    if config.batch % divisor:
+    if rows % divisor:
         raise InputError(
-            f"batch={config.batch} is not divisible by {divisor} (mesh data x fsdp = {meshes.batch_divisor(mesh)}, "
+            f"{kind}={rows} is not divisible by {divisor} (mesh data x fsdp = {meshes.batch_divisor(mesh)}, "
             f"gradient_accumulation = {config.gradient_accumulation})"
         )
 

@@ -37,6 +37,10 @@ def objective_metrics(
     objective = objective.resolved(model)
     if objective.models(model):
         raise InputError(f"{type(objective).__name__} compares with frozen models: it is measured as it trains")
+    if batch % meshes.batch_divisor(model.mesh):
+        raise InputError(
+            f"batch={batch} is not divisible by {meshes.batch_divisor(model.mesh)}, the mesh's data x fsdp"
+        )
     length = row_length(length, model.max_length)
     batches = objective.pack(objective.rows(data, model.tokenizer), model, length)
     batches.begin(batch, seed)
@@ -47,7 +51,7 @@ def objective_metrics(
         for step in range(steps):
             rows = meshes.put_batch(model.mesh, batches.next(step))
             found = meshes.fetch(
-                program(model.params, extra.params, extra.state, rows, jnp.int32(step), jnp.int32(seed))
+                program(model.params, extra.params, extra.state, rows, jnp.int32(step), meshes.seed_words(seed))
             )
             for name, (total, count) in found.items():
                 before = totals.get(name, (0.0, 0.0))
@@ -61,7 +65,7 @@ def _program(network: Network, objective: Objective, dtype: str):
 
     def measure(params, own, state, batch, step, seed):
         TRACES["objective_metrics"] += 1
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl=meshes.KEYS), step)
         apply = lambda p, *inputs, **keywords: bound(p.model, *inputs, **keywords)
         ctx = Context(apply, {}, key, step, state, network, progress=jnp.float32(1.0))
         loss = objective.loss(ctx, Params(params, own), batch)
