@@ -123,13 +123,13 @@ def hybrid(args) -> None:
 
 
 def twohop(args) -> None:
-    """A world in which who somebody's friend is stands in one document, and where the friend lives in another. Asked
-    is, with the first document alone in sight, where the friend lives: pairs that are linked show both together."""
+    """A world in which who somebody's friend is stands in one document, and where the friend lives in the one that it
+    links to. Asked of people that nobody has read of: with both documents in sight, where does the friend live?"""
     rng = np.random.default_rng(0)
-    people = [f"p{n}" for n in range(48)]
+    people = [f"p{n}" for n in range(900)]
     cities = [f"c{n}" for n in range(12)]
     lives = {p: cities[rng.integers(12)] for p in people}
-    friend = {p: people[rng.integers(48)] for p in people}
+    friend = {p: people[n ^ 1] for n, p in enumerate(people)}
     vocabulary = ["<|bos|>", "<|eos|>", "<|pad|>", "[MASK]", *people, *cities, "friend", "of", "lives", "in", "thus"]
     ids = {w: n for n, w in enumerate(vocabulary)}
 
@@ -145,34 +145,33 @@ def twohop(args) -> None:
         def to_json(self):
             return {"kind": "words"}
 
-    # Of a person: the friend, and (of three in four) where that friend lives. The document that is linked says where.
-    told = people[:36]
-    documents = []
-    for p in people:
-        documents.append({"name": p, "text": f"{p} lives in {lives[p]}", "links": []})
-    for p in people:
-        thus = f" thus {lives[friend[p]]}" if p in told else ""
-        documents.append({"name": f"of {p}", "text": f"friend of {p} {friend[p]}{thus}", "links": [friend[p]]})
+    read, asked = people[:800], people[800:]
+    documents = [{"name": p, "text": f"{p} lives in {lives[p]}", "links": []} for p in read]
+    documents += [
+        {"name": f"of {p}", "text": f"friend of {p} {friend[p]} thus {lives[friend[p]]}", "links": [friend[p]]}
+        for p in read
+    ]
     config = ModelConfig(layers=2, d_model=64, heads=4, max_length=16, causal=False, token_types=2)
-    asked = [p for p in people if p not in told]
-    for relations in (("contiguous", "random", "linked"), ("contiguous", "random")):
+    for relations in (("random", "linked"), ("random",)):
         model = transformer(config, Words(), MESH)
-        usable = tuple(r for r in relations if r != "contiguous")  # a document is one segment here
         trained = rj.train(
             model,
             documents,
-            LinkedPairs(share=0.3, relations=usable, segment=8),
+            LinkedPairs(share=0.3, relations=relations, segment=6),
             steps=args.steps,
             batch=64,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             length=16,
             quiet=True,
         )
         right = 0
         for p in asked:
-            row = [0, *Words().encode(f"friend of {p} {friend[p]} thus"), 3, 1]
-            logits = np.asarray(trained.model.logits(np.asarray([row]), types_BT=np.zeros((1, len(row)), int)))
-            city = logits[0, len(row) - 2, [ids[c] for c in cities]].argmax()
+            first = Words().encode(f"friend of {p} {friend[p]} thus")
+            second = Words().encode(f"{friend[p]} lives in {lives[friend[p]]}")
+            row = [0, *first, 3, 1, *second, 1]
+            types = [0] * (len(first) + 3) + [1] * (len(second) + 1)
+            logits = np.asarray(trained.model.logits(np.asarray([row]), types_BT=np.asarray([types])))
+            city = logits[0, len(first) + 1, [ids[c] for c in cities]].argmax()
             right += cities[city] == lives[friend[p]]
         say(
             relations=relations,
