@@ -49,7 +49,7 @@ METRICS: dict[str, Metric] = {
         Metric("target", "Target task", "lower", "", 10, 10, "mean score of the round's student", "task"),
         Metric("retention", "Retention probe", "lower", "", 11, 11, "mean score on what is not trained for", "task"),
         Metric("kl_total", "KL to the truth", "higher", "nats per token", 1, 5,
-               "exact, nats per token; lower is better", "model, embedded language", **POSITIVE),
+               "nats per token; exact, or a bound where a model fills gaps", "model, embedded language", **POSITIVE),
         Metric("ce_real", "Held-out real text", "higher", "nats per token", 2, 4,
                "cross-entropy, nats per token; lower is better", "model, real rows", **POSITIVE),
         Metric("ppl_pseudo", "Pseudo-perplexity", "higher", "", 0, 14,
