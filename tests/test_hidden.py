@@ -252,7 +252,7 @@ def test_one_step_breaks_a_constraint_that_many_keep(denoisers, name):
         settings = SamplingConfig(batch=256, max_tokens=2, denoise={"steps": steps, "remasking": "ancestral"})
         rows = rj.generate(model, rj.unconditional(256), settings, seed=2).tokens()
         broken[steps] = np.mean([len(r) < 2 or r[0] != r[1] for r in rows])
-    assert broken[64] < 0.03
+    assert broken[64] < 0.02
     assert broken[1] > 0.35 or name == "blocks"  # whose first block holds the start token and one letter
 
 

@@ -19,7 +19,7 @@ from recursive_jax.generate import programs
 from recursive_jax.generate.denoise_program import Canvas, denoise_program
 from recursive_jax.generate.engine import finish
 from recursive_jax.generate.hidden_score import denoising
-from recursive_jax.generate.prefill import Row, ends_of
+from recursive_jax.generate.prefill import Row, check_prompt, check_writer, ends_of, never_written
 from recursive_jax.generate.request import Request
 from recursive_jax.generate.sampling import Rules
 from recursive_jax.models.hidden import mask_id
@@ -54,10 +54,7 @@ class Denoiser:
         seed: int = 0,
         settings: Sequence[SamplingConfig] = (),
     ):
-        if model.params is None:
-            raise InputError("this model has no params to generate with: train it or load one")
-        if not model.network.has_head:
-            raise InputError("this model gives scores or states, no tokens: it cannot write")
+        check_writer(model, out_of_order=True)
         self.model, self.sampling, self.how, self.seed = model.merged(), sampling, how, seed
         self.settings = list(dict.fromkeys([sampling, *settings]))
         for own in self.settings:
@@ -82,8 +79,7 @@ class Denoiser:
         self.ends = {own: ends_of(self.tokenizer, own) for own in self.settings}
         self.most_stops = max(len(ids) for _, ids in self.ends.values())
         stops = {i for _, ids in self.ends.values() for i in ids}
-        never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, model.vocab)} - {None} - stops
-        self.banned = np.array(sorted({*never, self.mask, *how.suppress_tokens}), np.int32)
+        self.banned = np.array(sorted({*never_written(model, stops), self.mask, *how.suppress_tokens}), np.int32)
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Row]:
         """Rows, a batch at a time. None among the requests: what waits is written before the next is asked for."""
@@ -113,15 +109,12 @@ class Denoiser:
             raise InputError(f"request {request.id} has settings of its own; name them beforehand: settings=[...]")
         texts, stops = self.ends[sampling]
         prompt = request.tokens(self.tokenizer.bos)
-        if prompt.size and (prompt.min() < 0 or prompt.max() >= self.model.vocab):
-            raise InputError(
-                f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
-            )
+        check_prompt(request, prompt, self.model.vocab)
         if request.negative is not None or request.both_ways:
             raise InputError(f"request {request.id}: negative and both_ways have no use for a model that fills gaps")
         row = Row(request, prompt, sampling, stops, texts, self.tokenizer)
-        longest = self.model.max_length // (self.how.block_size if self.how.block_causal else 1)
-        longest *= self.how.block_size if self.how.block_causal else 1
+        longest = self.model.max_length
+        longest -= longest % self.how.block_size if self.how.block_causal else 0
         asked = longest if sampling.max_tokens is None else sampling.max_tokens
         row.limit = max(0, min(asked, longest - len(prompt)))
         if len(prompt) > longest:
@@ -143,12 +136,7 @@ class Denoiser:
     def _written(self, group: _Waiting) -> Iterator[Row]:
         canvas, blocks, steps = self._canvas(group)
         guided = bool(self.how.cfg_scale) or any(s.guidance != 1.0 for s in self.settings)
-        program = denoise_program(
-            self.model.network, self.dtype, group.size, self.how.remasking, self.how.threshold, guided,
-            self.how.block_causal, self.mask,
-        )  # fmt: skip
-        placed, banned = meshes.put_batch(self.mesh, (canvas, np.tile(self.banned, (self.B, 1))))
-        out = meshes.fetch(program(self.model.params, placed, np.int32(blocks), np.int32(steps), banned))
+        out = self._run(canvas, group.size, blocks, steps, guided)
         for row, tokens, logprobs in zip(group.rows, *out, strict=False):
             begin, end = len(row.prompt), len(row.prompt) + row.limit
             row.tokens, row.logprobs = tokens[begin:end].tolist(), logprobs[begin:end].tolist()
@@ -183,12 +171,17 @@ class Denoiser:
             tokens, free, zeros, length, zeros, steps, np.asarray(keys), np.ones(B, np.float32), zeros,
             np.full((B, 1), -1, np.int32), rules.replace(uses=rules.uses & USED),
         )  # fmt: skip
+        return self._run(canvas, T, 1, int(steps.max()), False)
+
+    def _run(self, canvas: Canvas, size: int, blocks: int, steps: int, guided: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, log-probabilities) `[B, T]` of the canvas, written."""
+        how = self.how
+        steps += how.remasking == "gibbs"  # it guesses all of it first
         program = denoise_program(
-            self.model.network, self.dtype, T, self.how.remasking, self.how.threshold, False, False, self.mask
+            self.model.network, self.dtype, size, how.remasking, how.threshold, guided, how.block_causal, self.mask
         )
-        placed, banned = meshes.put_batch(self.mesh, (canvas, np.tile(self.banned, (B, 1))))
-        extra = 1 if self.how.remasking == "gibbs" else 0
-        return meshes.fetch(program(self.model.params, placed, np.int32(1), np.int32(steps.max() + extra), banned))
+        placed, banned = meshes.put_batch(self.mesh, (canvas, np.tile(self.banned, (self.B, 1))))
+        return meshes.fetch(program(self.model.params, placed, np.int32(blocks), np.int32(steps), banned))
 
     def _canvas(self, group: _Waiting) -> tuple[Canvas, int, int]:
         """(the rows as arrays, blocks of the longest, steps of a block); empty rows fill the batch."""
@@ -219,8 +212,7 @@ class Denoiser:
             tokens, free, start, length, first.astype(np.int32), steps, np.asarray(keys), weight,
             column(lambda r: r.sampling.min_tokens, np.int32), stops, words.replace(uses=words.uses & USED),
         )  # fmt: skip
-        extra = 1 if how.remasking == "gibbs" else 0
-        return canvas, int(blocks.max()), int(steps.max()) + extra
+        return canvas, int(blocks.max()), int(steps.max())
 
 
 def checked(sampling: SamplingConfig) -> None:

@@ -20,7 +20,7 @@ from recursive_jax.models.hidden import is_shifted, mask_id, own_logits
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network
 from recursive_jax.objectives.causal import token_nll
-from recursive_jax.objectives.diffusion import behind
+from recursive_jax.objectives.diffusion import behind, drawn_sets
 from recursive_jax.objectives.masked_diffusion import read_blocks
 
 SAMPLES = 32  # sets of hidden tokens that the bound of a row is averaged over
@@ -78,7 +78,8 @@ def bound_logprobs(
             fill = how.fill and len(ids) < longest and len(ids) and ids[-1] == eos
             full = np.concatenate([ids, np.full(longest - len(ids), eos, np.int32)]) if fill else ids
             canvases.append((ids, full, first))
-            hidden.append(_hidden(full, known, size, samples, np.random.default_rng([seed, n])))
+            blocks = _blocks(len(full), known, size)
+            hidden.append(drawn_sets(np.random.default_rng([seed, n]), len(full), blocks, samples))
         jobs = [(full, one) for (_, full, _), (sets, _) in zip(canvases, hidden, strict=True) for one in sets]
         found = _run(model, program, jobs)
         for (ids, full, first), (_, weights) in zip(canvases, hidden, strict=True):
@@ -125,22 +126,10 @@ def _canvas(model: Model, row: np.ndarray, opened: bool) -> tuple[np.ndarray, in
     return ids[: model.max_length], 0 if opened else 1
 
 
-def _hidden(
-    full: np.ndarray, known: int, size: int, samples: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """(hidden positions bool `[samples, T]`, what the log-probability of each counts for `[samples, T]`)."""
-    T = len(full)
-    hidden, weights = np.zeros((samples, T), bool), np.zeros((samples, T))
-    for begin in range(0, T, size or max(T, 1)):
-        places = np.arange(max(begin, known), min(begin + (size or T), T))
-        L = len(places)
-        if not L:
-            continue
-        sizes = (np.floor((rng.random() + rng.permutation(samples) / samples) % 1.0 * L) + 1).astype(int)
-        ranks = rng.random((samples, L)).argsort(axis=1).argsort(axis=1)
-        hidden[:, places] = ranks < sizes[:, None]
-        weights[:, places] = (L / sizes)[:, None]
-    return hidden, weights
+def _blocks(length: int, known: int, size: int) -> list[np.ndarray]:
+    """The positions that are asked for, block by block (size 0: one)."""
+    size = size or max(length, 1)
+    return [np.arange(max(at, known), min(at + size, length)) for at in range(0, length, size)]
 
 
 def _run(model: Model, program: Callable, jobs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:

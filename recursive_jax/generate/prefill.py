@@ -25,7 +25,7 @@ from recursive_jax.models.model import Model
 from recursive_jax.models.network import TransformerNetwork
 
 #: Settings of a whole generation: what is compiled, and how many rows a request gives.
-OF_ALL = ("regex", "json_schema", "grammar", "beams", "best_of", "n_best", "length_penalty", "dtype")
+OF_ALL = ("denoise", "regex", "json_schema", "grammar", "beams", "best_of", "n_best", "length_penalty", "dtype")
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
 KNOWN = 8192  # settings that joined an engine, at most
 DOCUMENTS = 16  # texts read in both directions whose memory is kept
@@ -118,7 +118,7 @@ class Prefill:
         self.words_shape = Rules.of(settings, [self.words[s] for s in settings]).bad_words_BWL.shape[1:]
         self.most_stops = max(map(len, self.stops.values()))
         ends = {i for ids in self.stops.values() for i in ids}
-        never = {self.tokenizer.bos, self.tokenizer.pad, *range(self.tokenizer.vocab, self.model.vocab)} - {None} - ends
+        never = never_written(self.model, ends)
         self._never = frozenset(never)
         with jax.set_mesh(self.mesh):
             self.banned = meshes.put_replicated(self.mesh, np.array(sorted(never), np.int32))
@@ -155,10 +155,7 @@ class Prefill:
             raise InputError(f"request {request.id} has settings of its own; name them beforehand: settings=[...]")
         prompt = request.tokens(self.tokenizer.bos)
         row = Row(request, prompt, sampling, self.stops[sampling], self.stop_texts[sampling], self.tokenizer)
-        if row.prompt.size and (row.prompt.min() < 0 or row.prompt.max() >= self.model.vocab):
-            raise InputError(
-                f"request {request.id}: its prompt holds ids outside 0..{self.model.vocab - 1}: another tokenizer's?"
-            )
+        check_prompt(request, prompt, self.model.vocab)
         if request.both_ways:
             readable = [isinstance(n, TransformerNetwork) for n in self.networks]
             if not all(readable) or not 0 < request.both_ways < len(row.prompt):
@@ -271,10 +268,22 @@ def ends_of(tokenizer: Any, sampling: SamplingConfig) -> tuple[tuple[str, ...], 
     return texts, tuple(dict.fromkeys((*stop_tokens(tokenizer), *sampling.stop_tokens, *ids)))
 
 
-def check_writer(model: Model) -> None:
+def never_written(model: Model, ends: set[int]) -> set[int]:
+    """Ids that stand for no text: the start, padding, and what the model has beyond its tokenizer; but for those that
+    end a row."""
+    tokenizer = model.tokenizer
+    return {tokenizer.bos, tokenizer.pad, *range(tokenizer.vocab, model.vocab)} - {None} - ends
+
+
+def check_prompt(request: Request, prompt: np.ndarray, vocab: int) -> None:
+    if prompt.size and (prompt.min() < 0 or prompt.max() >= vocab):
+        raise InputError(f"request {request.id}: its prompt holds ids outside 0..{vocab - 1}: another tokenizer's?")
+
+
+def check_writer(model: Model, out_of_order: bool = False) -> None:
     if model.params is None:
         raise InputError("this model has no params to generate with: train it or load one")
-    if not model.network.causal:
+    if not (model.network.causal or out_of_order):
         raise InputError("this model is an encoder: it reads in both directions and cannot write")
     if not model.network.has_head:
         raise InputError("this model gives scores or states, no tokens: it cannot write")

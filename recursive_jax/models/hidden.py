@@ -37,6 +37,11 @@ def mask_id(model: Model, asked: int | None = None) -> int:
     return int(own)
 
 
+def spare_ids(tokenizer: Any, asked: int | None) -> int:
+    """How many ids beyond its tokenizer's a model needs to hide tokens: none where one is named, or it has a mask."""
+    return int(asked is None and getattr(tokenizer, "mask", None) is None)
+
+
 def is_shifted(network: Network | None) -> bool:
     """Whether what the network says of a position stands at the position before."""
     return isinstance(network, TransformerNetwork) and network.causal
@@ -55,9 +60,3 @@ def own_logits(
     states_BTD = apply(params, tokens_BT, segments_BT, hidden=True, **keywords)
     states_BTD = jnp.concatenate([states_BTD[:, :1], states_BTD[:, :-1]], axis=1)
     return apply(params, None, states_BTD=states_BTD)
-
-
-def begins(segments_BT: jax.Array) -> jax.Array:
-    """Whether a position is the first of its segment: bool `[B, T]`."""
-    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    return segments_BT != before_BT

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from flax import struct
 
 
+def begins(segments_BT: jax.Array) -> jax.Array:
+    """Whether a position is the first of its segment: bool `[B, T]`."""
+    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return segments_BT != before_BT
+
+
 @struct.dataclass
 class Branches:
     """T continuations of one row in one cache (beam search): their new tokens stand side by side at one position.

@@ -22,7 +22,7 @@ from flax import struct
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import rows_like, spec
 from recursive_jax.models.layers import ACTIVATIONS, Block, LayerKind, Norm, weight
-from recursive_jax.models.masks import Mask
+from recursive_jax.models.masks import Mask, begins
 from recursive_jax.models.nf4 import NF4
 
 FAR = 1 << 30  # a window that hides nothing
@@ -317,9 +317,7 @@ def _positions(tokens_BT, segments_BT, cache, branches):
         return index_BT + cache.length_B[:, None]
     if segments_BT is None:
         return index_BT
-    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    starts = segments_BT != before_BT
-    return index_BT - jax.lax.cummax(jnp.where(starts, index_BT, 0), axis=1)
+    return index_BT - jax.lax.cummax(jnp.where(begins(segments_BT), index_BT, 0), axis=1)
 
 
 def unembed(

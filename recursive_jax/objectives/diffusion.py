@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -130,8 +130,10 @@ def masked_diffusion_bound(
     if not exact:
         if steps:
             raise InputError(f"steps={steps}: the bound of so many steps is computed with exact=True")
-        hidden_MT, weight_M = drawn_sets(places, len(tokens_T), samples, key)
-        return float(np.mean(weight_M * np.sum(_costs(denoise, tokens_T, hidden_MT, mask_id), axis=1)))
+        words = jax.random.key_data(jax.random.key(0) if key is None else key)
+        rng = np.random.default_rng(np.asarray(words).ravel().tolist())
+        hidden_MT, weight_MT = drawn_sets(rng, len(tokens_T), [places], samples)
+        return float(np.mean(np.sum(weight_MT * _costs(denoise, tokens_T, hidden_MT, mask_id), axis=1)))
     if len(places) > EXACT:
         raise InputError(f"exact sums all sets of {len(places)} positions; at most {EXACT} are: leave exact out")
     sets = itertools.product((False, True), repeat=len(places))
@@ -152,18 +154,20 @@ def set_weight(hidden: int, length: int, steps: int = 0) -> float:
 
 
 def drawn_sets(
-    places: np.ndarray, length: int, samples: int, key: jax.Array | None = None
+    rng: np.random.Generator, length: int, blocks: Sequence[np.ndarray], samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(hidden positions bool `[samples, T]`, what the loss of each counts for) of LLaDA's estimator: sizes spread
-    evenly over 1 .. L, with a random start, so that the estimate varies less than with independent ones."""
-    seed = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key)).ravel().tolist()
-    rng = np.random.default_rng(seed)
-    L = len(places)
-    sizes = (np.floor((rng.random() + np.arange(samples) / samples) % 1.0 * L) + 1).astype(int)
-    hidden_MT = np.zeros((samples, length), bool)
-    for row, size in zip(hidden_MT, sizes, strict=True):
-        row[rng.permutation(places)[:size]] = True
-    return hidden_MT, L / sizes
+    """(hidden positions bool `[samples, T]`, what the cost of each counts for, float64 `[samples, T]`) of LLaDA's
+    estimator: of each block's L positions l are hidden and count L / l, the sizes spread evenly over 1 .. L with a
+    random start, so that the estimate varies less than with independent ones."""
+    hidden_MT, weight_MT = np.zeros((samples, length), bool), np.zeros((samples, length))
+    for places in blocks:
+        L = len(places)
+        if L:
+            sizes = (np.floor((rng.random() + rng.permutation(samples) / samples) % 1.0 * L) + 1).astype(int)
+            ranks = rng.random((samples, L)).argsort(axis=1).argsort(axis=1)
+            hidden_MT[:, places] = ranks < sizes[:, None]
+            weight_MT[:, places] = (L / sizes)[:, None]
+    return hidden_MT, weight_MT
 
 
 def _costs(denoise: Denoise, tokens_T: np.ndarray, hidden_MT: np.ndarray, mask_id: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from recursive_jax.data.packing import Packed, pack_tokens
 from recursive_jax.data.tokenizers import word_starts
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
-from recursive_jax.models.hidden import begins, is_shifted, mask_id, own_logits
+from recursive_jax.models.hidden import is_shifted, mask_id, own_logits, spare_ids
+from recursive_jax.models.masks import begins
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
 from recursive_jax.objectives.causal import token_nll, weighted_sum
@@ -101,7 +102,7 @@ class Masked(Objective):
             raise InputError(f"spans={self.spans}: the longest span has one token at least")
 
     def extra_ids(self, tokenizer: Any) -> int:
-        return int(self.mask_id is None and getattr(tokenizer, "mask", None) is None)
+        return spare_ids(tokenizer, self.mask_id)
 
     def resolved(self, model: Model) -> Masked:
         """With the ids of the model's tokenizer, where the fields do not say otherwise."""

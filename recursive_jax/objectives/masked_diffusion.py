@@ -22,7 +22,8 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.packing import Example, Packed, examples_of, pack_tokens, stack_groups
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
-from recursive_jax.models.hidden import begins, is_shifted, mask_id, own_logits
+from recursive_jax.models.hidden import is_shifted, mask_id, own_logits, spare_ids
+from recursive_jax.models.masks import begins
 from recursive_jax.models.model import Model
 from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
 from recursive_jax.objectives.diffusion import behind, hidden_share, level_weight, levels
@@ -75,7 +76,7 @@ class MaskedDiffusion(Objective):
             raise InputError(f"steps={self.steps} and block_size={self.block_size}: 0, or how many")
 
     def extra_ids(self, tokenizer: Any) -> int:
-        return int(self.mask_id is None and getattr(tokenizer, "mask", None) is None)
+        return spare_ids(tokenizer, self.mask_id)
 
     def resolved(self, model: Model) -> MaskedDiffusion:
         shifted = is_shifted(model.network)

@@ -19,9 +19,8 @@ from recursive_jax.errors import InputError
 from recursive_jax.generate.preview import preview_text
 from recursive_jax.generate.request import Request
 from recursive_jax.identity import fingerprint, named
-from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, model_cost, task_problems
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, model_cost, task_problems, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.report import write_report
@@ -62,7 +61,7 @@ def finetune(config: FinetuneConfig, workdir: Any, *, fork: Any = None, quiet: b
             console.print(f"{how}; the first packed row:", style="dim")
             console.print(shown, markup=False, highlight=False)
         assess(first, base, config, template, test_rows)
-        start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
+        start = with_adapter(second, base, config.lora)
         model = second.train("student", start, data, config.train.model_copy(update={"length": length}))
         run.name_model("student", second, "student", default=True)
         assess(second, model, config, template, test_rows)

@@ -23,11 +23,10 @@ from recursive_jax.data.task import hold_out, read_rows
 from recursive_jax.data.tokenizers import FileTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import named
-from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, transformer
 from recursive_jax.objectives import Grit
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
@@ -94,7 +93,7 @@ def grit(config: GritConfig, workdir: Any, *, fork: Any = None, quiet: bool = Fa
         asked = [{**r, "query": [config.instruction, r["query"]]} for r in pairs]
         objective = Grit(config.temperature, config.generative, config.dimensions, config.generative_batch)
         data = second.dataset("rows", as_they_are, objective.rows([*asked, {"text": text}], base.tokenizer))
-        start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
+        start = with_adapter(second, base, config.lora)
         student = second.train("student", start, data, config.train, objective)
         assess(second, config, student, held_out, rest)
         return concluded(run, second)

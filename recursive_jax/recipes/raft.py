@@ -28,10 +28,9 @@ from recursive_jax.data.template import Template, examples_dataset
 from recursive_jax.errors import InputError
 from recursive_jax.generate.generate import generate
 from recursive_jax.identity import named
-from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
@@ -81,9 +80,8 @@ def graded(config: RaftConfig, model: Model, rows: list[dict[str, Any]], apis: t
 
 
 def answers(model: Model, asked: Dataset, config: RaftConfig) -> list[str]:
-    # With quotes the golden document stands whole before the answer.
-    texts = texts_of(config.documents) if config.quotes else []
-    longest = max((len(model.tokenizer.encode(text)) for text in texts), default=0)
+    # With quotes the golden document stands whole before the answer: no prompt holds a longer one.
+    longest = max(len(model.tokenizer.encode(text)) for text in asked.column("prompt_text")) if config.quotes else 0
     changed = {"temperature": 0.0, "max_tokens": config.answer_tokens + longest, "stop": () if longest else ("\n",)}
     settings = config.sampling.model_copy(update=changed)
     return generate(model, asked, settings, template=Template("{prompt_text}")).column("text")
@@ -128,7 +126,7 @@ def raft(config: RaftConfig, workdir: Any, *, fork: Any = None, quiet: bool = Fa
                          missing=config.unknown, quotes=config.quotes, prompt=SHOWN)  # fmt: skip
         examples = examples_dataset(made, Template("{prompt}", "{completion}"), base.tokenizer)
         data = second.dataset("rows", as_they_are, examples)
-        start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
+        start = with_adapter(second, base, config.lora)
         student = second.train("student", start, data, config.train)
         assess(second, config, student, held, found, apis)
         return concluded(run, second)

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 from pydantic import Field, PositiveInt, model_validator
 
 from recursive_jax import mesh as meshes
-from recursive_jax.config import MeshConfig, SamplingConfig, Section, TaskConfig, TrainConfig
+from recursive_jax.config import LoraConfig, MeshConfig, SamplingConfig, Section, TaskConfig, TrainConfig
 from recursive_jax.data.template import Template, task_rows
 from recursive_jax.errors import InputError, problems
+from recursive_jax.models.lora import adapted_model
+from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network
 from recursive_jax.objectives import objective_of
 from recursive_jax.rounds.preflight import training_cost
@@ -89,6 +91,11 @@ class Recipe:
         lines = [*meshes.mesh_config_problems(config.mesh), *objective_problems(config.train), *self.check(config)]
         if lines:
             raise problems(f"this run cannot start, {len(lines)} problem(s):", lines)
+
+
+def with_adapter(round: Round, base: Model, lora: LoraConfig | None) -> Model:
+    """What a training of the round begins from: the base, or a fresh adapter on it."""
+    return base if lora is None else adapted_model(base, lora, seed=round.seed("adapter"))
 
 
 def concluded(run: Run, round: Round, layout: Layout = plain_layout, result: str = "student") -> list[dict]:

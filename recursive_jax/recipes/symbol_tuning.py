@@ -29,9 +29,8 @@ from recursive_jax.data.task import read_rows
 from recursive_jax.data.template import Template, examples_dataset
 from recursive_jax.errors import InputError
 from recursive_jax.identity import named
-from recursive_jax.models.lora import adapted_model
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
@@ -132,7 +131,7 @@ def symbol_tuning(config: SymbolTuningConfig, workdir: Any, *, fork: Any = None,
         assess(first, config, held_out, base)
         rows = prompts(config, tuned, second.seed("prompts") % 2**31, base.tokenizer)
         data = second.dataset("prompts", as_they_are, rows)
-        start = base if config.lora is None else adapted_model(base, config.lora, seed=second.seed("adapter"))
+        start = with_adapter(second, base, config.lora)
         student = second.train("student", start, data, config.train)
         assess(second, config, held_out, student)
         return concluded(run, second)

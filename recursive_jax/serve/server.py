@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from recursive_jax.errors import InputError, say
+from recursive_jax.generate.hidden_score import denoising
 from recursive_jax.generate.prefill import check_writer
 from recursive_jax.generate.remote.model import Remote
 from recursive_jax.models.model import Model
@@ -36,6 +37,8 @@ def serve(model: Model, name: str, host: str, port: int, limits: Limits, grace: 
     if isinstance(model, Remote):
         raise InputError(f"{model.source} is behind a server already")
     if model.network.causal:
+        if denoising(model) is not None:
+            raise InputError("this model was trained to write out of order, and a server writes from left to right")
         check_writer(model)  # an encoder embeds
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
