@@ -15,6 +15,8 @@ import time
 SIZES = {
     "tiny": dict(width=64, layers=2, heads=2, hidden=176, vocab=512),
     "small": dict(width=256, layers=4, heads=4, hidden=688, vocab=4096),
+    "135m": dict(width=576, layers=30, heads=9, hidden=1536, vocab=49152),  # SmolLM2's, with a key head for every head
+    "1b": dict(width=2048, layers=16, heads=32, hidden=8192, vocab=128256),  # Llama 3.2's, likewise
 }
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import NamedSharding, P
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError, explain
@@ -59,12 +59,12 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def platform(mesh: Mesh | None = None) -> str:
+def platform(mesh: Mesh | AbstractMesh | None = None) -> str:
     """`cpu`, `gpu` or `tpu`: of the mesh (inside traced code, of the one it is traced for), which may be of hardware
     that is not here; of this process's default devices only where there is no mesh."""
-    if mesh is not None:
+    if mesh is not None and not isinstance(mesh, AbstractMesh):
         return mesh.devices.flat[0].platform
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    device = getattr(jax.sharding.get_abstract_mesh() if mesh is None else mesh, "abstract_device", None)
     found = getattr(device, "platform", None)
     if found is None and device is not None:
         found = next((p for p in ("cpu", "tpu") if p in device.device_kind.lower()), "gpu")
@@ -123,6 +123,15 @@ def local(function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[.
     return lambda *args: run(*jax.tree.map(lay, inputs, args, is_leaf=lambda x: isinstance(x, P)))
 
 
+def unsharded(x: jax.Array) -> jax.Array:
+    """An array on every shard of the batch; what is split over the tensor axis stays so."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_auto:
+        return x
+    kept = lambda axes: tuple(a for a in (axes if isinstance(axes, tuple) else (axes,)) if a not in (None, *BATCH))
+    return jax.reshard(x, P(*(kept(axes) or None for axes in jax.typeof(x).sharding.spec)))
+
+
 def whole(x: jax.Array) -> jax.Array:
     """An array whole on every device of the mesh that a program is traced for."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -140,28 +149,34 @@ def all_devices() -> list[Any]:
 
 def make_mesh(config: MeshConfig | None = None, devices: list[Any] | None = None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over `devices` (default: all). Raises InputError if it does not fit."""
-    config = config or MeshConfig()
     devices = devices or all_devices()
+    sizes = mesh_sizes(config or MeshConfig(), len(devices), f"here ({devices[0].platform})")
+    asked, count = "x".join(map(str, sizes)), math.prod(sizes)
+    if count < len(devices) and jax.process_count() > 1:
+        raise InputError(f"mesh {asked} uses {count} of {len(devices)} devices; with several processes use all")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:count])
+
+
+def mesh_sizes(config: MeshConfig, devices: int, where: str) -> list[int]:
+    """Devices along each axis; -1 becomes what is left of `devices`, which are `where`. Raises InputError if it does
+    not fit."""
     sizes = [config.data, config.fsdp, config.tensor]
     asked = "x".join(map(str, sizes))
     if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
         raise InputError(f"mesh {asked} (data x fsdp x tensor): sizes are positive, at most one is -1")
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes:
-        if len(devices) % known:
+        if devices % known:
             raise InputError(
-                f"mesh {asked} does not divide the {len(devices)} devices here; change mesh.fsdp or mesh.tensor"
+                f"mesh {asked} does not divide the {devices} devices {where}; change mesh.fsdp or mesh.tensor"
             )
-        sizes[sizes.index(-1)] = len(devices) // known
-    count = math.prod(sizes)
-    if count > len(devices):
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) > devices:
         raise InputError(
-            f"mesh {asked} needs {count} devices, {len(devices)} are here ({devices[0].platform}); "
+            f"mesh {asked} needs {math.prod(sizes)} devices, {devices} are {where}; "
             "make it smaller, or on a CPU set JAX_NUM_CPU_DEVICES before JAX starts"
         )
-    if count < len(devices) and jax.process_count() > 1:
-        raise InputError(f"mesh {asked} uses {count} of {len(devices)} devices; with several processes use all")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices[:count])
+    return sizes
 
 
 def mesh_config_problems(config: MeshConfig) -> list[str]:
@@ -215,8 +230,13 @@ def abstract(mesh: Mesh, function: Callable[..., Any], *args: Any) -> Any:
         layout = x.sharding.spec if x.sharding is not None else P()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, layout))
 
-    with jax.set_mesh(mesh):
+    with under(mesh):
         return jax.tree.map(fix, jax.eval_shape(function, *args))
+
+
+def under(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager[Any]:
+    """The mesh as the one that programs are traced for; one of hardware that nobody has may be abstract."""
+    return jax.sharding.use_abstract_mesh(mesh) if isinstance(mesh, AbstractMesh) else jax.set_mesh(mesh)
 
 
 def split_cpu(config: MeshConfig) -> None:

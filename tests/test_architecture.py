@@ -22,6 +22,7 @@ ORDER = [
     {"collapse"},
     {"rounds"},
     {"recipes"},
+    {"plan"},
     {"cli"},
 ]
 RANK = {room: i for i, rooms in enumerate(ORDER) for room in rooms}

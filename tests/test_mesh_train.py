@@ -90,8 +90,9 @@ def test_generation_agrees_on_every_mesh(tiny, tokenizer, rows):
     model = run_on(MESHES[0], tiny, tokenizer, rows).model
     sampling = SamplingConfig(batch=8, max_tokens=16, top_p=0.95)
     first = generate(model, unconditional(16), sampling, seed=5)
-    for config in MESHES[1:]:
-        other = generate(model.on(make_mesh(config)), unconditional(16), sampling, seed=5)
+    for config, weights in [*((config, "auto") for config in MESHES[1:]), (MESHES[-1], "whole")]:
+        settings = sampling.model_copy(update={"weights": weights})
+        other = generate(model.on(make_mesh(config)), unconditional(16), settings, seed=5)
         assert [t.tolist() for t in first.tokens()] == [t.tolist() for t in other.tokens()], config
         np.testing.assert_allclose(
             np.concatenate(first.column("logprobs")), np.concatenate(other.column("logprobs")), atol=1e-4

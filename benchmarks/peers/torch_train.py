@@ -8,7 +8,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 from common import flags, report, step_times
 
-args = flags(mode="eager")
+args = flags(mode="eager", device="cpu", dtype="float32")
 
 import torch
 import torch.nn.functional as F
@@ -119,21 +119,24 @@ def trainer():
     return begins[1] - start, [b - a for a, b in zip(begins[args.warmup :], begins[args.warmup + 1 :], strict=False)]
 
 
+torch.set_float32_matmul_precision("high")
 data = torch.randint(
     0,
     args.vocab,
     (args.steps + args.warmup + 1, args.batch, args.length + 1),
     generator=torch.Generator().manual_seed(1),
-)
+).to(args.device)
 if args.mode == "trainer":
     first, times = trainer()
 else:
-    model = Llama()
+    model = Llama().to(args.device)
+    half = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = torch.compile(model) if args.mode == "compile" else model
 
     def step(i):
-        loss = forward(data[i, :, :-1].contiguous(), data[i, :, 1:].contiguous())
+        with half:
+            loss = forward(data[i, :, :-1].contiguous(), data[i, :, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,5 +1,5 @@
-"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | serve | lab | import |
-export | export-data | doctor.
+"""recursive-jax: run | recipes | status | report | profile | train | generate | evaluate | serve | plan | lab |
+import | export | export-data | doctor.
 
 A command is a file here and a line in `COMMANDS`: it has HELP, EXAMPLE, `arguments(parser)` and `run(args) -> exit
 code`."""
@@ -43,6 +43,7 @@ COMMANDS = {
     "generate": "generate",
     "evaluate": "evaluate",
     "serve": "serve",
+    "plan": "plan",
     "lab": "lab",
     "import": "import_model",
     "export": "export",

@@ -57,5 +57,7 @@ def dry_run(config: Any, recipe: Any) -> str:
     """The resolved config as YAML, and what it takes."""
     import yaml
 
+    from recursive_jax.rounds.work import cost_lines
+
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
-    return "\n".join([resolved, "---", *recipe.cost(config)])
+    return "\n".join([resolved, "---", *cost_lines(recipe.cost(config), config.mesh)])

@@ -49,7 +49,7 @@ class DenoiseConfig(Section):
 class SamplingConfig(Section):
     """How text is sampled. All but the last group may differ from request to request in one batch."""
 
-    HOW = frozenset(("batch", "chunk"))
+    HOW = frozenset(("batch", "chunk", "weights"))
 
     temperature: float = Field(1.0, ge=0.0, description="0 is greedy")
     top_k: int = Field(0, ge=0, description="0: off")
@@ -83,6 +83,11 @@ class SamplingConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute dtype, as in train.dtype")
     batch: PositiveInt = Field(256, description="rows decoded together: a finished one makes room for the next")
     chunk: PositiveInt = Field(16, description="decode steps per dispatch, after which finished rows are replaced")
+    weights: Literal["auto", "whole", "sharded"] = Field(
+        "auto",
+        description="over mesh.fsdp, while writing. whole: a copy on every shard, in the compute dtype; sharded: "
+        "gathered anew for every token; auto: whole on TPU and GPU where that takes at most 0.4 of a device's memory",
+    )
     prompt_tokens: int = Field(0, ge=0, description="0: from the start token; n: the first n tokens of a row")
     prompt_source: Literal["real", "previous"] = Field("real", description="which rows give the prompts")
 

@@ -1,7 +1,8 @@
 """How a model takes the next tokens: the built-in Transformer with its KV cache, a user's `apply` by running the prefix
 again. The engine knows nothing but this.
 
-    prepare(params) -> params                   once per generation: layers apart, in the compute dtype; on CPU views
+    prepare(params, whole) -> params            once per generation: layers apart, in the compute dtype; on CPU views.
+                                                whole: on every shard of the batch
     empty(rows, slots) -> memory                     of no tokens
     extend(params, memory, tokens_BT, count_B, fresh=False, every=False, both_ways=False) -> (logits_BV, memory)
 
@@ -30,7 +31,7 @@ import numpy as np
 from flax import struct
 from jax import NamedSharding, P
 
-from recursive_jax.mesh import TRACES, local, platform, spec
+from recursive_jax.mesh import TRACES, local, platform, spec, unsharded
 from recursive_jax.models.masks import Branches
 from recursive_jax.models.network import Network
 from recursive_jax.models.transformer import Cache, Transformer, unstacked
@@ -48,12 +49,18 @@ class CachedDecoder:
         self.config, self.dtype = network.config, jnp.dtype(dtype)
         self.module = Transformer(network.config, self.dtype)
 
-    def prepare(self, params: Any) -> Any:
-        floats = [w for w in jax.tree.leaves(params) if jnp.issubdtype(w.dtype, jnp.floating)]
-        if platform(jax.tree.leaves(params)[0].sharding.mesh) == "cpu" and all(w.dtype == self.dtype for w in floats):
+    def prepare(self, params: Any, whole: bool = False) -> Any:
+        leaves = jax.tree.leaves(params)
+        same = all(w.dtype == self.dtype for w in leaves if jnp.issubdtype(w.dtype, jnp.floating))
+        if (
+            not whole
+            and same
+            and not isinstance(leaves[0], jax.core.Tracer)
+            and platform(leaves[0].sharding.mesh) == "cpu"
+        ):
             layers = [jax.tree.map(lambda w, i=i: _layer(w, i), params["blocks"]) for i in range(self.config.layers)]
             return {**params, "blocks": tuple(layers)}
-        return _prepare_program(self.config, str(self.dtype))(params)
+        return _prepare_program(self.config, str(self.dtype), whole)(params)
 
     def empty(self, rows: int, slots: int) -> Cache:
         return Cache.empty(self.config, rows, slots, self.dtype)
@@ -125,10 +132,11 @@ def _layer(stacked: jax.Array, i: int) -> jax.Array:
 
 
 @functools.cache
-def _prepare_program(config, dtype: str):
+def _prepare_program(config, dtype: str, whole: bool):
     def prepare(params):
         TRACES["prepare"] += 1
-        return unstacked(params, config, dtype)
+        found = unstacked(params, config, dtype)
+        return jax.tree.map(unsharded, found) if whole else found
 
     return jax.jit(prepare)
 
@@ -155,7 +163,7 @@ class PrefixDecoder:
     def __init__(self, network: Network, dtype: str):
         self.apply = network.bind(dtype)
 
-    def prepare(self, params: Any) -> Any:
+    def prepare(self, params: Any, whole: bool = False) -> Any:
         return params
 
     def empty(self, rows: int, slots: int) -> Prefix:

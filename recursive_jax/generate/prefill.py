@@ -29,6 +29,7 @@ OF_ALL = ("denoise", "regex", "json_schema", "grammar", "beams", "best_of", "n_b
 PIECE = 512  # prompt tokens read by one dispatch, over all its rows
 KNOWN = 8192  # settings that joined an engine, at most
 DOCUMENTS = 16  # texts read in both directions whose memory is kept
+WHOLE = 0.4  # of a device's memory for weights that are not split
 SHARED = 32  # a prefix shorter than this is not worth reading apart
 
 
@@ -122,9 +123,13 @@ class Prefill:
         self._never = frozenset(never)
         with jax.set_mesh(self.mesh):
             self.banned = meshes.put_replicated(self.mesh, np.array(sorted(never), np.int32))
-            self.params = [programs.decoder(m.network, self.dtype).prepare(m.params) for m in self.models]
+            self.params = [self._prepared(m) for m in self.models]
         self.shared = np.asarray(shared, np.int32)
         self._prefixes: dict[tuple[int, bytes, bool], Any] = {}
+
+    def _prepared(self, model: Model) -> Any:
+        whole = whole_weights(self.sampling.weights, model.params, self.dtype, self.mesh)
+        return programs.decoder(model.network, self.dtype).prepare(model.params, whole)
 
     def _add(self, sampling: SamplingConfig) -> None:
         self.words[sampling] = bad_words(self.tokenizer, sampling)
@@ -253,13 +258,28 @@ class Prefill:
         return programs.spread_program()(self._prefixes[key], np.zeros(U, np.int32))
 
     def size(self, need: int) -> int:
-        """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose
-        programs take long to compile, powers of two from 128 on. Never more than the model reads."""
-        power = 1 << (need - 1).bit_length()
-        if self.layers > 8:
-            return min(max(128, power), self.max_length)
-        tight = power >= 256 and need <= power * 3 // 4
-        return min(power * 3 // 4 if tight else max(64, power), self.max_length)
+        return cache_slots(need, self.layers, self.max_length)
+
+
+def whole_weights(asked: str, params: Any, dtype: str, mesh: Any, memory: float | None = None) -> bool:
+    """Whether every shard of a batch keeps all weights while it writes (`sampling.weights`). memory: bytes of a device;
+    default: what the device says, on a CPU nothing."""
+    if asked != "auto" or mesh.shape["fsdp"] == 1:
+        return asked == "whole"
+    if memory is None:
+        memory = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    size = sum(x.size for x in jax.tree.leaves(params)) * np.dtype(dtype).itemsize / mesh.shape["tensor"]
+    return meshes.platform(mesh) != "cpu" and size <= WHOLE * memory
+
+
+def cache_slots(need: int, layers: int, max_length: int) -> int:
+    """Slots of a cache for `need` tokens: 64, 128, 192, 256, 384, 512, ...; for models of many layers, whose programs
+    take long to compile, powers of two from 128 on. Never more than the model reads."""
+    power = 1 << (need - 1).bit_length()
+    if layers > 8:
+        return min(max(128, power), max_length)
+    tight = power >= 256 and need <= power * 3 // 4
+    return min(power * 3 // 4 if tight else max(64, power), max_length)
 
 
 def ends_of(tokenizer: Any, sampling: SamplingConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:

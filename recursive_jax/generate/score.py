@@ -48,7 +48,7 @@ def token_logprobs(
     if how is not None:
         yield from bound_logprobs(model, rows, how, opened=opened, given=given, dtype=dtype)
         return
-    yield from _per_token(model, rows, opened, _logprob_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
+    yield from _per_token(model, rows, opened, logprob_program(model.network, meshes.resolve_dtype(dtype, model.mesh)))
 
 
 def token_entropies(
@@ -198,8 +198,7 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, ...], both_w
     masked = both_ways or not isinstance(model.network, TransformerNetwork) or not model.network.causal
     masked = masked or bool((segments > 1).any())
     divisor, T = meshes.batch_divisor(model.mesh), tokens.shape[1]
-    B = max(1, min(TOKENS // T, LOGITS // (T * model.vocab))) * divisor
-    B = min(B, -(-len(tokens) // divisor) * divisor)
+    B = min(rows_at_once(T, model.vocab, divisor), -(-len(tokens) // divisor) * divisor)
     B = 1 << (B - 1).bit_length() if B < 4 * divisor else B
     B += -B % divisor
     out = []
@@ -214,8 +213,14 @@ def _run(model: Model, program: Callable, packed: tuple[np.ndarray, ...], both_w
     return np.concatenate(out)[: len(tokens)]
 
 
+def rows_at_once(length: int, vocab: int, divisor: int) -> int:
+    """Rows of one dispatch, over all shards of the batch, that keep the logits small."""
+    return max(1, min(TOKENS // length, LOGITS // (length * vocab))) * divisor
+
+
 @functools.cache
-def _logprob_program(network: Network, dtype: str) -> Callable:
+def logprob_program(network: Network, dtype: str) -> Callable:
+    """(params, tokens `[B, T + 1]`, segments, whether segments part) -> log-probabilities `[B, T + 1]`, first 0."""
     apply = network.bind(dtype)
 
     def logprobs(params, tokens, segments, masked):

@@ -28,8 +28,9 @@ def attention(
 ) -> jax.Array:
     """Softmax attention of a whole sequence with itself (T == S). Returns `[B, T, H, K]` in the dtype of q.
 
-    kind: `reference`, `blocked` (skips the key blocks a causal query cannot see; CPU), `cudnn` (GPU, half
-    precision), `splash` (TPU kernel), or `auto`: the fast one where it applies, else the reference.
+    kind: `reference`, `blocked` (skips the key blocks a causal query cannot see; CPU), `cudnn` (GPU, half precision),
+    `splash` (TPU kernel; rows that are no multiple of 128 tokens take another), or `auto`: the fast one where it
+    applies, else the reference.
     scale: multiplies the scores, default K^-0.5. cap: scores become cap * tanh(score / cap) (Gemma 2).
     """
     kind = _choose(kind, q_BTHK, mask, cap)
@@ -48,13 +49,15 @@ def attention(
 
 
 def _choose(kind: str, q_BTHK: jax.Array, mask: Mask, cap: float | None) -> str:
+    where, T = platform(), q_BTHK.shape[1]
+    if kind == "splash" and T % 128:  # a short prompt, or the one token that params are made with
+        return "blocked" if T > BLOCK else "reference"
     if kind != "auto":
         return kind
-    where, T = platform(), q_BTHK.shape[1]
     if where == "gpu" and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and cap is None:
         return "cudnn"
     plain = mask.plain and isinstance(mask.window, int | None)
-    if where == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 128 == 0 and plain:
+    if where == "tpu" and T % 128 == 0 and q_BTHK.shape[3] % 64 == 0 and plain:
         return "splash"
     return "blocked" if T > BLOCK else "reference"
 

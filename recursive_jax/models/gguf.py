@@ -112,11 +112,9 @@ def _rotary(get: Keys, kind: str, head_dim: int, where: str) -> dict[str, Any]:
     return found if rotated == size else found | {"partial_rotary_factor": rotated / size}
 
 
-def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any, dict[str, Any]]:
-    """(config, params on the mesh, all fields of the file). Tensors are dequantised one at a time.
-
-    Raises InputError for another architecture or rope scaling, and for a file that is truncated or damaged.
-    """
+def gguf_config(path: Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
+    """(config, all fields of the file, its tensors by their full names), from the head of the file alone. Errors as
+    `read_gguf`."""
     fields, parts = _header(path)
     kind = fields.get("general.architecture")
     if not isinstance(kind, str) or kind not in _FAMILIES:
@@ -171,11 +169,20 @@ def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConf
         plain = frequencies(config.model_copy(update={"rope_scaling": None}))[0][0]
         if not np.allclose(plain / frequencies(config)[0][0], stretch, rtol=1e-3):
             raise InputError(f"{path}: rope_freqs.weight is not the stretching of Llama 3; import the safetensors")
+    return config, fields, tensors
+
+
+def read_gguf(path: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any, dict[str, Any]]:
+    """(config, params on the mesh, all fields of the file). Tensors are dequantised one at a time.
+
+    Raises InputError for another architecture or rope scaling, and for a file that is truncated or damaged.
+    """
+    config, fields, tensors = gguf_config(path)
     shapes = {n: tuple(int(x) for x in reversed(t.shape)) for n, t in tensors.items()}
 
     def read(name: str) -> np.ndarray:
         array = _dequantized(tensors[name], str(path)).reshape(shapes[name])
-        if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
+        if fields["general.architecture"] == "llama" and re.search(r"self_attn\.[qk]_proj\.", name):
             array = _unpermuted(array, config.heads if ".q_proj." in name else config.G)
         return array
 

@@ -167,18 +167,24 @@ def _untied(config: ModelConfig, tensors: list[str | None], shapes: Mapping, rea
     return config.model_copy(update={"tied": False})
 
 
-def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any]:
-    """(config, params on the mesh) of a folder with `config.json` and safetensors, single or sharded, in any float
-    type.
-
-    Raises InputError naming the key, tensor or file that is unknown, missing, unexpected, misshapen or damaged.
-    """
+def folder_config(folder: Path) -> ModelConfig:
+    """What its `config.json` says; the weights need not be there. Errors as `read_huggingface`."""
     where = folder / "config.json"
     values = read_json(where, "the model's config")
     config = read_config(values, str(where))
     if any(str(name).endswith(CLASSIFIER) for name in values.get("architectures") or ()):
         config = config.model_copy(update={"head": "score", "head_bias": False})
         _check_labels(config, values, str(where))
+    return config
+
+
+def read_huggingface(folder: Path, mesh: Mesh, dtype: str = "float32") -> tuple[ModelConfig, Any]:
+    """(config, params on the mesh) of a folder with `config.json` and safetensors, single or sharded, in any float
+    type.
+
+    Raises InputError naming the key, tensor or file that is unknown, missing, unexpected, misshapen or damaged.
+    """
+    config = folder_config(folder)
     files = _Files(folder)
     return params_from(config, files.shapes(), files.read, mesh, dtype, str(folder), files.dtypes())
 

@@ -90,14 +90,7 @@ def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
     shapes = leaf_paths(abstract_params(model.network.plain, model.mesh))
 
     def place(path: str, update: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        axes = tuple(shapes[path].sharding.spec)
-        axes = axes + (None,) * (len(shapes[path].shape) - len(axes))
-        inner = inner_axes(path)
-        layout = {
-            "a": P(*axes[: 1 + inner], None),
-            "b": P(axes[0], None, *axes[1 + inner :]),
-            "magnitude": P(axes[0], *axes[1 + inner :]),
-        }
+        layout = _layout(path, shapes[path])
         return {
             k: jax.make_array_from_callback(
                 v.shape, NamedSharding(model.mesh, layout[k]), lambda index, v=v: np.asarray(v[index], np.float32)
@@ -107,6 +100,40 @@ def with_adapter(model: Model, base: Any, adapter: Any) -> Model:
 
     placed = from_paths({p: place(p, u) for p, u in updates_of({"lora": adapter}).items()})
     return model.with_params({"base": base, "lora": placed})
+
+
+def _layout(path: str, weight: Any) -> dict[str, P]:
+    """How the parts of an adapter lie, beside their weight."""
+    axes = tuple(weight.sharding.spec)
+    axes = axes + (None,) * (len(weight.shape) - len(axes))
+    inner = inner_axes(path)
+    return {
+        "a": P(*axes[: 1 + inner], None),
+        "b": P(axes[0], None, *axes[1 + inner :]),
+        "magnitude": P(axes[0], *axes[1 + inner :]),
+    }
+
+
+def abstract_adapted(network: TransformerNetwork, mesh: Any) -> Any:
+    """Shapes, dtypes and shardings of the params of an adapted network. Raises InputError for a four-bit base, whose
+    size is known once it is made."""
+    if network.lora.quantization != "none":
+        raise InputError(f"lora.quantization={network.lora.quantization}: its size is known once it is made; plan none")
+    base = abstract_params(network.plain, mesh)
+    leaves = leaf_paths(base)
+    updates = {}
+    for path in chosen(network.config, network.lora, leaves):
+        weight, inner = leaves[path], inner_axes(path)
+        L, inside, outside = weight.shape[0], weight.shape[1 : 1 + inner], weight.shape[1 + inner :]
+        sizes = {"a": (L, *inside, network.lora.rank), "b": (L, network.lora.rank, *outside)}
+        if network.lora.dora:
+            sizes["magnitude"] = (L, *outside)
+        layout = _layout(path, weight)
+        updates[path] = {
+            k: jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, layout[k]))
+            for k, shape in sizes.items()
+        }
+    return {"base": base, "lora": from_paths(updates)}
 
 
 def quantized_base(model: Model, paths: list[str]) -> Any:

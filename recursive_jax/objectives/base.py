@@ -13,10 +13,11 @@ objective that compares all rows of a batch with one another is a `WholeBatch`: 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from recursive_jax.data.dataset import Dataset
@@ -90,6 +91,19 @@ class Context:
         return jax.lax.stop_gradient(found) if of else found
 
 
+INTEGERS = ("tokens", "segments", "types", "prefix", "relation", "teacher_ids")
+OF_A_ROW = ("advantage", "label", "margin", "relation", "prefix")  # the others have an entry for every position
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def batch_shapes(fields: Sequence[str], rows: int, *positions: int) -> Shapes:
+    """The columns of a batch, `[rows, *positions]`, as shapes and dtypes."""
+    kind = lambda name: jnp.int32 if name in INTEGERS else jnp.float32
+    shape = lambda name: (rows,) if name in OF_A_ROW else (rows, *positions)
+    return {name: jax.ShapeDtypeStruct(shape(name), kind(name)) for name in fields}
+
+
 class Objective(Value):
     """Base class; subclasses are `dataclass(frozen=True)` of plain values and models, and are named by them.
 
@@ -112,6 +126,11 @@ class Objective(Value):
     def unpacked(self, data: Dataset, model: Model, length: int) -> Columns:
         """Each row by itself, for batches that the model writes as it learns: columns `[rows, ...]`."""
         raise InputError(f"{type(self).__name__} does not learn from what the model writes as it learns")
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        """What a batch of so many rows of `length` positions is made of: what a program is compiled for before there
+        is any data. Weights are float32, wherever the data may also have booleans."""
+        return batch_shapes(self.fields, rows, length + 1)
 
     def resolved(self, model: Model) -> Objective:
         """With what is left to the model (ids of its tokenizer, say) filled in."""

@@ -14,7 +14,7 @@ from recursive_jax.data.packing import Example, Packed, stack_groups
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like, whole
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Params, Term, WholeBatch
+from recursive_jax.objectives.base import Context, Loss, Params, Shapes, Term, WholeBatch, batch_shapes
 
 
 def info_nce(queries_QD: jax.Array, passages_PD: jax.Array, *, temperature: float, positives_Q: jax.Array) -> jax.Array:
@@ -55,6 +55,9 @@ class InfoNCE(WholeBatch):
     reads: ClassVar[str] = "states"
 
     temperature: float = 0.05
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(self.fields, rows, 2, length)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         names = ["query", "positive", *(["negative"] if data.has("negative") else [])]

@@ -21,7 +21,7 @@ from recursive_jax.models.model import Model
 from recursive_jax.models.network import TransformerNetwork
 from recursive_jax.models.read import attention_logprobs
 from recursive_jax.models.transformer import Taps
-from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Params, Term
+from recursive_jax.objectives.base import Context, Extra, Loss, Objective, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.causal import targets, token_nll
 from recursive_jax.objectives.policy_losses import jsd_tokens
 
@@ -210,6 +210,9 @@ class SelfDistill(Objective):
     step before."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments", "loss")
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(self.fields, rows, 2, length + 1)
 
     beta: float = 1.0
     temperature: float = 1.0

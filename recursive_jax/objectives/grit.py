@@ -22,7 +22,7 @@ from recursive_jax.data.mixing import OneSource, SideBySide
 from recursive_jax.data.packing import Batches, Example, Packed, pack_tokens, stack_groups
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Params, Term, WholeBatch
+from recursive_jax.objectives.base import Context, Loss, Params, Shapes, Term, WholeBatch, batch_shapes
 from recursive_jax.objectives.causal import targets, token_nll
 from recursive_jax.objectives.contrastive import in_batch, normalized, pooled_states
 
@@ -83,6 +83,14 @@ class Grit(WholeBatch):
         if written.has("loss"):
             embedded = embedded.with_column("loss", pa.nulls(len(embedded), written.table.schema.field("loss").type))
         return Dataset.concat([embedded, written])
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        found = batch_shapes(("tokens", "segments", "pool"), rows, 2, length)
+        found = {f"embed/{name}": shape for name, shape in found.items()}
+        if self.generative:
+            written = batch_shapes(("tokens", "segments"), self.generative_batch or rows, length + 1)
+            found |= {f"write/{name}": shape for name, shape in written.items()}
+        return found
 
     def pack(self, data: Dataset, model: Model, length: int) -> Batches:
         tokenizer = model.tokenizer

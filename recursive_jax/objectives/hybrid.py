@@ -22,7 +22,7 @@ from recursive_jax.data.packing import Packed, pack_tokens
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Params, Term
+from recursive_jax.objectives.base import Context, Loss, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.causal import targets, token_nll, weighted_sum
 from recursive_jax.objectives.masked import Masked
 
@@ -56,6 +56,9 @@ class Hybrid(Masked):
         if not model.network.causal:
             raise InputError("Hybrid trains one model for both, and this one has model.causal=false: it cannot write")
         return super().resolved(model)
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return self._with_starts(batch_shapes(self.fields, rows, length + 1))
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = pack_tokens(data, length, model.tokenizer)

@@ -18,7 +18,7 @@ from recursive_jax.mesh import rows_like
 from recursive_jax.models.hidden import is_shifted, mask_id, own_logits, spare_ids
 from recursive_jax.models.masks import begins
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.causal import token_nll, weighted_sum
 
 
@@ -114,6 +114,13 @@ class Masked(Objective):
         if model.network.causal or self.mask_id is None:
             return {}
         return {"denoise": {**(model.sampling.get("denoise") or {}), "mask_id": self.mask_id}}
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return self._with_starts(batch_shapes(self.fields, rows, length))
+
+    def _with_starts(self, shapes: Shapes) -> Shapes:
+        of_words = jax.ShapeDtypeStruct(shapes["tokens"].shape, jnp.bool_)
+        return {**shapes, "starts": of_words} if self.whole_words else shapes
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = pack_tokens(data, length - 1, model.tokenizer)  # no shift: a row is its own target

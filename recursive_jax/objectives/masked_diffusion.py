@@ -25,7 +25,7 @@ from recursive_jax.mesh import rows_like
 from recursive_jax.models.hidden import is_shifted, mask_id, own_logits, spare_ids
 from recursive_jax.models.masks import begins
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.diffusion import behind, hidden_share, level_weight, levels
 
 NORMALIZE = ("tokens", "answer")
@@ -100,6 +100,9 @@ class MaskedDiffusion(Objective):
         return {
             "denoise": {"mask_id": self.resolved(model).mask_id, "fill": length if self.ends == "fill" else 0, **blocks}
         }
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(("tokens", "segments", "loss"), rows, length)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         """Columns `tokens`, `segments` and `loss` (what may be hidden) `[N, T]`."""

@@ -24,7 +24,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.identity import fingerprint
 from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Extra, Loss, Params, Term
+from recursive_jax.objectives.base import Context, Extra, Loss, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.causal import targets
 from recursive_jax.objectives.credit import Credit
 from recursive_jax.objectives.passes import values_of
@@ -115,6 +115,15 @@ class PolicyGradient(Credit, Referenced):
                 "a policy learns from rows that it wrote: a Dataset with `tokens`, `logprobs`, `advantage`"
             )
         return given
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        """With the extra columns that the kind of its signal has."""
+        columns = ["reference"] if self.beta and not self.reference_in_step else []
+        found = batch_shapes((*self.fields, *columns), rows, 1, length + 1)
+        if self.signal == "gae":  # an advantage, and a return, for every token
+            places = found["old"]
+            found |= {"advantage": places, "return": places, "value": places}
+        return found
 
     def groups(self, data: Dataset, tokenizer: Tokenizer) -> list[list[Example]]:
         cut = [self.truncated == "mask" and s == "length" for s in data.column("status")]

@@ -19,7 +19,7 @@ from recursive_jax.errors import InputError
 from recursive_jax.identity import fingerprint
 from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term, WholeBatch
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Shapes, Term, WholeBatch, batch_shapes
 from recursive_jax.objectives.causal import targets
 from recursive_jax.objectives.passes import learnt_logprobs
 from recursive_jax.objectives.preference_losses import (
@@ -49,6 +49,9 @@ class Grouped(Objective):
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         return stack_groups(self.groups(data, model.tokenizer), length, model.tokenizer.pad)
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(self.fields, rows, 2, length + 1)
 
     def answers(self, read: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Of each answer `[B, G]`: `sum` of its log-probabilities (with ld_alpha those beyond the shorter answer of its
@@ -88,6 +91,12 @@ class Referenced(Grouped):
 
     reference: Model | None
     reference_in_step: bool
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        found = super().shapes(rows, length)
+        if self.reference_in_step:
+            return found
+        return {**found, "reference": jax.ShapeDtypeStruct(found["tokens"].shape, jnp.float32)}
 
     def the_reference(self, model: Model) -> Model:
         found = self.reference if self.reference is not None else model

@@ -17,7 +17,7 @@ from recursive_jax.data.tokenizers import Tokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.mesh import rows_like
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Shapes, Term, batch_shapes
 from recursive_jax.objectives.preference import Grouped, answer_example
 from recursive_jax.objectives.preference_losses import listwise_reward, pairwise_reward
 
@@ -35,6 +35,9 @@ class _Compared(Grouped):
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "segments")
     reads: ClassVar[str] = "score"
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(self.fields, rows, 2, length)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = stack_groups(self.groups(data, model.tokenizer), length - 1, model.tokenizer.pad)  # nothing is shifted
@@ -55,6 +58,9 @@ class PairwiseReward(_Compared):
     model gives to the order, which for a calibrated one is its accuracy."""
 
     centering: float = 0.0
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes((*self.fields, "margin"), rows, 2, length)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         packed = super().pack(data, model, length)
@@ -116,6 +122,9 @@ class ProcessReward(Objective):
 
     def rows(self, given: Any, tokenizer: Any) -> Dataset:
         return preferences(given, ("steps", "labels"), tokenizer)
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        return batch_shapes(self.fields, rows, length)
 
     def pack(self, data: Dataset, model: Model, length: int) -> Packed:
         columns = zip(data.prompts(), data.column("steps"), data.column("labels"), strict=True)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from recursive_jax.data.packing import Batches
+from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
-from recursive_jax.objectives.base import Context, Loss, Objective, Params, Term
+from recursive_jax.objectives.base import Context, Loss, Objective, Params, Shapes, Term
 
 
 def elbo(mean_NZ: jax.Array, log_var_NZ: jax.Array, logits_NP: jax.Array, pixels_NP: jax.Array) -> jax.Array:
@@ -29,6 +30,9 @@ class NegativeElbo(Objective):
     fields: ClassVar[tuple[str, ...]] = ("images",)
 
     weight_decay: float = 0.0
+
+    def shapes(self, rows: int, length: int) -> Shapes:
+        raise InputError("what images are like is known from the data alone")
 
     def pack(self, data: Any, model: Model, length: int) -> Batches:
         return data

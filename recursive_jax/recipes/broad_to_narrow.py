@@ -31,10 +31,11 @@ from recursive_jax.recipes.narrow_rows import Asking
 from recursive_jax.recipes.recipe import Recipe, concluded, task_problems
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import batch_problems, training_cost
+from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.report.narrow import narrow_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training, Work
 
 
 def broad_to_narrow(config: BroadToNarrowConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
@@ -118,11 +119,10 @@ def written(
     return round.select("verified", checked, [rules.correct()])
 
 
-def cost(config: BroadToNarrowConfig) -> list[str]:
-    """Of all students."""
-    train = config.train.model_copy(update={"steps": config.train.steps * (1 + config.rounds)})
+def cost(config: BroadToNarrowConfig) -> list[Work]:
+    """All students."""
     network = transformer(config.model, tokenizer_of(config, ["text"])).network
-    return training_cost(network, train, meshes.make_mesh(config.mesh))
+    return [Training("", network, config.train, 1.0 + config.rounds)]
 
 
 def check(config: BroadToNarrowConfig) -> list[str]:

@@ -3,7 +3,6 @@ open."""
 
 from __future__ import annotations
 
-from recursive_jax import mesh as meshes
 from recursive_jax.collapse.exact import GrammarVerifier
 from recursive_jax.config import ArmConfig, row_length
 from recursive_jax.curate.select import Rule
@@ -11,9 +10,11 @@ from recursive_jax.data.sources import World
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network, transformer_network
+from recursive_jax.objectives import objective_of
 from recursive_jax.recipes.collapse_config import CollapseConfig
 from recursive_jax.rounds import preflight
-from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.opening import open_network
+from recursive_jax.rounds.work import Reading, Training, Work, Writing
 from recursive_jax.rounds.world import check_data
 
 
@@ -29,23 +30,32 @@ def check(config: CollapseConfig) -> list[str]:
     return lines + preflight.batch_problems(config.mesh, train=config.train, student=config.student)
 
 
-def cost(config: CollapseConfig) -> list[str]:
-    """What the teacher, the students and the generation take."""
+def cost(config: CollapseConfig) -> list[Work]:
+    """The teacher, the students, what they write for each other and for the evaluation, and the held-out text."""
     network: Network
     if config.base is not None:
-        network = load_model(config.base).network
+        network = open_network(config.base)
     else:
         network = transformer_network(preflight.with_vocabulary(config.model, config.data))
     length = row_length(config.train.length, network.max_length)
-    chains = len(config.arms) * config.replicates * config.rounds.count
-    teacher = config.train.steps * config.train.batch * length
-    each = [config.arm_student(arm) for arm in config.arms.values()]
-    written = sum(config.rounds.sizes) * config.replicates
-    students = round(sum(s.steps * s.batch * (s.length or length) for s in each) * written / config.rounds.token_budget)
-    generated = written * len(config.arms) + (chains + 1) * config.evaluate.samples * length // 2
-    what = f"{teacher:,} tokens for the teacher, {students:,} for {chains} students"
-    mesh = meshes.make_mesh(config.mesh)
-    return preflight.training_cost(network, config.train, mesh, teacher + students, generated, what)
+    rounds, held_out = config.rounds, objective_of(config.train.objective)
+    times = sum(rounds.sizes) / rounds.token_budget * config.replicates
+    work: list[Work] = [Training("the teacher", network, config.train, 1.0, held_out)]
+    prompt = max(1, config.sampling.prompt_tokens)
+    new = max(1, min(config.sampling.max_tokens or length, length + 1 - prompt))
+    written = sum(rounds.sizes) * config.replicates / new
+    models = config.replicates * rounds.count + 1
+    for name, arm in config.arms.items():
+        student = config.arm_student(arm)
+        objective = objective_of(student.objective)
+        work.append(Training(f"the students of {name}", network, student, times, objective))
+        if network.causal:
+            rows = written + models * config.evaluate.samples
+            work.append(Writing(f"rows of {name}", network, config.arm_sampling(arm), rows, prompt, new))
+    if network.causal:
+        tokens = models * len(config.arms) * config.evaluate.rows * length
+        work.append(Reading("held-out rows", network, tokens, length))
+    return work
 
 
 def settled(config: CollapseConfig, base: Model) -> CollapseConfig:

@@ -23,13 +23,17 @@ from recursive_jax.data import fields
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template
 from recursive_jax.errors import InputError
+from recursive_jax.generate.remote.model import SCHEME
 from recursive_jax.generate.request import FromTemplate
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 from recursive_jax.objectives import Distill
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import SelfTrainingConfig, bare, cost, rounds_of
+from recursive_jax.rounds.opening import open_network
 from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class DistillConfig(SelfTrainingConfig):
@@ -49,6 +53,18 @@ class DistillConfig(SelfTrainingConfig):
     distill_steps: PositiveInt = Field(100, description="of a round")
     distill_rate: float = Field(1e-5, gt=0.0, description="learning rate of the rounds, of distributions")
     right_only: bool = Field(False, description="learn only from teacher's texts that are right")
+
+    def work(self, network: Network, rows: int, prompt: int, answer: int) -> list[Work]:
+        teacher = None if self.teacher.startswith(SCHEME) else open_network(self.teacher)
+        if self.how == "texts" or teacher is None:
+            own = [item for item in super().work(network, rows, prompt, answer) if isinstance(item, Training)]
+            return own if teacher is None else [Writing("texts", teacher, self.sampling, rows, prompt, answer), *own]
+        length = min(network.max_length, prompt + answer)
+        train = self.train.model_copy(update={"steps": self.distill_steps, "length": length})
+        objective = Distill(beta=self.beta, temperature=self.temperature)
+        written = self.lmbda * self.distill_steps * self.train.batch * self.rounds
+        own = [Writing("its own texts", network, self.sampling, written, prompt, answer)] if written else []
+        return [*own, Training("the rounds", network, train, float(self.rounds), objective, (("teacher", teacher),))]
 
 
 def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:

@@ -20,13 +20,14 @@ from recursive_jax.generate.preview import preview_text
 from recursive_jax.generate.request import Request
 from recursive_jax.identity import fingerprint, named
 from recursive_jax.models.model import Model
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, model_cost, task_problems, with_adapter
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, student_network, task_problems, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.task import task_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training
 from recursive_jax.train.log import console
 
 
@@ -110,7 +111,7 @@ recipe = Recipe(
     FinetuneConfig,
     finetune,
     check,
-    lambda config: model_cost(load_model(config.base).network, config),
+    lambda config: [Training("", student_network(config.base, config.lora), config.train)],
     task_layout,
     preview_rows,
     paper="arXiv:2203.02155, sec. 3.5; arXiv:2106.09685; arXiv:2305.14314",

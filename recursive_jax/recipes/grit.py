@@ -24,13 +24,15 @@ from recursive_jax.data.tokenizers import FileTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import named
 from recursive_jax.models.model import Model, transformer
+from recursive_jax.models.network import Network, transformer_network
 from recursive_jax.objectives import Grit
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, with_adapter
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, student_network, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training, Work
 
 
 class GritConfig(RecipeConfig):
@@ -53,6 +55,10 @@ class GritConfig(RecipeConfig):
     model: ModelConfig = ModelConfig(layers=4, d_model=128, heads=4, max_length=128)
     pretrain_steps: PositiveInt = Field(500, description="on the text alone, of a fresh model")
     lora: LoraConfig | None = Field(None, description="train an adapter on the frozen base, not the whole model")
+
+
+def objective_of(config: GritConfig) -> Grit:
+    return Grit(config.temperature, config.generative, config.dimensions, config.generative_batch)
 
 
 def numbers(config: GritConfig, model: Model, held_out: list[dict[str, Any]], text: str) -> dict[str, float]:
@@ -91,12 +97,23 @@ def grit(config: GritConfig, workdir: Any, *, fork: Any = None, quiet: bool = Fa
             base = first.train("base", transformer(config.model, tokenizer, mesh), [text], plain)
         assess(first, config, base, held_out, rest)
         asked = [{**r, "query": [config.instruction, r["query"]]} for r in pairs]
-        objective = Grit(config.temperature, config.generative, config.dimensions, config.generative_batch)
+        objective = objective_of(config)
         data = second.dataset("rows", as_they_are, objective.rows([*asked, {"text": text}], base.tokenizer))
         start = with_adapter(second, base, config.lora)
         student = second.train("student", start, data, config.train, objective)
         assess(second, config, student, held_out, rest)
         return concluded(run, second)
+
+
+def cost(config: GritConfig) -> list[Work]:
+    """The fresh model's text, where there is no base, and both losses together."""
+    if config.base is not None:
+        network: Network = student_network(config.base, config.lora)
+    else:
+        network = transformer_network(config.model.model_copy(update={"vocab": config.vocab_size}))
+    both = Training("", network, config.train, 1.0, objective_of(config))
+    plain = config.train.model_copy(update={"steps": config.pretrain_steps})
+    return [both] if config.base is not None else [Training("its text", network, plain), both]
 
 
 recipe = Recipe(
@@ -105,6 +122,7 @@ recipe = Recipe(
     GritConfig,
     grit,
     lambda config: batch_problems(config.mesh, train=config.train),
+    cost,
     paper="arXiv:2402.09906",
     example="recursive-jax run configs/grit.yaml pairs=rows.jsonl text=corpus.txt --workdir runs/grit",
 )

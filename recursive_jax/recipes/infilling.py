@@ -30,9 +30,10 @@ from recursive_jax.models.network import TransformerNetwork, transformer_network
 from recursive_jax.objectives import Masked
 from recursive_jax.recipes.finetune import as_they_are
 from recursive_jax.recipes.infilling_rows import FILLED, overlap, utility, written_anew
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training
 
 
 class InfillingConfig(RecipeConfig):
@@ -105,7 +106,7 @@ recipe = Recipe(
     InfillingConfig,
     infilling,
     lambda config: batch_problems(config.mesh, train=config.train),
-    lambda config: model_cost(network_of(config), config),
+    lambda config: [Training("", network_of(config), config.train)],
     paper="arXiv:2405.12630",
     example="recursive-jax run configs/infilling.yaml --workdir runs/infilling",
 )  # fmt: skip

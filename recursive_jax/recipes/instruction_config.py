@@ -6,14 +6,14 @@ import math
 
 from pydantic import Field, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.config import LoraConfig, TaskConfig
 from recursive_jax.data.template import task_rows
 from recursive_jax.errors import InputError
 from recursive_jax.recipes.instruction_rows import as_instructions
-from recursive_jax.recipes.recipe import RecipeConfig
-from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import batch_problems, training_cost
+from recursive_jax.recipes.recipe import RecipeConfig, student_network
+from recursive_jax.rounds.opening import open_network
+from recursive_jax.rounds.preflight import batch_problems
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class InstructionTask(TaskConfig):
@@ -40,12 +40,15 @@ class InstructionsConfig(RecipeConfig):
     judge: str | None = Field(None, description="a model that compares answers before and after, in both orders")
 
 
-def cost(config: InstructionsConfig) -> list[str]:
-    """Of a student of as many rows as the seed has: at least that."""
-    count = len(task_rows(config.task, config.seed)[0])
-    steps = max(1, math.ceil(config.epochs * count / config.train.batch))
+def cost(config: InstructionsConfig) -> list[Work]:
+    """A student of as many rows as the seed has, which is the least, and its answers to the held-out ones."""
+    learnt, held_out, _ = task_rows(config.task, config.seed)
+    steps = max(1, math.ceil(config.epochs * len(learnt) / config.train.batch))
     train = config.train.model_copy(update={"steps": steps})
-    return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
+    network, base = student_network(config.base, config.lora), open_network(config.base)
+    asked, new = min(len(held_out), config.problems or len(held_out)), config.sampling.max_tokens or 256
+    prompt = min(base.max_length // 2, 128)
+    return [Training("", network, train), Writing("answers", base, config.sampling, 2 * asked, prompt, new)]
 
 
 def check(config: InstructionsConfig) -> list[str]:

@@ -22,13 +22,15 @@ from recursive_jax.data.tokenizers import FileTokenizer
 from recursive_jax.errors import InputError
 from recursive_jax.identity import named
 from recursive_jax.models.model import transformer
+from recursive_jax.models.network import Network, transformer_network
 from recursive_jax.objectives.base import Extra
 from recursive_jax.objectives.linked import LinkedPairs
 from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded
 from recursive_jax.rounds.linkbert import save_linkbert
-from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.opening import load_model, open_network
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training
 from recursive_jax.train import checkpoint
 from recursive_jax.train.measure import objective_metrics
 
@@ -56,13 +58,23 @@ class LinkBertConfig(RecipeConfig):
     export: bool = Field(True, description="write RUN/exported")
 
 
+def objective_of(config: LinkBertConfig) -> LinkedPairs:
+    return LinkedPairs(relations=config.relations, segment=config.segment, share=config.share)
+
+
+def network_of(config: LinkBertConfig) -> Network:
+    if config.base is not None:
+        return open_network(config.base)
+    return transformer_network(config.model.model_copy(update={"vocab": config.vocab_size}))
+
+
 def linkbert(config: LinkBertConfig, workdir: Any, *, fork: Any = None, quiet: bool = False) -> list[dict]:
     """Runs (or goes on with) it in `workdir` and returns the metrics records."""
     documents = read_linked(config.documents)
     links = sum(map(len, LinkGraph.of(documents).neighbours))
     if not links:
         raise InputError(f"{config.documents}: none of {len(documents)} documents links to another of them")
-    objective = LinkedPairs(relations=config.relations, segment=config.segment, share=config.share)
+    objective = objective_of(config)
     mesh = meshes.make_mesh(config.mesh)
     with Run(workdir, config, seed=config.seed, fork=fork, quiet=quiet) as run:
         round = run.round(0)
@@ -101,6 +113,7 @@ recipe = Recipe(
     LinkBertConfig,
     linkbert,
     lambda config: batch_problems(config.mesh, train=config.train),
+    lambda config: [Training("", network_of(config), config.train, 1.0, objective_of(config))],
     paper="arXiv:2203.15827",
     example="recursive-jax run configs/linkbert.yaml documents=wiki/ --workdir runs/linkbert",
 )

@@ -25,14 +25,15 @@ from recursive_jax.models.model import Model
 from recursive_jax.recipes import llm2llm_rows as rows
 from recursive_jax.recipes.answers import measured
 from recursive_jax.recipes.llm2llm_config import Arm, Llm2llmConfig, arms_of
-from recursive_jax.recipes.recipe import Recipe
+from recursive_jax.recipes.recipe import Recipe, student_network
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import batch_problems, training_cost
+from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.ablations import ablations_layout
 from recursive_jax.rounds.round import Chain, Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training, Work
 
 EXTRA = 1.5  # of what an ablation needs is asked for, since some of it is not novel
 
@@ -112,12 +113,12 @@ def grown(
     return round.dataset("data", rows.joined, data, kept, names, count, f"{round.number}/new")
 
 
-def cost(config: Llm2llmConfig) -> list[str]:
-    """Of all students, if every round had the seed's rows alone: at least that."""
+def cost(config: Llm2llmConfig) -> list[Work]:
+    """All students, if every round had the seed's rows alone: at least that."""
     steps = math.ceil(config.epochs * len(rows.task_of(config)[0]) / config.train.batch)
     students = 1 + (len(arms_of(config)) * config.rounds)
-    train = config.train.model_copy(update={"steps": steps * students * config.replicates})
-    return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
+    train = config.train.model_copy(update={"steps": steps})
+    return [Training("", student_network(config.base, config.lora), train, float(students * config.replicates))]
 
 
 def check(config: Llm2llmConfig) -> list[str]:

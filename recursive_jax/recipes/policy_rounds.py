@@ -11,10 +11,12 @@ from pydantic import Field, PositiveInt, model_validator
 from recursive_jax.curate.rollouts import Rollouts
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 from recursive_jax.objectives import PolicyGradient
 from recursive_jax.recipes.answers import Course
 from recursive_jax.recipes.self_training import SelfTrainingConfig
 from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class PolicyConfig(SelfTrainingConfig):
@@ -29,6 +31,17 @@ class PolicyConfig(SelfTrainingConfig):
     beta: float = Field(0.0, ge=0.0, description="of the divergence from the student that a round begins with")
     truncated: Literal["keep", "zero", "soft", "mask"] = Field("keep", description="what becomes of a cut answer")
     max_answer: PositiveInt | None = Field(None, description="tokens of an answer; default: sampling.max_tokens")
+
+    def work(self, network: Network, rows: int, prompt: int, answer: int) -> list[Work]:
+        """`policy_batch` answers a step, and the step on them."""
+        length = min(network.max_length, prompt + self.answer_tokens)
+        changed = {"steps": self.policy_steps, "batch": self.policy_batch, "length": length}
+        train, written = self.train.model_copy(update=changed), self.policy_steps * self.policy_batch * self.rounds
+        sampling = self.sampling.model_copy(update={"batch": min(self.sampling.batch, self.policy_batch)})
+        return [
+            Writing("rollouts", network, sampling, written, prompt, self.answer_tokens),
+            Training("the policy", network, train, float(self.rounds), self.objective),
+        ]
 
     @property
     def answer_tokens(self) -> int:

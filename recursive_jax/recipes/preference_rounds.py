@@ -16,11 +16,13 @@ from pydantic import Field, PositiveInt
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 from recursive_jax.objectives import DPO
 from recursive_jax.recipes.answers import Course
 from recursive_jax.recipes.self_training import SelfTrainingConfig, rounds_of
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class PreferenceConfig(SelfTrainingConfig):
@@ -32,6 +34,16 @@ class PreferenceConfig(SelfTrainingConfig):
     preference_epochs: float = Field(1.0, gt=0.0, description="over a round's pairs")
     window: PositiveInt = Field(1, description="rounds whose pairs a student learns from")
     sft_weight: float = Field(0.0, ge=0.0, description="of the chosen answers' own loss beside it; 0: none")
+
+    def work(self, network: Network, rows: int, prompt: int, answer: int) -> list[Work]:
+        """Two answers or more to every problem, and a pair of each learnt from."""
+        steps = max(1, math.ceil(self.preference_epochs * rows / self.train.batch))
+        train = self.train.model_copy(update={"steps": steps})
+        written = rows * self.rounds * getattr(self, "samples", 2)
+        return [
+            Writing("the rounds' answers", network, self.sampling, written, prompt, answer),
+            Training("the rounds' pairs", network, train, float(self.rounds), self.objective),
+        ]
 
     @property
     def objective(self) -> DPO:

@@ -30,11 +30,12 @@ from recursive_jax.generate.generate import generate
 from recursive_jax.identity import named
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost, with_adapter
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, student_network, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training
 
 SHOWN = "{documents}\n\nQuestion: {question}\nAnswer:"
 
@@ -138,7 +139,7 @@ recipe = Recipe(
     RaftConfig,
     raft,
     lambda config: batch_problems(config.mesh, train=config.train),
-    lambda config: model_cost(load_model(config.base).network, config),
+    lambda config: [Training("", student_network(config.base, config.lora), config.train)],
     paper="arXiv:2305.15334, arXiv:2403.10131",
     example="recursive-jax run configs/raft.yaml documents=cards.txt questions=rows.jsonl --workdir runs/raft",
 )

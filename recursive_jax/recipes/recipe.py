@@ -19,12 +19,13 @@ from recursive_jax.data.template import Template, task_rows
 from recursive_jax.errors import InputError, problems
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model
-from recursive_jax.models.network import Network
+from recursive_jax.models.network import Network, adapted_network
 from recursive_jax.objectives import objective_of
-from recursive_jax.rounds.preflight import training_cost
+from recursive_jax.rounds.opening import open_network
 from recursive_jax.rounds.report import Layout, plain_layout, write_report
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Work
 
 
 class RecipeConfig(Section):
@@ -68,9 +69,10 @@ def objective_problems(train: TrainConfig) -> list[str]:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """summary: one line. Config: a section class. run(config, workdir, fork=, quiet=) -> metrics records.
-    check(config): what can be said before anything is loaded, as lines. cost(config): lines of what it will take, for
-    --dry-run. layout: of its report. preview(config, rows): some rows asked, answered and read, for --preview; None:
-    the recipe asks nothing through a template. paper: where it is from. example: a command that runs it. own_arms: it
+    check(config): what can be said before anything is loaded, as lines. cost(config): what it does on its devices
+    (`rounds/work.py`), which --dry-run prices and `plan` compiles; lines are shown as they are. layout: of its report.
+    preview(config, rows): some rows asked, answered and read, for --preview; None: the recipe asks nothing through a
+    template. paper: where it is from. example: a command that runs it. own_arms: it
     runs its arms and replicates itself. version: goes up when it computes something else."""
 
     name: str
@@ -78,7 +80,7 @@ class Recipe:
     Config: type[RecipeConfig]
     run: Callable[..., list[dict]]
     check: Callable[[Any], list[str]] = lambda config: []
-    cost: Callable[[Any], list[str]] = lambda config: []
+    cost: Callable[[Any], Sequence[Work | str]] = lambda config: []
     layout: Layout = plain_layout
     preview: Callable[[Any, int], str] | None = None
     paper: str = ""
@@ -122,6 +124,14 @@ def task_problems(task: TaskConfig, seed: int, columns: Sequence[str] = ()) -> l
     return []
 
 
-def model_cost(network: Network, config: RecipeConfig) -> list[str]:
-    """The lines of `--dry-run` about the model."""
-    return training_cost(network, config.train, meshes.make_mesh(config.mesh))
+def student_network(base: str, lora: LoraConfig | None = None) -> Network:
+    """The network that is trained: of the model at `base`, or of an adapter on it."""
+    network = open_network(base)
+    return network if lora is None else adapted_network(network, lora)
+
+
+def prompt_tokens(task: TaskConfig, rows: Sequence[Any]) -> int:
+    """About how many tokens the task's prompts have: four characters each (no tokenizer is opened)."""
+    template = Template(task.prompt, task.completion, task.system)
+    texts = ["".join(str(m["content"]) for m in template.messages(row)) for row in rows[:20]]
+    return max(1, sum(map(len, texts)) // (4 * max(1, len(texts))))

@@ -16,11 +16,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from recursive_jax.curate.student_texts import StudentTexts
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 from recursive_jax.objectives import SelfDistill
 from recursive_jax.recipes.answers import Course, check
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_training import SelfTrainingConfig, cost, rounds_of
 from recursive_jax.rounds.round import Round
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class SdftConfig(SelfTrainingConfig):
@@ -36,6 +38,16 @@ class SdftConfig(SelfTrainingConfig):
     beta: float = Field(1.0, ge=0.0, le=1.0, description="1: KL(student || teacher), 0: KL(teacher || student)")
     distill_steps: PositiveInt = Field(100, description="of a round")
     distill_rate: float = Field(1e-5, gt=0.0, description="learning rate of the rounds")
+
+    def work(self, network: Network, rows: int, prompt: int, answer: int) -> list[Work]:
+        length = min(network.max_length, 2 * prompt + 2 * answer)  # the teacher reads a demonstration, too
+        train = self.train.model_copy(update={"steps": self.distill_steps, "length": length})
+        written = self.distill_steps * self.train.batch * self.rounds
+        objective = SelfDistill(beta=self.beta, ema=self.ema)
+        return [
+            Writing("its own texts", network, self.sampling, written, prompt, answer),
+            Training("the rounds", network, train, float(self.rounds), objective),
+        ]
 
 
 def advance(course: Course, round: Round, student: Model) -> tuple[Model, int]:

@@ -12,20 +12,20 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from recursive_jax import mesh as meshes
 from recursive_jax.collapse.tasks import answered
 from recursive_jax.config import LoraConfig
 from recursive_jax.data.dataset import SCHEMA, Dataset
 from recursive_jax.data.template import examples_dataset, task_rows
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
+from recursive_jax.models.network import Network
 from recursive_jax.recipes.answers import AnswersConfig, Course, measured, opened
-from recursive_jax.recipes.recipe import concluded
+from recursive_jax.recipes.recipe import concluded, prompt_tokens, student_network
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
-from recursive_jax.rounds.preflight import training_cost
+from recursive_jax.rounds.opening import open_network
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training, Work, Writing
 
 
 class SelfTrainingConfig(AnswersConfig):
@@ -42,6 +42,17 @@ class SelfTrainingConfig(AnswersConfig):
 
     def steps(self, rows: int, number: int) -> int:
         return max(1, math.ceil(self.epochs * rows / self.train.batch))
+
+    def work(self, network: Network, rows: int, prompt: int, answer: int) -> list[Work]:
+        """What all rounds together do on the devices, for `rows` problems with prompts and answers of about so many
+        tokens: here, answers to all of them and a training on as many rows, if all are right."""
+        steps = [self.steps(rows, number) for number in range(1, self.rounds + 1)]
+        train = self.train.model_copy(update={"steps": max(steps)})
+        written = rows * self.rounds * getattr(self, "samples", 1)
+        return [
+            Writing("the rounds' answers", network, self.sampling, written, prompt, answer),
+            Training("the rounds", network, train, sum(steps) / max(steps)),
+        ]
 
 
 Advance = Callable[[Course, Round, Model], tuple[Model, int]]
@@ -96,10 +107,17 @@ def bare(data: Dataset) -> Dataset:
     return data.without(*(name for name in data.table.column_names if name not in kept))
 
 
-def cost(config: SelfTrainingConfig) -> list[str]:
-    """Of all students, if every round had the solved rows alone: at least that."""
-    rows = len(task_rows(config.task, config.seed)[0])
-    solved = rows if config.solved is None else min(rows, config.solved)
-    steps = sum(config.steps(solved or rows, number) for number in range(0 if solved else 1, config.rounds + 1))
-    train = config.train.model_copy(update={"steps": steps})
-    return training_cost(load_model(config.base).network, train, meshes.make_mesh(config.mesh))
+def cost(config: SelfTrainingConfig) -> list[Work]:
+    """The student of the given solutions, the rounds' trainings and what they write, and the held-out answers."""
+    learnt, held_out, _ = task_rows(config.task, config.seed)
+    solved = len(learnt) if config.solved is None else min(len(learnt), config.solved)
+    network, base = student_network(config.base, config.lora), open_network(config.base)
+    asked, prompt = min(len(held_out), config.problems or len(held_out)), prompt_tokens(config.task, learnt)
+    answers = config.sampling.max_tokens or 256
+    rows, greedy = (config.rounds + 1) * asked, config.sampling.model_copy(update={"temperature": 0.0})
+    first = config.train.model_copy(update={"steps": config.steps(solved, 0)}) if solved else None
+    return [
+        *([Training("the first student", network, first)] if first is not None else []),
+        *config.work(network, len(learnt), prompt, answers),
+        Writing("held-out answers", base, greedy, rows, prompt, answers),
+    ]

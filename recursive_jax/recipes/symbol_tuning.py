@@ -30,11 +30,12 @@ from recursive_jax.data.template import Template, examples_dataset
 from recursive_jax.errors import InputError
 from recursive_jax.identity import named
 from recursive_jax.recipes.finetune import as_they_are
-from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, model_cost, with_adapter
+from recursive_jax.recipes.recipe import Recipe, RecipeConfig, concluded, student_network, with_adapter
 from recursive_jax.rounds.opening import load_model
 from recursive_jax.rounds.preflight import batch_problems
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Training
 
 ROW = Template("{prompt}", "{completion}", chat=False)
 #: name of a measurement -> (labels, whether the instruction is given).
@@ -143,7 +144,7 @@ recipe = Recipe(
     SymbolTuningConfig,
     symbol_tuning,
     lambda config: batch_problems(config.mesh, train=config.train),
-    lambda config: model_cost(load_model(config.base).network, config),
+    lambda config: [Training("", student_network(config.base, config.lora), config.train)],
     paper="arXiv:2305.08298",
     example="recursive-jax run configs/symbol_tuning.yaml --workdir runs/symbol_tuning",
 )

@@ -22,7 +22,7 @@ from recursive_jax.data.tokenizers import tokenizer_from_json
 from recursive_jax.errors import InputError, machine_errors
 from recursive_jax.generate.remote.model import SCHEME, Remote
 from recursive_jax.models import own_sampling
-from recursive_jax.models.huggingface import read_huggingface, weight_files
+from recursive_jax.models.huggingface import folder_config, read_huggingface, weight_files
 from recursive_jax.models.lora import adapted_model
 from recursive_jax.models.model import Model, abstract_params
 from recursive_jax.models.network import Network, check_mesh, transformer_network
@@ -84,6 +84,22 @@ def _load(path: Any, mesh: Mesh | None, dtype: str) -> Model:
         model = _adapted_base(described, model, folder)
     loaded = dataclasses.replace(load_stored_model(folder, model), source=str(folder.resolve()))
     return loaded.with_params(loaded.params, stored["fingerprint"])
+
+
+def open_network(path: Any) -> Network:
+    """The network of a model of any origin, without its weights, which need not be there. path, errors: as
+    `load_model`; of a model behind a server nothing is known."""
+    if str(path).startswith(SCHEME):
+        raise InputError(f"{path} is behind a server: nothing is known of its network")
+    foreign = foreign_path(path)
+    if foreign is None:
+        folder = find_model(path)
+        return _described(storage.read_json(folder / "model.json", "the model description"), folder)[0]
+    if foreign.suffix == ".gguf":
+        from recursive_jax.models.gguf import gguf_config
+
+        return transformer_network(gguf_config(foreign)[0])
+    return transformer_network(folder_config(foreign))
 
 
 def _described(described: dict[str, Any], folder: epath.Path) -> tuple[Network, Any]:

@@ -1,0 +1,156 @@
+"""What one program takes on one device of a topology: compiled for it, or estimated."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from recursive_jax.plan import estimate
+from recursive_jax.plan.count import flops
+from recursive_jax.plan.hlo import Module
+from recursive_jax.plan.programs import Program, device_bytes
+from recursive_jax.plan.topology import GIB, Topology, other_flags_hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of one call, per device, in bytes, FLOPs and seconds. parts: what the memory holds, by name; total against limit
+    says whether it fits. flops: executed ones, model_flops: without those done again to save memory. memory: bytes read
+    and written. collectives: received, by kind. estimated: not compiled. buffers: the largest ones of a program that
+    does not fit. loops: those whose length no program says; they count once."""
+
+    kind: str
+    name: str
+    calls: float
+    positions: float
+    parts: dict[str, float]
+    arguments: float
+    temporaries: float
+    total: float
+    limit: float
+    flops: float
+    model_flops: float
+    memory: float
+    collectives: dict[str, float]
+    bounds: dict[str, float]
+    peak: float
+    estimated: bool
+    compile_seconds: float = 0.0
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.limit
+
+    @property
+    def seconds(self) -> float:
+        """The roofline: what is slowest, if all else hides behind it."""
+        return max(self.bounds.values())
+
+    @property
+    def bound(self) -> str:
+        return max(self.bounds, key=lambda name: self.bounds[name])
+
+    @property
+    def mfu_ceiling(self) -> float:
+        """The most of the peak that the model's own FLOPs can be."""
+        return self.model_flops / (self.seconds * self.peak) if self.seconds else 0.0
+
+    @property
+    def run_seconds(self) -> float:
+        return self.calls * self.seconds
+
+
+def figures(program: Program, mesh: Any, where: Topology) -> Figures:
+    """Compiles a program for a topology and reads it, or estimates it where nothing can be compiled."""
+    chip, devices = where.chip, where.devices
+    if where.compiles:
+        with jax.set_mesh(mesh):
+            traced = program.function.trace(*program.arguments)
+        done = flops(traced.jaxpr, program.network.causal, program.loop) / devices
+    else:
+        done = estimate.done_again(program) * program.flops / devices
+    model = min(program.flops / devices, done)
+    peak = chip.peak if program.dtype == "bfloat16" else chip.peak / 2
+    common = {
+        "kind": program.kind,
+        "name": program.name,
+        "calls": program.calls,
+        "positions": program.positions,
+        "limit": chip.memory,
+        "flops": done,
+        "model_flops": model,
+        "peak": peak,
+    }
+    if not where.compiles:
+        found = estimate.traffic(program, dict(mesh.shape), where)
+        bounds = _bounds(done, peak, found.memory, found.collectives, chip, found.link)
+        arguments = device_bytes(program.arguments)
+        parts = {**program.parts, "activations": found.temporaries}
+        return Figures(
+            **common, parts=parts, arguments=arguments, temporaries=found.temporaries,
+            total=arguments + found.temporaries, memory=found.memory, collectives=found.collectives, bounds=bounds,
+            estimated=True,
+        )  # fmt: skip
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = traced.lower()
+    hidden = other_flags_hidden() if where.kind != "here" else contextlib.nullcontext()
+    try:
+        with hidden:
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        too_large = _too_large(str(error))
+        if too_large is None:
+            raise
+        total, buffers = too_large
+        arguments = device_bytes(program.arguments)
+        found = estimate.traffic(program, dict(mesh.shape), where)
+        bounds = _bounds(done, peak, found.memory, found.collectives, chip, found.link)
+        return Figures(
+            **common, parts={**program.parts, "activations": max(total - arguments, 0.0)}, arguments=arguments,
+            temporaries=max(total - arguments, 0.0), total=total, memory=found.memory, collectives=found.collectives,
+            bounds=bounds, estimated=True, compile_seconds=time.perf_counter() - start, buffers=buffers,
+        )  # fmt: skip
+    stats = compiled.memory_analysis()
+    traffic = Module(compiled.as_text()).traffic(program.loop)
+    arguments = float(stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    temporaries = float(stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
+    collectives = {kind: size for kind, size in sorted(traffic.collectives.items()) if size}
+    return Figures(
+        **common, parts={**program.parts, "activations": float(stats.temp_size_in_bytes)}, arguments=arguments,
+        temporaries=temporaries, total=arguments + temporaries, memory=traffic.memory, collectives=collectives,
+        bounds=_bounds(done, peak, traffic.memory, collectives, chip, chip.link), estimated=False,
+        compile_seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _bounds(done: float, peak: float, memory: float, collectives: dict[str, float], chip: Any, link: float):
+    return {
+        "compute": done / peak,
+        "memory": memory / chip.bandwidth,
+        "collectives": sum(collectives.values()) / link,
+    }
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}
+
+
+def _too_large(message: str) -> tuple[float, tuple[str, ...]] | None:
+    """(bytes that a program wants, its largest buffers) from libtpu's refusal of it; None: it refuses otherwise."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    number = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"Used {number} of {number} hbm|\({number}\) exceeds available", message)
+    amount, unit = (found[1] or found[5], found[2] or found[6]) if found else ("inf", "")
+    wanted = float(amount) * _UNITS[unit]
+    sizes = re.findall(r"Size: ([^\n]+)", message)
+    shapes = re.findall(r"Shape: ([^\n]+)", message)
+    names = re.findall(r'op_name="([^"]*)"', message)
+    rows = zip(sizes, shapes, [*names, *[""] * len(sizes)], strict=False)
+    return wanted, tuple(f"{size.strip()}  {shape.strip()}  {name}".rstrip() for size, shape, name in list(rows)[:5])
