@@ -340,7 +340,9 @@ def test_what_does_not_fit_says_what_would():
         load_config(str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["mesh.tensor=1", *words]), "gpu-h100:8x4"
     )
     assert again.fits
-    too_much = load_config(str(ROOT / "configs" / "scale" / "llama-3-70b.yaml"), [])
+    too_much = load_config(
+        str(ROOT / "configs" / "scale" / "llama-3-70b.yaml"), ["mesh.data=1", "mesh.fsdp=1", "mesh.tensor=1"]
+    )
     assert plan(too_much, "gpu-h100:1").remedy is None
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recursive_jax.cli.common import set_up
-from recursive_jax.config.yaml_text import read_yaml
-from recursive_jax.csv_text import csv_text
 from recursive_jax.errors import InputError
 
 HELP = "run a closed-form collapse experiment: thousands of chains in seconds, beside what theory expects"
@@ -65,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _experiment(path: str) -> tuple[dict[str, Any], dict[str, list]]:
     """A YAML file: `family`, its options, and `sweep` with lists of values."""
+    from recursive_jax.config.yaml_text import read_yaml
+
     raw = read_yaml(path, "lab: the experiment")
     if "family" not in raw:
         raise InputError(f"lab: {path} is not an experiment: it needs a key `family`, for example family: gaussian")
@@ -77,6 +76,7 @@ def _experiment(path: str) -> tuple[dict[str, Any], dict[str, list]]:
 def write(results: Sequence[Any], swept: Sequence[str], folder: Path) -> list[Path]:
     """lab.json, lab.csv and, where matplotlib is installed, lab.svg and lab.png."""
     from recursive_jax.collapse import figures
+    from recursive_jax.csv_text import csv_text
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "lab.json", folder / "lab.csv"]
@@ -99,7 +99,7 @@ def _panels(results: Sequence[Any], swept: Sequence[str]) -> list[tuple[str, dic
         lines = {}
         for r in results:
             mean, stderr = r.mean[name], r.stderr[name]
-            line = {"x": np.arange(len(mean)), "y": mean, "low": mean - stderr, "high": mean + stderr}
+            line = {"x": list(range(len(mean))), "y": mean, "low": mean - stderr, "high": mean + stderr}
             line["expected"] = r.expected.get(name)
             lines[", ".join(f"{key}={r.config[key]}" for key in swept) or r.family] = line
         panels.append((name.replace("_", " "), lines))
@@ -128,5 +128,5 @@ def table(result) -> str:
     return "\n".join(lines)
 
 
-def _cells(values: np.ndarray, rounds: Sequence[int]) -> str:
-    return "".join(f"{values[k]:>13.5g}" if np.isfinite(values[k]) else f"{'-':>13}" for k in rounds)
+def _cells(values: Any, rounds: Sequence[int]) -> str:
+    return "".join(f"{values[k]:>13.5g}" if math.isfinite(values[k]) else f"{'-':>13}" for k in rounds)
