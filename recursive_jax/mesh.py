@@ -20,6 +20,7 @@ import numpy as np
 from jax import NamedSharding, P
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from recursive_jax import hosts
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError, explain
 from recursive_jax.waiting import note
@@ -48,6 +49,7 @@ class _Traces(collections.Counter):
 
     def __setitem__(self, name: str, count: int) -> None:
         note(f"compiling {name}")
+        hosts.at(f"compiling {name}")
         super().__setitem__(name, count)
 
 
@@ -250,29 +252,22 @@ def split_cpu(config: MeshConfig) -> None:
 
 
 def _several_processes() -> bool:
-    env = os.environ
-    hosts = len(env.get("TPU_WORKER_HOSTNAMES", "").split(","))
-    # Of the step that srun started, not of the allocation: a shell inside `salloc -n 8` is one process.
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env else 1
-    return "JAX_COORDINATOR_ADDRESS" in env or hosts > 1 or tasks > 1
+    return hosts.places() is not None or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
 
 
 def start_distributed() -> None:
-    """Joins the processes of a multi-host job, once, before any device is touched.
+    """Joins the processes of a multi-host job, once, before any device is touched; with a roll call and a watch where
+    it is known who they are (`hosts.py`).
 
     On TPU pods, SLURM and GKE, JAX finds the coordinator by itself; elsewhere set JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process does nothing.
-    """
-    env = os.environ
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single process does nothing. Raises Preempted where some do not come."""
     if not _several_processes():
         return
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        missing = [k for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if k not in env]
-        if missing:
-            raise InputError(f"JAX_COORDINATOR_ADDRESS is set but {' and '.join(missing)} is not")
-        jax.distributed.initialize(
-            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-        )
+    where = hosts.places()
+    if where is not None:
+        hosts.begin(where)
+    if where is not None and where.source == "JAX_COORDINATOR_ADDRESS":
+        jax.distributed.initialize(where.coordinator, where.processes, where.process)
     else:
         jax.distributed.initialize()
 

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "recursive_jax"
 #: Lowest first. A room may import itself and what stands below it.
 ORDER = [
-    {"errors", "identity", "storage", "csv_text", "config", "allocator", "waiting"},
+    {"errors", "identity", "storage", "csv_text", "config", "allocator", "waiting", "hosts"},
     {"mesh", "environment"},
     {"models"},
     {"data"},

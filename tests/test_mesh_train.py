@@ -7,18 +7,20 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recursive_jax.collapse.exact import exact_kl
-from recursive_jax.config import MeshConfig, SamplingConfig, TrainConfig
+from recursive_jax.config import MeshConfig, ModelConfig, SamplingConfig, TrainConfig
 from recursive_jax.data.packing import pack
 from recursive_jax.errors import InputError
 from recursive_jax.generate.decoder import decoder
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
-from recursive_jax.mesh import fetch, make_mesh
+from recursive_jax.mesh import fetch, make_mesh, put_batch
 from recursive_jax.models.model import abstract_params, transformer
+from recursive_jax.models.network import transformer_network
 from recursive_jax.models.transformer import unstacked
 from recursive_jax.train import checkpoint
 from recursive_jax.train.loop import train
@@ -189,3 +191,30 @@ def test_the_smallest_batches_train(batch, accumulate, mesh_config, tiny, tokeni
     model = transformer(tiny, tokenizer, make_mesh(mesh_config, jax.devices()[:count]))
     split = settings.model_copy(update={"gradient_accumulation": accumulate})
     assert train(model, rows, config=split, quiet=True).summary["loss"] == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)])
+def test_grouped_experts_are_the_dense_ones(config, tokenizer):
+    """Logits and gradients, where tokens choose unevenly and some experts get none."""
+    devices = jax.devices()[: 1 if config.data == 1 else 8]
+    c = ModelConfig(layers=2, d_model=32, heads=4, d_ff=16, max_length=32, experts=8, experts_per_token=2)
+    mesh = make_mesh(config, devices)
+    model = transformer(c, tokenizer, mesh).initialized(0)
+    params = jax.tree.map(lambda x: x, model.params)
+    params["blocks"]["mlp"]["router"] = params["blocks"]["mlp"]["router"] * jnp.arange(8.0)  # most to the last ones
+    tokens = np.random.default_rng(0).integers(0, tokenizer.vocab, (8, 32)).astype(np.int32)
+    found = []
+    with jax.set_mesh(mesh):
+        batch = put_batch(mesh, tokens)
+        for path in ("dense", "grouped"):
+            apply = transformer_network(model.network.config.model_copy(update={"experts_path": path})).bind("float32")
+
+            def loss(params, apply=apply):
+                logits = apply(params, batch)
+                return jnp.sum(jax.nn.logsumexp(logits, -1)), logits
+
+            found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+    ((_, dense), dense_grads), ((_, grouped), grads) = found
+    np.testing.assert_allclose(np.asarray(grouped), np.asarray(dense), atol=2e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(dense_grads), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-4 * float(np.abs(b).max() + 1e-3))

@@ -177,8 +177,19 @@ def test_flops_are_those_counted_by_hand(changes, mesh):
     again = blocks - c.layers * 2 * c.d_model * c.F * max(1, c.experts) if c.remat == "full" else 0
     # Layers run again to save memory leave out their last product, which no gradient needs.
     assert flops(traced.jaxpr) == pytest.approx(B * T * (3 * blocks + again + 3 * head), rel=0.01)
-    # The model's own: causal attention sees half of the keys, and nothing is done twice.
-    assert program.flops == pytest.approx(3 * B * T * (blocks - c.layers * attention / 2 + head), rel=0.01)
+    # The model's own: causal attention sees half of the keys, a token its own experts, and nothing is done twice.
+    unused = 2 * 3 * c.d_model * c.F * max(0, c.experts - c.experts_per_token) if c.experts else 0
+    own = blocks - c.layers * (attention / 2 + unused)
+    assert program.flops == pytest.approx(3 * B * T * (own + head), rel=0.01)
+
+
+def test_grouped_experts_run_on_their_own_tokens_alone(mesh):
+    c = SMALL.model_copy(update={"attention": "reference", "experts": 8, "experts_per_token": 2})
+    work = [Training("", transformer_network(c.model_copy(update={"experts_path": p})), TrainConfig(batch=4))
+            for p in ("dense", "grouped")]  # fmt: skip
+    dense, grouped = (flops(compiled(item, mesh)[1].jaxpr) for item in work)
+    saved = 3 * 4 * c.max_length * c.layers * 2 * 3 * c.d_model * c.F * (8 - 2)
+    assert dense - grouped == pytest.approx(saved, rel=0.01)
 
 
 @pytest.mark.parametrize(

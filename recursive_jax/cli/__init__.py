@@ -17,8 +17,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from recursive_jax import __version__, allocator
-from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, RecursiveJaxError, explain
+from recursive_jax import __version__, allocator, hosts
+from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Preempted, RecursiveJaxError, explain
 
 EPILOG = """\
 a first run (a few minutes on two CPU cores, no data and no network needed):
@@ -178,8 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and args.command in COMPUTES:
             _limits()
             allocator.restart()
-        return _command(args.command).run(args) or 0
+        code = _command(args.command).run(args) or 0
+        hosts.leave()
+        return code
     except RecursiveJaxError as error:
+        if isinstance(error, Preempted):  # all of a job's processes stop together
+            hosts.leave()
         _say(str(error))
         return _left(error.exit_code) if argv is None and error.__cause__ is not None else error.exit_code
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ class ModelConfig(Section):
     `vocab` is filled from the tokenizer when it is left out."""
 
     # Layouts of the same weights and ways to compute the same function.
-    HOW = frozenset(("scan", "remat", "attention"))
+    HOW = frozenset(("scan", "remat", "attention", "experts_path"))
     RENAMED = {"width": "d_model", "hidden": "d_ff", "context": "max_length", "window": "sliding_window"}  # noqa: RUF012
 
     vocab: PositiveInt | None = Field(None, le=2**24)
@@ -92,6 +92,9 @@ class ModelConfig(Section):
     family: str = Field("", description="Hugging Face model_type this was read from, and is written as")
     scan: bool = Field(False, description="scan over layers: compiles faster, same parameters")
     remat: Literal["none", "dots", "full"] = "none"
+    experts_path: Literal["auto", "dense", "grouped"] = Field(
+        "auto", description="grouped: each expert multiplies its own tokens; dense: all of them; auto: by platform"
+    )
     attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
 
     @property

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from recursive_jax import hosts
 from recursive_jax import mesh as meshes
 from recursive_jax.config import SamplingConfig
 from recursive_jax.generate import programs
@@ -131,6 +132,7 @@ class Engine:
     def _work(self, last: bool) -> Iterator[Row]:
         """One dispatch of decode steps, and the rows it ended. last: nothing waits for a slot."""
         working = [row for row in self.rows if row is not None]
+        hosts.at(f"writing, {self.counts.rows:,} rows done and {self.counts.tokens:,} tokens")
         # Stop texts, and who looks at rows in work, see them only between dispatches.
         watched = self.partial is not None or any(row.stop_texts for row in working)
         steps = self.sampling.chunk * (LAST if last and not watched else 1)

@@ -26,10 +26,12 @@ PEAK = {
 }
 
 
-def matmul_parameters(c: ModelConfig) -> int:
-    """Parameters that multiply every token: blocks and output matrix. All experts count: all of them run."""
+def matmul_parameters(c: ModelConfig, chosen: bool = False) -> int:
+    """Parameters of products: blocks and output matrix. chosen: of the experts only those that a token is sent to,
+    which is what it needs (on a CPU all of them run)."""
+    experts = min(c.experts, c.experts_per_token) if chosen else c.experts
     attention = c.d_model * c.K * (2 * c.heads + 2 * c.G)
-    mlp = (3 if c.gated else 2) * c.d_model * c.F * max(1, c.experts) + c.d_model * c.experts
+    mlp = (3 if c.gated else 2) * c.d_model * c.F * max(1, experts) + c.d_model * c.experts
     plain = c.E * c.V
     head = {"none": 0, "score": c.d_model, "plain": plain, "transform": plain + c.d_model * c.d_model}[c.head]
     squeeze = 0 if c.embedding_width is None else 2 * c.E * c.d_model
@@ -39,7 +41,7 @@ def matmul_parameters(c: ModelConfig) -> int:
 def train_flops_per_token(c: ModelConfig, length: int) -> float:
     """Forward and backward: 6 per parameter, and attention (a causal query sees half of the row on average)."""
     seen = [min(length, 2 * c.sliding_window) if c.is_windowed(i) else length for i in range(c.layers)]
-    return 6.0 * matmul_parameters(c) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
+    return 6.0 * matmul_parameters(c, chosen=True) + 6.0 * sum(seen) * c.heads * c.K * (1 if c.causal else 2)
 
 
 def decode_cost_per_token(
@@ -47,11 +49,11 @@ def decode_cost_per_token(
 ) -> tuple[float, float]:
     """(FLOPs, bytes read from memory) for each new token when `rows` sequences decode together, each after a prompt of
     `prompt` tokens, which counts too: a step reads the weights once for all rows, and the cache of each."""
-    weights = matmul_parameters(c)
+    weights, needed = matmul_parameters(c), matmul_parameters(c, chosen=True)
     cached = [min(prompt + new / 2, c.sliding_window if c.is_windowed(i) else prompt + new) for i in range(c.layers)]
     attended = new * 4.0 * sum(cached) * c.heads * c.K
     head = c.E * c.V  # of the prompt only the last position needs it
-    flops = 2.0 * weights * (prompt + new) - 2.0 * head * (prompt - 1) + attended
+    flops = 2.0 * needed * (prompt + new) - 2.0 * head * (prompt - 1) + attended
     flops += 2.0 * prompt * prompt * c.layers * c.heads * c.K
     values = weights * (1 + new) / rows + new * 2.0 * sum(cached) * c.G * c.K
     return flops / new, values * bytes_per_value / new

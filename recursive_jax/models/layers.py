@@ -17,6 +17,7 @@ from jax import P
 
 from recursive_jax.config import LoraConfig, ModelConfig
 from recursive_jax.mesh import spec
+from recursive_jax.models import experts
 from recursive_jax.models.attention import attention, cached_attention, write_cache
 from recursive_jax.models.masks import Mask
 from recursive_jax.models.nf4 import NF4, dequantize
@@ -209,11 +210,7 @@ class MLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture of gated MLPs: softmax router in float32, the best `experts_per_token` per token (arXiv:2401.04088).
-
-    Every expert runs on every token and the router's weights (zero for those not chosen) mix them: exact, free of
-    capacity limits and dropped tokens, and N / k times the arithmetic of a grouped kernel.
-    """
+    """A mixture of gated MLPs (`models/experts.py`)."""
 
     config: ModelConfig
     dtype: Any = jnp.float32
@@ -223,25 +220,16 @@ class Experts(nn.Module):
     def __call__(self, x_BTD, key=None):
         c = self.config
         D, F, N = c.d_model, c.F, c.experts
-        rows = spec("batch", "time", None)
         router = weight(self, "router", (D, N), ("embed", "experts"), D**-0.5)
         logits_BTN = project(self, "router", "btd,dn->btn", x_BTD, router, spec("batch", "time", "experts"), key)
         p_BTN = jax.nn.softmax(logits_BTN.astype(jnp.float32), axis=-1)
-        top_BTk, chosen_BTk = jax.lax.top_k(p_BTN, c.experts_per_token)
-        picked_BTN = jnp.sum(jax.nn.one_hot(chosen_BTk, N, dtype=jnp.float32), axis=-2)
-        p_BTN = p_BTN * picked_BTN
+        p_BTk, chosen_BTk = jax.lax.top_k(p_BTN, c.experts_per_token)
         if c.experts_renormalize:
-            p_BTN = p_BTN / jnp.sum(top_BTk, axis=-1, keepdims=True)
-        hidden = spec("batch", "time", "experts", "mlp")
-        into = lambda name: jnp.einsum(
-            "btd,ndf->btnf",
-            x_BTD,
-            weight(self, name, (N, D, F), ("experts", "embed", "mlp"), D**-0.5),
-            out_sharding=hidden,
-        )
-        h_BTNF = ACTIVATIONS[c.activation](into("gate")) * into("up") * p_BTN[..., None].astype(self.dtype)
+            p_BTk = p_BTk / jnp.sum(p_BTk, axis=-1, keepdims=True)
+        into = [weight(self, name, (N, D, F), ("experts", "embed", "mlp"), D**-0.5) for name in ("gate", "up")]
         down = weight(self, "down", (N, F, D), ("experts", "mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
-        return jnp.einsum("btnf,nfd->btd", h_BTNF, down, out_sharding=rows)
+        mixed = experts.grouped if experts.is_grouped(c.experts_path) else experts.dense
+        return mixed(x_BTD, p_BTk, chosen_BTk, *into, down, ACTIVATIONS[c.activation])
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from recursive_jax import environment, storage
+from recursive_jax import environment, hosts, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import difference
 from recursive_jax.data.dataset import Dataset
@@ -121,6 +121,7 @@ class DurableFolder:
         mark = digest(json.dumps(recipe, sort_keys=True).encode())
         with machine_errors(self.run.path):
             manifest = _manifest(folder)
+            hosts.at(f"{verb} {name}")
             meshes.barrier(f"{verb}-looked")  # before the main process may change what the others look at
             if manifest is None and self.run.fork is not None:
                 manifest = self._take_from_fork(folder, mark, recipe, check)

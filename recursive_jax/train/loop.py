@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from recursive_jax import environment, storage
+from recursive_jax import environment, hosts, storage
 from recursive_jax import mesh as meshes
 from recursive_jax.config import TrainConfig, difference, row_length
 from recursive_jax.config.loader import with_settings
@@ -257,6 +257,7 @@ def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh
     resumable = getattr(batches, "resumable", lambda step: True)
     due = False
     for step in range(start + 1, config.steps + 1):
+        hosts.at(f"{label}, step {step:,}")
         columns = batches.next(step - 1, state.params, state.state)
         state, metrics = step_fn(state, meshes.put_batch(mesh, columns))
         if pending is not None:
