@@ -24,7 +24,7 @@ for package in "${packages[@]}"; do
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any -d .wheels "$package" || { echo "wheels.sh: no wheel of $package" >&2; exit 1; }
 done
 size=$(du -sm .wheels | cut -f1)
-echo "$(ls .wheels | wc -l) wheels, $size MiB in benchmarks/.wheels"
+echo "$(find .wheels -name "*.whl" | wc -l) wheels, $size MiB in benchmarks/.wheels"
 if [ "$size" -gt "$most_mib" ]; then
   echo "wheels.sh: more than $most_mib MiB, which may not travel" >&2
   exit 1

@@ -16,7 +16,9 @@ if not ON_DEVICE:
 FUSIONS = {"0.10": " --xla_cpu_use_fusion_emitters=false", "0.12": " --xla_cpu_use_new_xtile_lowering=false"}
 OLDER = FUSIONS.get(".".join(version("jaxlib").split(".")[:2]), "")
 if not ON_DEVICE:
-    os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0{OLDER}")
+    os.environ.setdefault(
+        "XLA_FLAGS", f"--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true{OLDER}"
+    )
 os.environ["RECURSIVE_JAX_CACHE"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
 
 import jax  # noqa: E402

@@ -22,7 +22,7 @@ class Figures:
     """Of one call, per device, in bytes, FLOPs and seconds. parts: what the memory holds, by name; total against limit
     says whether it fits. flops: executed ones, model_flops: without those done again to save memory. memory: bytes read
     and written. collectives: received, by kind. estimated: not compiled. buffers: the largest ones of a program that
-    does not fit. loops: those whose length no program says; they count once."""
+    does not fit. note: what of it is less sure."""
 
     kind: str
     name: str
@@ -42,6 +42,7 @@ class Figures:
     estimated: bool
     compile_seconds: float = 0.0
     buffers: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def fits(self) -> bool:
@@ -118,16 +119,25 @@ def figures(program: Program, mesh: Any, where: Topology) -> Figures:
             bounds=bounds, estimated=True, compile_seconds=time.perf_counter() - start, buffers=buffers,
         )  # fmt: skip
     stats = compiled.memory_analysis()
-    traffic = Module(compiled.as_text()).traffic(program.loop)
+    found, note = _traffic(compiled, program, mesh, where)
     arguments = float(stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
     temporaries = float(stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
-    collectives = {kind: size for kind, size in sorted(traffic.collectives.items()) if size}
+    collectives = {kind: size for kind, size in sorted(found.collectives.items()) if size}
     return Figures(
         **common, parts={**program.parts, "activations": float(stats.temp_size_in_bytes)}, arguments=arguments,
-        temporaries=temporaries, total=arguments + temporaries, memory=traffic.memory, collectives=collectives,
-        bounds=_bounds(done, peak, traffic.memory, collectives, chip, chip.link), estimated=False,
-        compile_seconds=time.perf_counter() - start,
+        temporaries=temporaries, total=arguments + temporaries, memory=found.memory, collectives=collectives,
+        bounds=_bounds(done, peak, found.memory, collectives, chip, chip.link), estimated=False,
+        compile_seconds=time.perf_counter() - start, note=note,
     )  # fmt: skip
+
+
+def _traffic(compiled: Any, program: Program, mesh: Any, where: Topology) -> tuple[Any, str]:
+    """What it moves, read from the compiled program; or, where this jaxlib cannot read it, estimated."""
+    try:
+        return Module(compiled.as_text()).traffic(program.loop), ""
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        note = f"collectives and traffic are estimated: the compiled program cannot be read ({str(error)[:120]})"
+        return estimate.traffic(program, dict(mesh.shape), where), note
 
 
 def _bounds(done: float, peak: float, memory: float, collectives: dict[str, float], chip: Any, link: float):

@@ -72,6 +72,7 @@ def _program_json(p: Figures) -> dict[str, Any]:
         "estimated": p.estimated,
         "compile_seconds": round(p.compile_seconds, 1),
         "buffers": list(p.buffers),
+        "note": p.note,
     }
 
 

@@ -38,6 +38,7 @@ def _program(p: Figures) -> list[str]:
     bounds = ", ".join(f"{name} {_time(seconds)}" for name, seconds in p.bounds.items())
     rate = f"{p.positions / p.seconds:,.0f} tokens/s" if p.seconds else ""
     mark = " (estimated)" if p.estimated else f" (compiled in {p.compile_seconds:.0f} s)"
+    lines = [f"  {'note':<12} {p.note}"] if p.note else []
     return [
         f"{p.kind}: {p.name}{mark}",
         f"  {'memory':<12} {_size(p.total)} of {_size(p.limit)} a device: {parts}",
@@ -45,6 +46,7 @@ def _program(p: Figures) -> list[str]:
         f"  {'collectives':<12} {moved} received by a device",
         f"  {'roofline':<12} {_time(p.seconds)}, by {p.bound} ({bounds})",
         f"  {'at most':<12} {p.mfu_ceiling:.0%} MFU, {rate}; {p.calls:,.0f} calls, {_time(p.run_seconds)}",
+        *lines,
     ]
 
 
