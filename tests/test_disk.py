@@ -149,7 +149,7 @@ def test_every_failing_call_is_survived(small, wanted, tmp_path, fault):
     """Each call fails in one of the three ways, with RECURSIVE_JAX_THOROUGH=1 in all of them."""
     healthy, found = attempt(small, tmp_path / "healthy", None, fault)
     assert found == wanted and healthy.calls > 20
-    first, step = (1, 1) if os.environ.get("RECURSIVE_JAX_THOROUGH") else (1 + FAULTS.index(fault), len(FAULTS))
+    first, step = (1, 1) if os.environ.get("RECURSIVE_JAX_THOROUGH") else (1 + FAULTS.index(fault), 2 * len(FAULTS))
     for at in range(first, healthy.calls + 1, step):
         folder = tmp_path / str(at)
         folder.mkdir()

@@ -161,6 +161,7 @@ def shown_more(policy):
     return rows.with_column("teacher_prompt", [[256, *f"{n}={n}. {n}=".encode()] for n in range(8)])
 
 
+@pytest.mark.slow
 def test_a_model_is_its_own_teacher_when_it_is_shown_more(policy):
     """The loss is the divergence after the two prompts, token by token; the teacher follows by its share of a step, and
     only once where a step has several micro-batches."""

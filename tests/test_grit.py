@@ -99,6 +99,7 @@ def test_batches_have_one_source_and_go_on_where_they_were(model, rows, words):
     assert sources == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_training_finds_mirrors_and_stays_one_device_on_eight(model, rows, words):
     run = {"steps": 60, "batch": 8, "learning_rate": 5e-3, "length": 48, "quiet": True}
     trained = rj.train(model, rows, Grit(), **run)

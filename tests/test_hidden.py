@@ -242,6 +242,7 @@ def denoisers(twins, mesh):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoiser", "turned", "blocks"])
 def test_one_step_breaks_a_constraint_that_many_keep(denoisers, name):
     """Two tokens that must be equal: drawn at once they are so half of the time; one after the other always

@@ -115,7 +115,7 @@ def test_killed_three_times(tmp_path, reference, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_killed_at_many_random_moments(tmp_path, reference, mesh, seed):
     folder = fresh(tmp_path)
     rng = random.Random(seed)

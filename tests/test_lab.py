@@ -230,7 +230,7 @@ def test_the_spread_of_log_variance():
 @pytest.mark.slow
 def test_fixation_takes_as_long_as_the_chain_says():
     """T10: two types, M = 50; the mean number of rounds until one is left is the sum of P(not yet)."""
-    fixed = lab("categorical", categories=2, samples=50, rounds=700, replicates=5_000, statistics=["fixated"], seed=3)
+    fixed = lab("categorical", categories=2, samples=50, rounds=700, replicates=1_500, statistics=["fixated"], seed=3)
     rounds = (1 - fixed.values["fixated"]).sum(1)
     law = laws.fixation_rounds(50, 0.5)
     assert law == pytest.approx(67.52, rel=1e-3)
@@ -303,7 +303,7 @@ def test_golden_ratio_is_the_best_weight():
 @pytest.mark.slow
 def test_fresh_designs_accumulate_a_little_less_error():
     """T18, fresh X: `replace` is the same, `accumulate` about three percent below."""
-    kind = dict(dimensions=10, samples=111, rounds=20, covariates="fresh", replicates=3_000)
+    kind = dict(dimensions=10, samples=111, rounds=20, covariates="fresh", replicates=1_500)
     replace = lab("regression", **kind)
     assert abs(replace.mean["excess_risk"][20] - 2.0) <= 4 * replace.stderr["excess_risk"][20]
     accumulate = lab("regression", regime="accumulate", **kind)

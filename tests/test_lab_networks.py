@@ -76,6 +76,7 @@ def test_every_regime_runs_on_the_vae_and_none_samples_where_there_is_no_samplin
     assert np.isfinite(lab("vae", samples="inf", **options).mean["elbo"]).all()
 
 
+@pytest.mark.slow
 def test_a_transformer_goes_through_the_same_rounds():
     result = lab("transformer", **SMALL)
     assert result.values["kl"].shape == (1, 3) and result.mean["kl"][0] == 0 and (result.mean["kl"][1:] > 0.5).all()

@@ -355,6 +355,7 @@ def norm(tree):
     return np.sqrt(sum(float(np.square(x).sum()) for x in jax.tree.leaves(jax.tree.map(np.asarray, tree))))
 
 
+@pytest.mark.slow
 def test_gradcache_replays_dropout(small, mesh, pairs):
     """The second pass over a micro-batch drops what the first one dropped: the gradient is that of one program in which
     every micro-batch is represented once, under its own key."""
@@ -406,6 +407,7 @@ def test_gradcache_s_memory_is_that_of_a_micro_batch(small, mesh, pairs):
     assert cached < 2 * small_batch < direct / 4, (small_batch, cached, direct)
 
 
+@pytest.mark.slow
 def test_info_nce_trains_the_same_on_a_mesh(small, pairs):
     results = []
     for config, accumulate in ((MESHES[0], 1), (MESHES[1], 2)):
@@ -421,6 +423,7 @@ def test_info_nce_trains_the_same_on_a_mesh(small, pairs):
 # Images.
 
 
+@pytest.mark.slow
 def test_a_vae_trains_through_the_same_loop(mesh, tmp_path):
     rng = np.random.default_rng(0)
     images = (rng.random((64, 64)) < np.linspace(0.05, 0.95, 64)).astype(np.float32)

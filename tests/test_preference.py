@@ -220,6 +220,7 @@ def test_kto_likes_what_was_liked_and_its_kl_is_of_the_batch(mesh):
         trained(policy, Dataset.from_rows([{**row, "label": "x"} for row in rows]), KTO())
 
 
+@pytest.mark.slow
 def test_reward_models_learn_orders_and_steps(mesh, tmp_path):
     scorer = model(mesh, head="score")
     found = trained(scorer, PAIRS, PairwiseReward(centering=0.01), steps=20)

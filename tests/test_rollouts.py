@@ -279,6 +279,7 @@ def test_several_rewards_normalised_apart_are_those_of_trl():
     np.testing.assert_allclose(found, (total - total.mean()) / (total.std(ddof=1) + 1e-4), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_value_head_and_the_divergence_in_the_reward(policy, tmp_path):
     """Advantages and returns of the batch are those of `gae` on rewards at the last token, less beta times the
     log-ratio at every one; the head trains along, is kept, and comes to expect the reward."""

@@ -119,14 +119,13 @@ def test_settings_keep_their_promises_in_any_company(model, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(2))
-def test_many_more_of_them(model, part):
+def test_many_more_of_them(model):
     outcomes = []
-    for seed in range(100 + part, 180, 2):
+    for seed in range(100, 150):
         if len(outcomes) % 10 == 0:
             jax.clear_caches()  # hundreds of programs: a process may map only so many pieces of memory
         outcomes.append(one(model, seed))
-    assert outcomes.count("rows") > 14 and outcomes.count("refused") > 4
+    assert outcomes.count("rows") > 17 and outcomes.count("refused") > 5
 
 
 # ---- stop texts by hand

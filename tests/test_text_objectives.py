@@ -160,6 +160,7 @@ DOCUMENTS = [{"name": f"d{n}", "text": f"document {n} says {chr(97 + n) * 40}", 
              for n in range(8)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_linked_pairs_train_alike_on_eight_devices(bert):
     settings = {"steps": 3, "batch": 8, "length": 32, "learning_rate": 1e-2, "quiet": True}
     one = rj.train(bert, DOCUMENTS, LinkedPairs(), **settings)

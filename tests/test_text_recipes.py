@@ -77,6 +77,7 @@ def test_grit(tmp_path):
     assert all(0 <= r["metrics"]["mrr"] <= 1 and np.isfinite(r["metrics"]["ce_real"]) for r in records)
 
 
+@pytest.mark.slow
 def test_linkbert(tmp_path):
     folder = tmp_path / "wiki"
     folder.mkdir()

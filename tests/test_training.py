@@ -105,6 +105,7 @@ def test_schedules_are_optax_s():
     assert float(learning_rate(constant, jnp.int32(199))) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_training_approaches_the_entropy_rate(tiny, tokenizer, language, mesh):
     """The loss cannot go below the language's entropy rate, and comes near it."""
     rows = pack(language.sample(1, 0, 3000), 32, tokenizer.bos, tokenizer.pad)

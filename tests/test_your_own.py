@@ -45,6 +45,7 @@ def recipe(tmp_path, monkeypatch, mesh):
     return with_keys
 
 
+@pytest.mark.slow
 def test_the_page_runs_in_arms_and_replicates(recipe, tmp_path):
     """40 lines are a recipe; two arms of two replicates are one run, whose replicates differ and whose arms share their
     random numbers; a second start makes nothing anew."""
