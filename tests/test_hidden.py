@@ -165,8 +165,9 @@ def distance(table, rows):
 
 @pytest.mark.parametrize(
     ("remasking", "steps", "low", "high"),
-    [("random", 4, 0.0, 0.055), ("ancestral", 1, 0.4, 0.7), ("ancestral", 4, 0.08, 0.25), ("ancestral", 32, 0.0, 0.08)],
-)
+    [("random", 4, 0.0, 0.055), ("ancestral", 1, 0.4, 0.7), ("ancestral", 4, 0.08, 0.25),
+     pytest.param("ancestral", 32, 0.0, 0.08, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_the_sampler_has_the_exact_law_of_any_order(table, table_model, remasking, steps, low, high):
     """4,000 draws of 81 outcomes leave a distance of 0.05 at most themselves (0.5 * sum sqrt(2 p / pi N))."""
     settings = {"max_tokens": L, "batch": 4096, "denoise": {"steps": steps, "remasking": remasking}}
@@ -382,6 +383,7 @@ def test_denoisers_learn_what_was_taken_out_with_the_rest_in_sight(mesh):
 # Hybrids.
 
 
+@pytest.mark.slow
 def test_a_hybrid_is_causal_in_some_rows_and_masked_in_the_others(mesh, language, tokenizer):
     """Of the same batch, with all rows causal: the causal objective's loss; with none: masked next-token prediction's,
     which moves when what lies ahead is changed."""

@@ -554,3 +554,27 @@ def test_training_on_two_devices_shows_its_utilisation(small, tokenizer, rows, c
     flops._measured_cpu_peak.cache_clear()
     model = transformer(small, tokenizer, make_mesh(MeshConfig(data=2), jax.devices()[:2]))
     assert train(model, rows, config=SETTINGS, quiet=False).summary["steps"] == 6
+
+
+def test_logits_in_pieces_are_the_whole_ones_in_less_memory(small, tokenizer, mesh, rows, monkeypatch):
+    """Loss and gradient; and the compiler's own count of what it holds."""
+    from recursive_jax.models import read
+    from recursive_jax.models.network import transformer_network
+    from recursive_jax.plan.programs import programs_of
+    from recursive_jax.rounds.work import Training
+
+    monkeypatch.setattr(read, "HELD", 2**16)
+    model = transformer(small, tokenizer, mesh)
+    settings = TrainConfig(steps=3, batch=8, learning_rate=1e-2)
+    whole, pieces = (train(model, rows, o, settings, quiet=True) for o in (Causal(), Causal(pieces=True)))
+    assert whole.summary["loss"] == pytest.approx(pieces.summary["loss"], abs=1e-5)
+    for a, b in zip(jax.tree.leaves(whole.model.params), jax.tree.leaves(pieces.model.params), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
+    wide = transformer_network(ModelConfig(vocab=16384, layers=1, d_model=32, heads=2, max_length=64))
+    held = []
+    for objective in (Causal(), Causal(pieces=True)):
+        (program,) = programs_of([Training("", wide, TrainConfig(batch=8), 1.0, objective)], mesh, 2**30)
+        with jax.set_mesh(mesh):
+            compiled = program.function.trace(*program.arguments).lower().compile()
+        held.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert held[1] < held[0] / 2

@@ -342,13 +342,15 @@ def test_bad_plans_are_one_message(words, message, capsys):
 
 def test_what_does_not_fit_says_what_would():
     config = load_config(
-        str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1"]
+        str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"),
+        ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1", "train.batch=64"],
     )
-    found = plan(config, "gpu-h100:8x4")
-    assert not found.fits and "mesh.data=1 mesh.fsdp=32" in found.remedy
+    found = plan(config, "gpu-h100:8")
+    assert not found.fits and "mesh.data=1 mesh.fsdp=8" in found.remedy
     words = found.remedy.split()
     again = plan(
-        load_config(str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["mesh.tensor=1", *words]), "gpu-h100:8x4"
+        load_config(str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["mesh.tensor=1", "train.batch=64", *words]),
+        "gpu-h100:8",
     )
     assert again.fits
     too_much = load_config(
@@ -359,10 +361,10 @@ def test_what_does_not_fit_says_what_would():
 
 def test_meshes_are_ranked():
     config = load_config(str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["train.gradient_accumulation=8"])
-    found = search(config, "gpu-h100:8x2")
+    found = search(config, "gpu-h100:8")
     assert found[0].fits and found[0].hours <= found[1].hours
-    assert all(c.mesh.data * c.mesh.fsdp * c.mesh.tensor == 16 for c in found)
-    assert not next(c for c in found if c.mesh.data == 16).fits  # 8 B in float32 with its moments on every GPU
+    assert all(c.mesh.data * c.mesh.fsdp * c.mesh.tensor == 8 for c in found)
+    assert not next(c for c in found if c.mesh.data == 8).fits  # 8 B in float32 with its moments on every GPU
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "llama-3.2-1b", "llama-3-8b", "llama-3-70b", "qwen3-30b-a3b"])

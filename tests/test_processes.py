@@ -141,6 +141,25 @@ with rj.Run(sys.argv[1], {"name": "policy"}, quiet=True) as run:
 
 
 @pytest.mark.slow
+def test_one_that_is_killed_ends_the_other_and_another_number_of_processes_goes_on(tmp_path, alone):
+    """Process 0 says who is gone and at what, and ends with 75; one process with four devices then ends the run, with
+    the losses of an undisturbed one."""
+    started = start(tmp_path, 2, 2)
+    log = tmp_path / "run/rounds/0000/teacher/train.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 6:  # the checkpoint of step 5 is behind it
+        assert time.monotonic() < deadline and all(p.poll() is None for p in started)
+        time.sleep(0.02)
+    started[1].kill()
+    out, _ = started[0].communicate(timeout=120)
+    assert started[0].returncode == 75, out.decode()[-2000:]
+    assert "process 1 on" in out.decode() and "is gone; it was last at:" in out.decode()
+    finish(start(tmp_path, 1, 4))
+    one, two = losses(alone), losses(tmp_path)
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-3
+
+
+@pytest.mark.slow
 def test_a_policy_learns_alike_on_one_device_four_and_two_processes(tmp_path):
     """Equal answers and rewards, equal losses to float tolerance."""
     found = []

@@ -143,6 +143,7 @@ def test_mistakes_are_varied_round_after_round(base, tmp_path):
         assert text in page, text
 
 
+@pytest.mark.slow
 def test_a_model_teaches(base, tmp_path):
     """A teacher that writes rubbish loses no row and stops no run."""
     config = config_of(base, tmp_path / "task", teacher=str(base), rounds=1)

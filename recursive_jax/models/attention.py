@@ -62,6 +62,12 @@ def _choose(kind: str, q_BTHK: jax.Array, mask: Mask, cap: float | None) -> str:
     return "blocked" if T > BLOCK else "reference"
 
 
+def chosen(length: int, head_dim: int, dtype: str) -> str:
+    """The path that `auto` takes for causal rows of this length, on the mesh that is set."""
+    shape = jax.ShapeDtypeStruct((1, length, 1, head_dim), jnp.dtype(dtype))
+    return _choose("auto", shape, Mask(), None)
+
+
 def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, visible_BTS, cap: float | None = None) -> jax.Array:
     """The R = H / G query heads of one key head stand in line on the time axis, so every product is 4-D: XLA's
     CPU backend is a fifth slower on the 5-D form. Scaling q, not the scores, saves a pass over T x S."""

@@ -47,16 +47,23 @@ class Causal(Objective):
 
     truncate: tokens that the model already gives more than this are left out of sum and count (truncated cross-entropy,
     arXiv:2509.08972): what a model writes is what it is sure of, and learning that again is what narrows it. 1: none.
+
+    pieces: head and softmax run piece by piece over the positions, forward and back (`models/read.py`): the memory of
+    64 MiB of logits a device instead of all of them, for running the head once more.
     """
 
     truncate: float = 1.0
+    pieces: bool = False
 
     def sampling(self, model: Model, length: int) -> dict[str, Any]:
         return {"denoise": None} if model.sampling.get("denoise") else {}  # it writes from left to right again
 
     def loss(self, ctx: Context, params: Params, batch: dict[str, jax.Array]) -> Loss:
         inputs, segments, labels, weight_BT = targets(batch)
-        nll_BT = token_nll(ctx.apply(params, inputs, segments), labels)
+        if self.pieces:
+            nll_BT = -ctx.read(params, inputs, segments, labels).logprobs_BT
+        else:
+            nll_BT = token_nll(ctx.apply(params, inputs, segments), labels)
         if self.truncate < 1.0:
             unsure_BT = jax.lax.stop_gradient(nll_BT) > -math.log(self.truncate)
             weight_BT = jnp.where(unsure_BT, weight_BT, 0.0)

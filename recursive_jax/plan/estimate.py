@@ -8,6 +8,7 @@ import math
 
 from recursive_jax.models.flops import matmul_parameters
 from recursive_jax.models.network import TransformerNetwork
+from recursive_jax.models.read import HELD
 from recursive_jax.plan.programs import Program, device_bytes
 from recursive_jax.plan.topology import Topology
 
@@ -48,7 +49,8 @@ def traffic(program: Program, shape: dict[str, int], where: Topology) -> Estimat
         moved["all-reduce"] += 2 * others(tensor) * states * c.layers * 2 * passes
         kept = {"none": 12 * c.d_model + 4 * c.F, "dots": 5 * c.d_model + 3 * c.F, "full": 1 * c.d_model}[c.remat]
         at_once = rows / micro
-        logits = at_once * c.V / tensor * 10
+        held = 4 * HELD if program.in_pieces else at_once * c.V / tensor
+        logits = held * 10
         activations = at_once * c.layers * kept * width / (1 if c.remat == "full" else tensor)
         gathered = 2 * layer / tensor * width
         gradients = weights * 4 / (fsdp * tensor)

@@ -10,6 +10,7 @@ from typing import Any
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
 from recursive_jax.models.network import TransformerNetwork, transformer_network
+from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.plan.figures import Figures, figures
 from recursive_jax.plan.programs import programs_of
 from recursive_jax.plan.topology import Topology, topology
@@ -151,6 +152,8 @@ def _changes(work: list[Work], config: Any, place: Topology, large: set[str]) ->
     if "train" in large:
         if any(getattr(getattr(t.network, "config", None), "remat", "full") != "full" for t in trainings):
             steps.append(_Change("model.remat=full model.scan=true", _with_remat))
+        if any(t.objective == causal and t.network.vocab > 8192 for t in trainings):
+            steps.append(_Change("'train.objective={name: causal, pieces: true}'", _in_pieces))
         most = min((t.train.batch // (shape["data"] * shape["fsdp"]) for t in trainings), default=1)
         for n in (2, 4, 8, 16, 32):
             if n <= most:
@@ -180,6 +183,11 @@ def _networks(work: list[Work], change: Callable[[Any], Any]) -> list[Work]:
 
 def _with_remat(work: list[Work]) -> list[Work]:
     return _networks(work, lambda config: {"remat": "full", "scan": True})
+
+
+def _in_pieces(work: list[Work]) -> list[Work]:
+    pieces = lambda t: dataclasses.replace(t, objective=Causal(pieces=True)) if t.objective == causal else t
+    return [pieces(item) if isinstance(item, Training) else item for item in work]
 
 
 def _accumulating(work: list[Work], n: int) -> list[Work]:

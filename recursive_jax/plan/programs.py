@@ -35,9 +35,9 @@ from recursive_jax.train.step import init_program, split, start_program, step_pr
 class Program:
     """One program of the run. kind: train, prefill, decode or score. function, arguments: what is compiled, and for
     what. calls: how often the run calls it. positions: tokens of one call. flops: of the model in one call, over all
-    devices; what is computed twice, to save memory, counts once. loop: how
-    often a loop without a fixed length runs in one call. parts: bytes per device of what lies in memory, by
-    name, as far as they are arguments."""
+    devices; what is computed twice, to save memory, counts once. parts: bytes per device of what lies in memory, by
+    name, as far as they are arguments. loop: how often a loop without a fixed length runs in one call. in_pieces:
+    logits are never held whole."""
 
     kind: str
     name: str
@@ -51,6 +51,7 @@ class Program:
     dtype: str
     micro_batches: int = 1
     loop: int = 1
+    in_pieces: bool = False
 
 
 def programs_of(work: Sequence[Work], mesh: Mesh, memory: float) -> list[Program]:
