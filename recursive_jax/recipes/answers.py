@@ -38,6 +38,10 @@ class AnswersConfig(RecipeConfig):
     column: str = Field("answer", description="the rows' column with the right answer")
     problems: PositiveInt | None = Field(None, description="held-out problems, the first ones; default: all")
 
+    def written(self, answer: int) -> float:
+        """Tokens written about a problem beside its greedy answer, if an answer has so many."""
+        return getattr(self, "samples", 0) * float(answer)
+
 
 class Course:
     """What a recipe writes with: the round, its last student, the problems and how they are asked and graded."""

@@ -19,7 +19,7 @@ from recursive_jax.curate import rules
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, check, same_tokenizer
-from recursive_jax.recipes.correction import correction
+from recursive_jax.recipes.correction import correction, cost
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
@@ -66,6 +66,7 @@ recipe = Recipe(
     BestOfNConfig,
     best_of_n,
     check,
+    cost,
     layout=correction_layout,
     paper="arXiv:2110.14168, arXiv:2308.03188",
     example="recursive-jax run configs/best_of_n.yaml --workdir runs/best_of_n",

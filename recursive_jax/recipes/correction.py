@@ -16,12 +16,14 @@ from recursive_jax.data.dataset import Dataset
 from recursive_jax.data.template import Template, task_rows
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course
+from recursive_jax.recipes.recipe import prompt_tokens
 from recursive_jax.rounds.durable import Stored
-from recursive_jax.rounds.opening import load_model
+from recursive_jax.rounds.opening import load_model, open_network
 from recursive_jax.rounds.report import write_report
 from recursive_jax.rounds.report.corrections import correction_layout
 from recursive_jax.rounds.round import Round
 from recursive_jax.rounds.run import Run
+from recursive_jax.rounds.work import Work, Writing
 
 Corrected = Callable[[Course, Round, Model, Stored], Stored]
 
@@ -45,6 +47,20 @@ def correction(config: AnswersConfig, workdir: Any, corrected: Corrected, *, for
         records = run.refresh_metrics()
         meshes.on_main(lambda: write_report(run.path, correction_layout))
         return records
+
+
+def cost(config: AnswersConfig) -> list[Work]:
+    """The greedy answers, and what is written to correct them."""
+    _, held_out, _ = task_rows(config.task, config.seed)
+    rows, network = len(held_out[: config.problems]), open_network(config.base)
+    prompt, answer = prompt_tokens(config.task, held_out), config.sampling.max_tokens or 256
+    more = rows * config.written(answer) / answer
+    longer = min(prompt + answer, network.max_length - answer) if network.max_length > 2 * answer else prompt
+    greedy = config.sampling.model_copy(update={"temperature": 0.0})
+    return [
+        Writing("greedy answers", network, greedy, rows, prompt, answer),
+        Writing("corrections", network, config.sampling, more, longer, answer),
+    ]
 
 
 def one_each(problems: Dataset, *answers: Dataset) -> Dataset:

@@ -21,7 +21,7 @@ from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, check
-from recursive_jax.recipes.correction import correction
+from recursive_jax.recipes.correction import correction, cost
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.recipes.self_consistency import majority
 from recursive_jax.rounds.durable import Stored
@@ -37,6 +37,10 @@ class DebateConfig(AnswersConfig):
     agents: int = Field(3, ge=2)
     turns: PositiveInt = Field(2, description="in which every agent reads the others and answers again")
     temperature: float = Field(0.7, gt=0.0)
+
+    def written(self, answer: int) -> float:
+        return float(self.agents * (self.turns + 1) * answer)
+
     debate: str = "{asked}\n\nOther answers to it:\n{others}\n\nRead them with care and write your own answer."
 
 
@@ -83,6 +87,7 @@ recipe = Recipe(
     DebateConfig,
     debate,
     check,
+    cost,
     layout=correction_layout,
     paper="arXiv:2305.14325, arXiv:2308.03188",
     example="recursive-jax run configs/debate.yaml --workdir runs/debate",

@@ -17,7 +17,7 @@ from recursive_jax.curate.verifiers import number_of
 from recursive_jax.data.dataset import Dataset
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, check
-from recursive_jax.recipes.correction import correction
+from recursive_jax.recipes.correction import correction, cost
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report.corrections import correction_layout
@@ -65,6 +65,7 @@ recipe = Recipe(
     SelfConsistencyConfig,
     self_consistency,
     check,
+    cost,
     layout=correction_layout,
     paper="arXiv:2203.11171",
     example="recursive-jax run configs/self_consistency.yaml --workdir runs/self_consistency",

@@ -22,7 +22,7 @@ from recursive_jax.data.dataset import Dataset, python_rows
 from recursive_jax.data.template import Template
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, check
-from recursive_jax.recipes.correction import correction, one_each
+from recursive_jax.recipes.correction import correction, cost, one_each
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.report.corrections import correction_layout
@@ -41,6 +41,9 @@ class SelfRefineConfig(AnswersConfig):
     feedback: str = "{asked}\n\nAnswer: {given}\n\nIs this answer right? Say what is wrong, or write: It is correct."
     revise: str = "{asked}\n\nAnswer: {given}\n\nFeedback: {feedback}\n\nWrite the answer again, corrected."
     stop: str = Field("It is correct", description="feedback that ends the turns of an answer")
+
+    def written(self, answer: int) -> float:
+        return 2.0 * self.turns * answer
 
 
 def refined(course: Course, round: Round, model: Model, before: Stored) -> Stored:
@@ -94,6 +97,7 @@ recipe = Recipe(
     SelfRefineConfig,
     self_refine,
     check,
+    cost,
     layout=correction_layout,
     paper="arXiv:2303.17651, arXiv:2305.11738",
     example="recursive-jax run configs/self_refine.yaml --workdir runs/self_refine",

@@ -25,7 +25,7 @@ from recursive_jax.data.template import Template
 from recursive_jax.generate.request import Request
 from recursive_jax.models.model import Model
 from recursive_jax.recipes.answers import AnswersConfig, Course, check, same_tokenizer
-from recursive_jax.recipes.correction import correction
+from recursive_jax.recipes.correction import correction, cost
 from recursive_jax.recipes.recipe import Recipe
 from recursive_jax.rounds.durable import Stored
 from recursive_jax.rounds.opening import load_model
@@ -45,6 +45,9 @@ class StepBeamConfig(AnswersConfig):
     separator: str = Field("\n", description="ends a step")
     temperature: float = Field(0.7, gt=0.0)
     scorer: str = Field("likelihood", description="likelihood, or a process reward: a folder with model.head=score")
+
+    def written(self, answer: int) -> float:
+        return float(self.beams * self.samples * self.steps * self.step_tokens)
 
 
 def searched(course: Course, round: Round, model: Model, before: Stored) -> Stored:
@@ -140,10 +143,7 @@ def step_beam(config: StepBeamConfig, workdir: Any, *, fork: Any = None, quiet: 
 recipe = Recipe(
     "step_beam",
     "a search over the steps of an answer, in which a process reward leaves bad ones early",
-    StepBeamConfig,
-    step_beam,
-    check,
-    layout=correction_layout,
+    StepBeamConfig, step_beam, check, cost, correction_layout,
     paper="arXiv:2305.20050, arXiv:2408.03314, arXiv:2308.03188",
     example="recursive-jax run configs/step_beam.yaml --workdir runs/step_beam",
-)
+)  # fmt: skip
