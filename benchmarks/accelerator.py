@@ -81,11 +81,18 @@ def run(stage: Stage, rehearse: bool, log, left: float) -> dict:
     found["seconds"] = round(time.perf_counter() - begin, 1)
     log.write(f"\n=== {stage.name}: rc {found['rc']}, {found['seconds']} s\n{output}\n")
     log.flush()
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    found["figures"] = [json.loads(line) for line in lines]
-    if not lines:
+    found["figures"] = [f for f in map(parsed, output.splitlines()) if f is not None]
+    if not found["figures"]:
         found["said"] = output.splitlines()[-25:] if stage.name == "doctor" else output.splitlines()[-4:]
     return found
+
+
+def parsed(line: str) -> dict | None:
+    """A line of figures; one that was cut off in its middle is none."""
+    try:
+        return json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
 
 
 def table(found: dict) -> str:

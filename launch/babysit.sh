@@ -13,6 +13,7 @@ cd_before=$(pwd)
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 times=50 pause=5 log=babysit.log
 while [ $# -gt 0 ]; do
+  valued "$@"
   case $1 in
     --dry-run) DRY_RUN=1 ;;
     --times) times=$2; shift ;;

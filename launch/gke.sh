@@ -6,7 +6,8 @@
 #   launch/gke.sh logs | status | delete --name NAME
 #   launch/gke.sh xpk    --name NAME --image IMAGE --cluster C --zone Z --tpu-type v5litepod-16 --workdir W -- CONFIG ...
 #
-# apply again with the same folder goes on where it stopped; a pod that ends with 75 is started again by the JobSet.
+# apply again with the same folder goes on where it stopped (a JobSet of that name is deleted first). A pod that ends is
+# started again by the JobSet, up to 50 times; bad input (exit code 2) ends it.
 # --claim: a PersistentVolumeClaim that all hosts write (Filestore), mounted at /data. --chips: of a host. --dry-run
 # prints the manifest and the commands.
 set -euo pipefail
@@ -17,6 +18,7 @@ action=$1
 shift
 name='' image='' accelerator='' topology='' hosts='' chips=4 claim='' workdir='' cluster='' zone='' type='' spot=''
 while [ $# -gt 0 ]; do
+  valued "$@"
   case $1 in
     --dry-run) DRY_RUN=1 ;;
     --name) name=$2; shift ;;
@@ -57,6 +59,9 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: 50
+    rules:
+      - action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
       replicas: 1
@@ -65,6 +70,10 @@ spec:
           parallelism: $hosts
           completions: $hosts
           backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes: {containerName: run, operator: In, values: [2]}
           template:
             metadata:
               annotations:
@@ -82,8 +91,8 @@ ${spot:+                cloud.google.com/gke-spot: \"true\"
                   command: $(command_json "$@")
                   ports:
                     - containerPort: 8471
-                    - containerPort: 8476
                     - containerPort: 8477
+                    - containerPort: 8482
                   resources:
                     requests: {google.com/tpu: $chips}
                     limits: {google.com/tpu: $chips}
@@ -104,6 +113,7 @@ case $action in
     need --claim "$claim" "a PersistentVolumeClaim that all hosts write"
     need --workdir "$workdir" "the run's folder, under /data"
     [ $# -gt 0 ] || fail "a config is wanted behind --"
+    do_ kubectl delete jobset "$name" --ignore-not-found  # one that has ended would stay as it is
     if [ -n "$DRY_RUN" ]; then
       echo "kubectl apply -f - <<'EOF'"
       manifest "$@"

@@ -18,6 +18,14 @@ need() {  # NAME VALUE REMEDY
   [ -n "$2" ] || fail "$1 is wanted: $3"
 }
 
+# An option that wants a value has one.
+valued() {
+  case ${1:-} in
+    --dry-run | --spot | --queued | --help | -h | --) ;;
+    --*) [ $# -ge 2 ] || fail "$1 wants a value" ;;
+  esac
+}
+
 # One word as bash would read it again, without quotes where none are wanted.
 quoted() {
   local word

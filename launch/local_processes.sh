@@ -22,13 +22,17 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes
 pids=()
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+stopped=''
+trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((i = 0; i < processes; i++)); do
   JAX_PROCESS_ID=$i recursive-jax "$@" &
   pids+=($!)
 done
 code=0
 for pid in "${pids[@]}"; do
-  wait "$pid" || { status=$?; [ $code -eq 0 ] && code=$status; }
+  wait "$pid"
+  status=$?
+  [ -n "$stopped" ] && kill -0 "$pid" 2>/dev/null && { wait "$pid"; status=$?; }  # the signal cut the first wait short
+  [ $code -eq 0 ] && code=$status
 done
 exit $code

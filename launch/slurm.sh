@@ -5,13 +5,14 @@
 #                   -- CONFIG [key=value ...]
 #
 # SLURM sends SIGTERM two minutes before the time is up: all processes save at the same step and end with 75, and the
-# job is put back into the queue (--requeue); the same folder goes on. --workdir: on the shared file system.
+# job is put back into the queue (--requeue), as after a lost process; the same folder goes on. --workdir: on the shared file system.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 [ $# -gt 0 ] || usage
 nodes=1 gpus=1 time=01:00:00 workdir='' more=()
 while [ $# -gt 0 ]; do
+  valued "$@"
   case $1 in
     --dry-run) DRY_RUN=1 ;;
     --nodes) nodes=$2; shift ;;
@@ -28,6 +29,6 @@ done
 need --workdir "$workdir" "the run's folder, on the shared file system"
 [ $# -gt 0 ] || fail "a config is wanted behind --"
 words=$(quoted recursive-jax run "$@" --workdir "$workdir")
-script="srun --kill-on-bad-exit=1 ${words% }; code=\$?; [ \$code -eq 75 ] && scontrol requeue \$SLURM_JOB_ID; exit \$code"
+script="srun --kill-on-bad-exit=1 ${words% }; code=\$?; case \$code in 75|134|137|143) scontrol requeue \$SLURM_JOB_ID;; esac; exit \$code"
 do_ sbatch "--job-name=$(basename "$workdir")" "--nodes=$nodes" --ntasks-per-node=1 "--gpus-per-node=$gpus" \
   "--time=$time" "${more[@]}" --requeue --signal=TERM@120 --open-mode=append "--output=$workdir.log" "--wrap=$script"

@@ -17,6 +17,7 @@ action=$1
 shift
 name='' zone='' type='' version='' workdir='' project=() spot=() queued=''
 while [ $# -gt 0 ]; do
+  valued "$@"
   case $1 in
     --dry-run) DRY_RUN=1 ;;
     --name) name=$2; shift ;;
@@ -71,16 +72,17 @@ case $action in
   run)
     need --workdir "$workdir" "the run's folder, on a disk that every host sees"
     [ $# -gt 0 ] || fail "a config is wanted behind --"
-    words=$(quoted "$@")
-    everywhere "cd recursive_jax && nohup launch/babysit.sh --log ~/babysit.log -- ../venv/bin/recursive-jax run ${words% } --workdir $workdir > ~/run.log 2>&1 < /dev/null & sleep 1"
+    words=$(quoted "$@" --workdir "$workdir")
+    everywhere "cd recursive_jax && . launch/tpu_env.sh && nohup launch/babysit.sh --log ~/babysit.log -- ../venv/bin/recursive-jax run ${words% } > ~/run.log 2>&1 < /dev/null & sleep 1"
     ;;
   logs) everywhere "tail -n 20 ~/run.log ~/babysit.log" ;;
   status)
     need --workdir "$workdir" "the run's folder"
     do_ "${tpu[@]}" describe "$name" "${at[@]}" "--format=value(state)"
-    first "cd recursive_jax && ../venv/bin/recursive-jax status $workdir"
+    words=$(quoted "$workdir")
+    first "cd recursive_jax && ../venv/bin/recursive-jax status ${words% }"
     ;;
-  stop) everywhere "pkill -TERM -f babysit.sh || true" ;;
+  stop) everywhere "pkill -TERM -f '[b]abysit.sh' || true" ;;
   delete)
     if [ -n "$queued" ]; then
       do_ gcloud compute tpus queued-resources delete "$name" "${at[@]}" --force --quiet

@@ -4,8 +4,9 @@ JAX's own start-up waits, then aborts with a stack trace that names nobody; a pr
 collective for minutes. Here process 0 says who is missing, and when one is gone or stuck, all end with a message that
 says which, on what host, at what, for how long; and with exit code 75, after which the same command goes on.
 
-Process 0 listens one port above JAX's coordinator (RECURSIVE_JAX_WATCH_PORT: another; `off`: no watch). What is sent
-are lines of JSON. Of a process 0 that dies JAX's own client tells the others first, and aborts them (exit code 134)."""
+Process 0 listens one port above the coordinator's address (RECURSIVE_JAX_WATCH_PORT: another; `off`: no watch). What
+is sent are lines of JSON. Of a process 0 that dies JAX's own client tells the others first, and aborts them (exit code
+134)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +24,9 @@ from typing import Any
 from recursive_jax.errors import EXIT_PREEMPTED, InputError, Preempted, say
 
 START = 300.0  # seconds that processes have to come (RECURSIVE_JAX_START_SECONDS)
-STUCK = 1800.0  # seconds that one may be at the same work (RECURSIVE_JAX_STUCK_SECONDS); a large compilation takes many
+STUCK = (
+    1800.0  # seconds that one may be at the same step or dispatch (RECURSIVE_JAX_STUCK_SECONDS), its compilation too
+)
 SILENT = 60.0  # seconds without a word from one: it is cut off (RECURSIVE_JAX_SILENT_SECONDS)
 EVERY = 1.0  # seconds between words
 GRACE = 5.0  # seconds for the others to end by themselves where one ended: an error that all of them have
@@ -39,8 +43,8 @@ class Places:
 
 
 def places(env: Mapping[str, str] = os.environ) -> Places | None:
-    """From JAX's own variables, TPU metadata on GKE, SLURM or Open MPI; None: one process, or a platform that JAX alone
-    knows. Raises InputError for variables that say half, or what cannot be."""
+    """From JAX's own variables, those of TPUs on GKE, or SLURM; None: one process, or a platform that JAX alone knows.
+    Raises InputError for variables that say half, or what cannot be."""
     if "JAX_COORDINATOR_ADDRESS" in env:
         missing = [k for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if k not in env]
         if missing:
@@ -54,6 +58,7 @@ def places(env: Mapping[str, str] = os.environ) -> Places | None:
         return Places(env["JAX_COORDINATOR_ADDRESS"], count, own, "JAX_COORDINATOR_ADDRESS")
     hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
     if len(hosts) > 1 and "TPU_WORKER_ID" in env and "MEGASCALE_NUM_SLICES" not in env:
+        # The watch is at 8477; JAX's own coordinator is at a port that JAX chooses (8482).
         return Places(f"{hosts[0]}:8476", len(hosts), _number(env, "TPU_WORKER_ID"), "TPU_WORKER_HOSTNAMES")
     # Of the step that srun started, not of the allocation: a shell inside `salloc -n 8` is one process.
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and _number(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
@@ -90,12 +95,13 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
 
 # ---- what this process is at
 
-_at: list[Any] = ["starting", time.monotonic()]
+_at: list[Any] = ["starting", time.monotonic(), False]
 
 
-def at(what: str) -> None:
-    """Says what this process does now; a new word is progress."""
-    _at[:] = [what, time.monotonic()]
+def at(what: str, short: bool = False) -> None:
+    """Says what this process does now; a new word is progress. short: it is over soon, and another word follows: one
+    that is at it for long is stuck."""
+    _at[:] = [what, time.monotonic(), short]
 
 
 # ---- the watch
@@ -120,10 +126,27 @@ def begin(where: Places, env: Mapping[str, str] = os.environ) -> None:
     watch.start()
 
 
+def watched() -> bool:
+    return _watch is not None
+
+
 def leave() -> None:
     """This process has done all its work: it is not missed."""
     if _watch is not None:
         _watch.leave()
+
+
+def settle() -> None:
+    """Time for the watch to find who is gone, and to end this process with its name."""
+    time.sleep(GRACE + 3 * EVERY)
+
+
+def fail(code: int) -> None:
+    """This process ends with an error: at once, where others wait for it. JAX's own end would wait for them."""
+    if _watch is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # which closes the connection: the others end after GRACE
 
 
 def line(file: Any) -> dict[str, Any] | None:
@@ -166,6 +189,7 @@ class Seen:
     host: str
     doing: str = "starting"
     since: float = 0.0  # seconds that it was at that when it last said so
+    short: bool = False
     heard: float = dataclasses.field(default_factory=time.monotonic)
     gone: float | None = None
     done: bool = False
@@ -249,6 +273,7 @@ class First(Watch):
             while (said := line(other.file)) is not None:
                 other.heard = time.monotonic()
                 other.doing, other.since = said.get("doing", other.doing), said.get("since", 0.0)
+                other.short = said.get("short", False)
                 other.done |= bool(said.get("bye"))
         except (OSError, ValueError):
             pass
@@ -264,9 +289,9 @@ class First(Watch):
                 self._end_all(f"{name} is gone; it was last at: {other.doing}")
             elif other.gone is None and now - other.heard > self.silent:
                 self._end_all(f"{name} is cut off: not a word for {now - other.heard:.0f} s; it was at: {other.doing}")
-            elif other.gone is None and other.since + now - other.heard > self.stuck:
+            elif other.short and other.gone is None and other.since + now - other.heard > self.stuck:
                 self._end_all(f"{name} is stuck: at {other.doing} for {other.since + now - other.heard:.0f} s")
-        if now - _at[1] > self.stuck:
+        if _at[2] and now - _at[1] > self.stuck:
             self._end_all(f"process 0 on {socket.gethostname()} is stuck: at {_at[0]} for {now - _at[1]:.0f} s")
 
     def _end_all(self, message: str) -> None:
@@ -312,7 +337,7 @@ class Other(Watch):
     def run(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         while not self.over:
-            if not send(self.connection, doing=_at[0], since=round(time.monotonic() - _at[1], 1)):
+            if not send(self.connection, doing=_at[0], since=round(time.monotonic() - _at[1], 1), short=_at[2]):
                 return
             time.sleep(EVERY)
 

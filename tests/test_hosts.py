@@ -27,7 +27,7 @@ except RecursiveJaxError as error:
     sys.exit(error.exit_code)
 print("all here", flush=True)
 for step in range(int(sys.argv[1])):
-    hosts.at(f"teacher, step {step}")
+    hosts.at(f"teacher, step {step}", short=True)
     time.sleep(0.1)
 if sys.argv[2] == "stay":
     time.sleep(60)

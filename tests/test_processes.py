@@ -28,8 +28,14 @@ mesh: {data: 2, fsdp: 2}
 
 
 def start(
-    folder: Path, processes: int, devices: int, *overrides: str, words: list[str] | None = None
+    folder: Path,
+    processes: int,
+    devices: int,
+    *overrides: str,
+    words: list[str] | None = None,
+    only: dict | None = None,
 ) -> list[subprocess.Popen]:
+    """only: by process, words that it alone has."""
     (folder / "config.yaml").write_text(CONFIG)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -50,7 +56,7 @@ def start(
         env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
     return [
         subprocess.Popen(
-            words,
+            [*words, *(only or {}).get(i, ())],
             env={**env, "JAX_PROCESS_ID": str(i)} if processes > 1 else env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -138,6 +144,16 @@ with rj.Run(sys.argv[1], {"name": "policy"}, quiet=True) as run:
     settings = {"steps": 6, "batch": 16, "learning_rate": 0.01, "log_every": 1, "tensorboard": False}
     run.round(1).train("student", policy, made, settings, objective)
 """
+
+
+@pytest.mark.slow
+def test_one_that_is_refused_ends_the_other(tmp_path):
+    """It had waited in JAX's shutdown for process 0, which waited for it."""
+    first, second = start(tmp_path, 2, 2, only={1: ["mesh.data=3"]})
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 2 and "mesh 3x2x1 needs 6 devices" in out.decode(), out.decode()[-2000:]
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 75 and "process 1 on" in out.decode(), out.decode()[-2000:]
 
 
 @pytest.mark.slow

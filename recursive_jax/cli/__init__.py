@@ -13,12 +13,22 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from recursive_jax import __version__, allocator, hosts
-from recursive_jax.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Preempted, RecursiveJaxError, explain
+from recursive_jax.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    InputError,
+    Preempted,
+    RecursiveJaxError,
+    explain,
+)
 
 EPILOG = """\
 a first run (a few minutes on two CPU cores, no data and no network needed):
@@ -167,6 +177,22 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
+    code = EXIT_FAILED
+    try:
+        code = _main(argv)
+        return code
+    except Exception:
+        if hosts.watched():
+            hosts.settle()  # where it is another process's end that broke a collective, the watch says so
+            traceback.print_exc()
+            hosts.fail(code)
+        raise
+    finally:
+        if code not in (0, EXIT_PREEMPTED):
+            hosts.fail(code)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     background = None
     if argv is None and threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as `&` in a script asks for

@@ -93,7 +93,8 @@ class ModelConfig(Section):
     scan: bool = Field(False, description="scan over layers: compiles faster, same parameters")
     remat: Literal["none", "dots", "full"] = "none"
     experts_path: Literal["auto", "dense", "grouped"] = Field(
-        "auto", description="grouped: each expert multiplies its own tokens; dense: all of them; auto: by platform"
+        "auto",
+        description="grouped: each expert multiplies its own tokens (TPU, writing); dense, auto: all of them",
     )
     attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
 

@@ -127,12 +127,13 @@ class Engine:
                 if any(row is not None for row in self.rows):
                     yield from self._work(last=exhausted and not waiting)
                 elif exhausted and not waiting:
+                    hosts.at("writing, done")
                     return
 
     def _work(self, last: bool) -> Iterator[Row]:
         """One dispatch of decode steps, and the rows it ended. last: nothing waits for a slot."""
         working = [row for row in self.rows if row is not None]
-        hosts.at(f"writing, {self.counts.rows:,} rows done and {self.counts.tokens:,} tokens")
+        hosts.at(f"writing, {self.counts.rows:,} rows done and {self.counts.tokens:,} tokens", short=True)
         # Stop texts, and who looks at rows in work, see them only between dispatches.
         watched = self.partial is not None or any(row.stop_texts for row in working)
         steps = self.sampling.chunk * (LAST if last and not watched else 1)

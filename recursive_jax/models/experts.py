@@ -2,8 +2,10 @@
 No token is dropped, no expert has a capacity. Two ways to the same sum:
 
     dense      every expert runs on every token, and the router's weights, zero for those not chosen, mix them
-    grouped    tokens are sorted by their experts, and each expert multiplies its own (`jax.lax.ragged_dot`): k / N of
-               the arithmetic, where the hardware has such a product; XLA's CPU backend writes it as a dense one
+    grouped    tokens are sorted by their experts, and each expert multiplies its own (`jax.lax.ragged_dot`)
+
+Grouped is k / N of the arithmetic forward where the backend has such a product: TPU. Its weights' gradient is a dense
+product over all experts there, and on CPU and GPU XLA (of jax 0.10 and 0.12) writes all of it so. `auto` is dense.
 
 Shapes: B rows, T positions, D width, F expert width, N experts, k of them a token, S = B T tokens of a device."""
 
@@ -14,14 +16,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from recursive_jax.mesh import local, platform, spec
+from recursive_jax.mesh import local, spec
 
 Activation = Callable[[jax.Array], jax.Array]
 
 
 def is_grouped(kind: str) -> bool:
-    """kind: `dense`, `grouped`, or `auto`: grouped where it saves arithmetic, on TPU and GPU."""
-    return kind == "grouped" or (kind == "auto" and platform() != "cpu")
+    """kind: `dense`, `grouped`, or `auto`, which is dense until a backend has a grouped gradient too."""
+    return kind == "grouped"
 
 
 def dense(

@@ -27,8 +27,9 @@ def _of(eqn: Any, causal: bool, loop: int) -> float:
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * depth
     if name == "ragged_dot_general":
         rows, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        # [R, K] with [N, K, M]; or, of a gradient, the rows contracted group by group: [R, K] with [R, M] to [N, K, M].
-        return 2.0 * rows[0] * out[-2] * out[-1] if len(out) == 3 else 2.0 * math.prod(out) * rows[-1]
+        # [R, K] with [N, K, M]; or, of a gradient, the rows contracted group by group, [R, K] with [R, M] to [N, K, M],
+        # which every backend writes as a dense product over all N.
+        return 2.0 * rows[0] * math.prod(out) if len(out) == 3 else 2.0 * math.prod(out) * rows[-1]
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
         out = params["dimension_numbers"].rhs_spec[0]

@@ -77,7 +77,7 @@ def figures(program: Program, mesh: Any, where: Topology) -> Figures:
     else:
         done = estimate.done_again(program) * program.flops / devices
     model = min(program.flops / devices, done)
-    peak = chip.peak if program.dtype == "bfloat16" else chip.peak / 2
+    peak = chip.peak_of(program.dtype)
     common = {
         "kind": program.kind,
         "name": program.name,

@@ -4,6 +4,7 @@ take at best, and what would make it fit."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +22,13 @@ from recursive_jax.rounds.work import Training, Work, Writing
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """programs: the figures of each. remedy: the cheapest change that makes it fit, as key=value words; None: it fits,
-    or nothing that was tried helps."""
+    or nothing that was tried helps. sought: whether one was looked for."""
 
     topology: Topology
     mesh: dict[str, int]
     programs: tuple[Figures, ...]
     remedy: str | None = None
+    sought: bool = True
 
     @property
     def fits(self) -> bool:
@@ -57,11 +59,12 @@ class Plan:
 
 
 def _program_json(p: Figures) -> dict[str, Any]:
-    parts = {name: round(size) for name, size in p.parts.items()}
+    parts = {name: round(size) if math.isfinite(size) else None for name, size in p.parts.items()}
     memory = {"arguments": p.arguments, "temporaries": p.temporaries, "total": p.total, "limit": p.limit}
+    whole = lambda n: round(n) if math.isfinite(n) else None  # the compiler may refuse without a number
     return {
         "name": p.name,
-        "bytes": {**{k: round(v) for k, v in memory.items()}, "parts": parts},
+        "bytes": {**{k: whole(v) for k, v in memory.items()}, "parts": parts},
         "flops": p.flops,
         "memory_bytes": p.memory,
         "collectives": {kind: round(size) for kind, size in p.collectives.items()},
@@ -88,7 +91,7 @@ def plan(config: Any, where: str | Topology, *, remedy: bool = True, progress: P
     does, and a model that the mesh does not divide."""
     place = topology(where) if isinstance(where, str) else where
     work = work_of(config)
-    found = _planned(work, config.mesh, place, progress)
+    found = dataclasses.replace(_planned(work, config.mesh, place, progress), sought=remedy)
     if remedy and not found.fits:
         words = next(_remedies(work, config, place, found, progress), None)
         found = dataclasses.replace(found, remedy=words)
@@ -152,7 +155,7 @@ def _changes(work: list[Work], config: Any, place: Topology, large: set[str]) ->
     if "train" in large:
         if any(getattr(getattr(t.network, "config", None), "remat", "full") != "full" for t in trainings):
             steps.append(_Change("model.remat=full model.scan=true", _with_remat))
-        if any(t.objective == causal and t.network.vocab > 8192 for t in trainings):
+        if any(_is_causal(t) and t.network.vocab > 8192 for t in trainings):
             steps.append(_Change("'train.objective={name: causal, pieces: true}'", _in_pieces))
         most = min((t.train.batch // (shape["data"] * shape["fsdp"]) for t in trainings), default=1)
         for n in (2, 4, 8, 16, 32):
@@ -185,8 +188,12 @@ def _with_remat(work: list[Work]) -> list[Work]:
     return _networks(work, lambda config: {"remat": "full", "scan": True})
 
 
+def _is_causal(item: Training) -> bool:
+    return item.objective == causal and not item.train.objective and item.train.truncate == 1.0
+
+
 def _in_pieces(work: list[Work]) -> list[Work]:
-    pieces = lambda t: dataclasses.replace(t, objective=Causal(pieces=True)) if t.objective == causal else t
+    pieces = lambda t: dataclasses.replace(t, objective=Causal(pieces=True)) if _is_causal(t) else t
     return [pieces(item) if isinstance(item, Training) else item for item in work]
 
 

@@ -26,7 +26,7 @@ from recursive_jax.models.network import Network, TransformerNetwork
 from recursive_jax.objectives.base import Extra
 from recursive_jax.plan.stand_in import tokenizer_for
 from recursive_jax.rounds.work import Reading, Training, Work, Writing
-from recursive_jax.train.loop import check_batch
+from recursive_jax.train.loop import check_batch, resolved_objective
 from recursive_jax.train.optimizer import Hyper
 from recursive_jax.train.step import init_program, split, start_program, step_program
 
@@ -71,7 +71,7 @@ def _training(item: Training, mesh: Mesh, memory: float) -> list[Program]:
     check_batch(item.train, mesh)
     rows, length = item.train.batch, item.length
     model = Model(network, tokenizer_for(network), mesh=mesh)
-    objective = item.objective.resolved(model)
+    objective = resolved_objective(item.objective, item.train, model)
     key, hyper = _everywhere(mesh, jax.eval_shape(lambda: (jax.random.key(0), Hyper.of(item.train, 0))))
     params = abstract_adapted(network, mesh) if network.frozen else abstract_params(network, mesh)
     own = lambda key, params: dataclasses.astuple(objective.init(key, dataclasses.replace(model, params=params)))

@@ -76,9 +76,9 @@ def _estimated(work: list[Any], mesh: MeshConfig, place: Topology) -> Candidate 
     seconds, fits = 0.0, True
     for program in programs:
         moved = estimate.traffic(program, shape, place)
-        peak = place.chip.peak if program.dtype == "bfloat16" else place.chip.peak / 2
+        peak = place.chip.peak_of(program.dtype)
         bounds = (
-            program.flops / place.devices / peak,
+            estimate.done_again(program) * program.flops / place.devices / peak,
             moved.memory / place.chip.bandwidth,
             sum(moved.collectives.values()) / moved.link,
         )

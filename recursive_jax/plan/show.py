@@ -27,7 +27,7 @@ def text_of(plan: Plan) -> str:
         over = f"{_size(p.total - p.limit)} too much" if p.total != float("inf") else "too large"
         lines.append(f"{'memory':<12} {p.kind} ({p.name}) does not fit: {over}")
         lines += [f"{'':<12} {buffer}" for buffer in p.buffers]
-    if too_large:
+    if too_large and plan.sought:
         lines.append(f"{'remedy':<12} {plan.remedy or 'none of the changes that were tried makes it fit'}")
     return "\n".join(lines)
 

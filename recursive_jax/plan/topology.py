@@ -43,22 +43,29 @@ class Chip:
     cores: int = 1
     dimensions: int = 2
 
+    def peak_of(self, dtype: str) -> float:
+        """FLOP/s in a dtype: TPUs multiply float32 in a bfloat16 pass by default."""
+        return self.peak / 2 if self.platform == "gpu" and dtype != "bfloat16" else self.peak
+
 
 #: From the vendors' pages (cloud.google.com/tpu/docs/system-architecture-tpu-vm; NVIDIA's data sheets of A100, H100,
-#: H200 and B200 SXM). Memory of a TPU: what libtpu 0.0.52 says is available when a program is too large.
+#: H200 and B200 SXM); links in one direction. Memory of a TPU: what libtpu 0.0.42.1 says is available when a program is
+#: too large. Of a GPU: the three quarters that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION).
 CHIPS = {
-    "v4": Chip("TPU v4", 137.5e12, 15.25 * GIB, 614e9, 150e9, 3.1e9, cores=2, dimensions=3),
+    "v4": Chip("TPU v4", 275e12, 30.75 * GIB, 1228e9, 300e9, 6.2e9, dimensions=3),
     "v5e": Chip("TPU v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.1e9),
     "v5p": Chip("TPU v5p", 459e12, 95.73 * GIB, 2765e9, 600e9, 6.2e9, dimensions=3),
-    "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9),
-    "tpu7x": Chip("TPU7x", 1153.5e12, 94.74 * GIB, 3685e9, 600e9, 12.5e9, cores=2, dimensions=3),
-    "gpu-a100": Chip("NVIDIA A100", 312e12, 76 * GIB, 2039e9, 300e9, 25e9, "gpu"),
-    "gpu-h100": Chip("NVIDIA H100", 989e12, 76 * GIB, 3350e9, 450e9, 50e9, "gpu"),
-    "gpu-h200": Chip("NVIDIA H200", 989e12, 136 * GIB, 4800e9, 450e9, 50e9, "gpu"),
-    "gpu-b200": Chip("NVIDIA B200", 2250e12, 176 * GIB, 8000e9, 900e9, 50e9, "gpu"),
+    "v6e": Chip("TPU v6e", 918e12, 31.24 * GIB, 1640e9, 400e9, 12.5e9),
+    "tpu7x": Chip("TPU7x", 1153.5e12, 94.74 * GIB, 3685e9, 300e9, 6.2e9, cores=2, dimensions=3),
+    "gpu-a100": Chip("NVIDIA A100", 312e12, 59 * GIB, 2039e9, 300e9, 25e9, "gpu"),
+    "gpu-h100": Chip("NVIDIA H100", 989e12, 59 * GIB, 3350e9, 450e9, 50e9, "gpu"),
+    "gpu-h200": Chip("NVIDIA H200", 989e12, 105 * GIB, 4800e9, 450e9, 50e9, "gpu"),
+    "gpu-b200": Chip("NVIDIA B200", 2250e12, 134 * GIB, 8000e9, 900e9, 50e9, "gpu"),
 }
+#: What JAX calls them, the longer names first.
+JAX_KINDS = {"TPU v5 lite": "v5e", "TPU v6 lite": "v6e", "TPU v4": "v4", "TPU v5": "v5p", "TPU7x": "tpu7x"}
 OTHER_NAMES = {"v5litepod": "v5e", "v5lite": "v5e", "ironwood": "tpu7x", "v7x": "tpu7x"}
-COUNTS_CORES = ("v4", "v5p")  # Google's names of these count two TensorCores a chip: v5p-128 is 64 chips
+COUNTS_CORES = ("v4", "v5p", "tpu7x")  # Google's names of these count two cores a chip: v5p-128 is 64 chips
 GPUS = 8  # of a machine
 #: Without these libtpu asks a cloud that is not there, for minutes, and lets one process at a time plan.
 ALONE = {
@@ -113,7 +120,8 @@ class Topology:
     def _devices(self) -> list[Any]:
         if self.kind == "here":
             return meshes.all_devices()
-        return _tpu_devices(f"{self.kind}:{'x'.join(map(str, self.shape))}", math.prod(self.shape) == 1)
+        shape = "x".join(map(str, self.shape))
+        return _tpu_devices(f"{self.kind}:{shape}", math.prod(self.shape) == 1, self.kind == "v4")
 
 
 def topology(text: str) -> Topology:
@@ -146,13 +154,14 @@ def _here() -> Topology:
     """The devices of this process. What no data sheet is known of bounds nothing but its compute and its memory."""
     devices = meshes.all_devices()
     kind = devices[0].device_kind
-    known = next((c for c in CHIPS.values() if kind.startswith(c.name)), None)
+    known = next((CHIPS[name] for jax_kind, name in JAX_KINDS.items() if kind.startswith(jax_kind)), None)
+    known = known or next((c for c in CHIPS.values() if kind.startswith(c.name)), None)
     peak = peak_flops("bfloat16") or float("inf")
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
     base = known or Chip(kind, peak, limit, float("inf"), float("inf"), float("inf"), devices[0].platform)
-    return Topology("here", dataclasses.replace(base, memory=float(limit)), "here", (len(devices),))
+    return Topology("here", dataclasses.replace(base, memory=float(limit), cores=1), "here", (len(devices),))
 
 
 def _slice(text: str, chips: int, dimensions: int) -> tuple[int, ...]:
@@ -182,14 +191,16 @@ def other_flags_hidden() -> Iterator[None]:
 
 
 @functools.cache
-def _tpu_devices(name: str, single: bool) -> list[Any]:
+def _tpu_devices(name: str, single: bool, megacore: bool) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("compiling for a TPU needs libtpu: pip install 'recursive-jax[plan]'")
     for key, value in ALONE.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    options = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
+    if megacore:  # JAX sees a v4 chip as one device
+        options["chip_config_name"] = "megacore"
     try:
         with other_flags_hidden():
             found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

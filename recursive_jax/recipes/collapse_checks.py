@@ -10,7 +10,6 @@ from recursive_jax.data.sources import World
 from recursive_jax.errors import InputError
 from recursive_jax.models.model import Model
 from recursive_jax.models.network import Network, transformer_network
-from recursive_jax.objectives import objective_of
 from recursive_jax.recipes.collapse_config import CollapseConfig
 from recursive_jax.rounds import preflight
 from recursive_jax.rounds.opening import open_network
@@ -38,17 +37,16 @@ def cost(config: CollapseConfig) -> list[Work]:
     else:
         network = transformer_network(preflight.with_vocabulary(config.model, config.data))
     length = row_length(config.train.length, network.max_length)
-    rounds, held_out = config.rounds, objective_of(config.train.objective)
+    rounds = config.rounds
     times = sum(rounds.sizes) / rounds.token_budget * config.replicates
-    work: list[Work] = [Training("the teacher", network, config.train, 1.0, held_out)]
+    work: list[Work] = [Training("the teacher", network, config.train)]
     prompt = max(1, config.sampling.prompt_tokens)
     new = max(1, min(config.sampling.max_tokens or length, length + 1 - prompt))
     written = sum(rounds.sizes) * config.replicates / new
     models = config.replicates * rounds.count + 1
     for name, arm in config.arms.items():
         student = config.arm_student(arm)
-        objective = objective_of(student.objective)
-        work.append(Training(f"the students of {name}", network, student, times, objective))
+        work.append(Training(f"the students of {name}", network, student, times))
         if network.causal:
             rows = written + models * config.evaluate.samples
             work.append(Writing(f"rows of {name}", network, config.arm_sampling(arm), rows, prompt, new))

@@ -106,7 +106,7 @@ recipe = Recipe(
     InfillingConfig,
     infilling,
     lambda config: batch_problems(config.mesh, train=config.train),
-    lambda config: [Training("", network_of(config), config.train)],
+    lambda config: [Training("", network_of(config), config.train, 2.0)],
     paper="arXiv:2405.12630",
     example="recursive-jax run configs/infilling.yaml --workdir runs/infilling",
 )  # fmt: skip

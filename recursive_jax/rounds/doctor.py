@@ -20,7 +20,6 @@ from recursive_jax.errors import RecursiveJaxError
 from recursive_jax.generate.generate import generate
 from recursive_jax.generate.request import unconditional
 from recursive_jax.models.attention import chosen
-from recursive_jax.models.experts import is_grouped
 from recursive_jax.models.flops import peak_flops
 from recursive_jax.models.model import transformer
 from recursive_jax.rounds.opening import load_model
@@ -45,9 +44,8 @@ def doctor() -> tuple[str, bool]:
     )
     with jax.set_mesh(meshes.make_mesh()):
         paths = {f"{n:,} tokens": chosen(n, 64, dtype) for n in (16, 256, 2048)}
-        experts = "grouped" if is_grouped("auto") else "dense"
     kernels = ", ".join(f"{rows} by {path}" for rows, path in paths.items())
-    lines.append(f"{'attention':<18} rows of {kernels} ({dtype}); experts {experts}")
+    lines.append(f"{'attention':<18} rows of {kernels} ({dtype})")
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         lines.append(f"{'device memory':<18} {stats['bytes_limit'] / 2**30:.1f} GiB")

@@ -257,7 +257,7 @@ def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh
     resumable = getattr(batches, "resumable", lambda step: True)
     due = False
     for step in range(start + 1, config.steps + 1):
-        hosts.at(f"{label}, step {step:,}")
+        hosts.at(f"{label}, step {step:,}", short=True)
         columns = batches.next(step - 1, state.params, state.state)
         state, metrics = step_fn(state, meshes.put_batch(mesh, columns))
         if pending is not None:
@@ -277,6 +277,7 @@ def _run(state: TrainState, step_fn, batches: Batches, config: TrainConfig, mesh
             raise Preempted(f"{label}: stopped by a signal, {where}; the same command goes on from there")
     if pending is not None:
         loss = _settle(*pending, log, positions, label, resume)
+    hosts.at(f"{label}, done")
     return state, loss
 
 
