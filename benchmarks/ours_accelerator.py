@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 
@@ -28,10 +29,6 @@ from recursive_jax.plan.topology import topology
 from recursive_jax.rounds.work import Training
 from recursive_jax.train.loop import train
 
-#: Bytes per second of a device's memory, from data sheets.
-BANDWIDTH = {"NVIDIA A100": 2039e9, "NVIDIA H100": 3350e9, "NVIDIA H200": 4800e9, "TPU v5 lite": 819e9,
-             "TPU v5": 2765e9, "TPU v6 lite": 1640e9}  # fmt: skip
-
 
 def config_of(args: argparse.Namespace) -> ModelConfig:
     s = SIZES[args.size]
@@ -52,9 +49,8 @@ def say(**fields) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Tokens per second of decoding at batch 1 and 64 after prompts of 128 tokens, and of reading 64 prompts of 512."""
-    model, kind = model_of(args), jax.devices()[0].device_kind
+    model, bandwidth = model_of(args), topology("here").chip.bandwidth
     width = np.dtype(resolve_dtype("auto", model.mesh)).itemsize
-    bandwidth = next((v for k, v in sorted(BANDWIDTH.items(), key=lambda i: -len(i[0])) if kind.startswith(k)), None)
     prompt, rng = 128 if args.size != "tiny" else 16, np.random.default_rng(0)
     for batch in (1, 64):
         sampling = SamplingConfig(batch=batch, max_tokens=args.new, min_tokens=args.new, temperature=1.0)
@@ -69,7 +65,7 @@ def decode(args: argparse.Namespace) -> None:
         run()
         seconds, tokens = min((run() for _ in range(3)), key=lambda r: r[0])
         _, moved = decode_cost_per_token(model.network.config, batch, prompt, args.new, width)
-        share = tokens / seconds * moved / bandwidth if bandwidth else None
+        share = tokens / seconds * moved / bandwidth if math.isfinite(bandwidth) else None
         say(name="decode", batch=batch, new=args.new, tokens_per_second=tokens / seconds, bandwidth_share=share)
     long = 512 if args.size != "tiny" else 64
     prompts = [rng.integers(0, 256, long).astype(np.int32) for _ in range(64)]

@@ -140,6 +140,11 @@ def whole(x: jax.Array) -> jax.Array:
     return x if mesh.empty or mesh.are_all_axes_auto else jax.reshard(x, P(*(None,) * x.ndim))
 
 
+def device_memory(device: Any) -> int | None:
+    """Bytes that JAX may use of a device; None: it does not say (a CPU)."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def all_devices() -> list[Any]:
     """All devices of the job. Raises InputError where the platform that JAX is told to use is not on this machine."""
     try:

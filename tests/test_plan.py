@@ -362,6 +362,20 @@ def test_what_does_not_fit_says_what_would():
     assert plan(too_much, "gpu-h100:1").remedy is None
 
 
+def test_an_estimate_knows_of_logits_in_pieces():
+    """By its objective, or by the key of the config that says the same."""
+    c, place = SMALL.model_copy(update={"vocab": 65536}), topology("gpu-h100:1")
+    mesh, network = place.mesh(MeshConfig()), transformer_network(c)
+    key = TrainConfig(batch=64, objective={"name": "causal", "pieces": True})
+    work = [
+        Training("", network, TrainConfig(batch=64)),
+        Training("", network, key),
+        Training("", network, TrainConfig(batch=64), 1.0, Causal(pieces=True)),
+    ]
+    whole, by_key, pieces = (figures(programs_of([w], mesh, GIB)[0], mesh, place).temporaries for w in work)
+    assert by_key == pieces < whole / 4
+
+
 def test_meshes_are_ranked():
     config = load_config(str(ROOT / "configs" / "scale" / "llama-3-8b.yaml"), ["train.gradient_accumulation=8"])
     found = search(config, "gpu-h100:8")

@@ -92,9 +92,8 @@ class ModelConfig(Section):
     family: str = Field("", description="Hugging Face model_type this was read from, and is written as")
     scan: bool = Field(False, description="scan over layers: compiles faster, same parameters")
     remat: Literal["none", "dots", "full"] = "none"
-    experts_path: Literal["auto", "dense", "grouped"] = Field(
-        "auto",
-        description="grouped: each expert multiplies its own tokens (TPU, writing); dense, auto: all of them",
+    experts_path: Literal["dense", "grouped"] = Field(
+        "dense", description="grouped: each expert multiplies its own tokens alone (on TPU, to write)"
     )
     attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
 

@@ -267,7 +267,7 @@ def whole_weights(asked: str, params: Any, dtype: str, mesh: Any, memory: float 
     if asked != "auto" or mesh.shape["fsdp"] == 1:
         return asked == "whole"
     if memory is None:
-        memory = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", 0)
+        memory = meshes.device_memory(mesh.local_devices[0]) or 0
     size = sum(x.size for x in jax.tree.leaves(params)) * np.dtype(dtype).itemsize / mesh.shape["tensor"]
     return meshes.platform(mesh) != "cpu" and size <= WHOLE * memory
 

@@ -5,7 +5,7 @@ No token is dropped, no expert has a capacity. Two ways to the same sum:
     grouped    tokens are sorted by their experts, and each expert multiplies its own (`jax.lax.ragged_dot`)
 
 Grouped is k / N of the arithmetic forward where the backend has such a product: TPU. Its weights' gradient is a dense
-product over all experts there, and on CPU and GPU XLA (of jax 0.10 and 0.12) writes all of it so. `auto` is dense.
+product over all experts there, and on CPU and GPU XLA (of jax 0.10 and 0.12) writes all of it so: dense is the default.
 
 Shapes: B rows, T positions, D width, F expert width, N experts, k of them a token, S = B T tokens of a device."""
 
@@ -19,11 +19,6 @@ import jax.numpy as jnp
 from recursive_jax.mesh import local, spec
 
 Activation = Callable[[jax.Array], jax.Array]
-
-
-def is_grouped(kind: str) -> bool:
-    """kind: `dense`, `grouped`, or `auto`, which is dense until a backend has a grouped gradient too."""
-    return kind == "grouped"
 
 
 def dense(

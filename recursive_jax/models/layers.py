@@ -228,7 +228,7 @@ class Experts(nn.Module):
             p_BTk = p_BTk / jnp.sum(p_BTk, axis=-1, keepdims=True)
         into = [weight(self, name, (N, D, F), ("experts", "embed", "mlp"), D**-0.5) for name in ("gate", "up")]
         down = weight(self, "down", (N, F, D), ("experts", "mlp", "embed"), F**-0.5 * (2 * c.layers) ** -0.5)
-        mixed = experts.grouped if experts.is_grouped(c.experts_path) else experts.dense
+        mixed = experts.grouped if c.experts_path == "grouped" else experts.dense
         return mixed(x_BTD, p_BTk, chosen_BTk, *into, down, ACTIVATIONS[c.activation])
 
 

@@ -49,8 +49,8 @@ def traffic(program: Program, shape: dict[str, int], where: Topology) -> Estimat
         moved["all-reduce"] += 2 * others(tensor) * states * c.layers * 2 * passes
         kept = {"none": 12 * c.d_model + 4 * c.F, "dots": 5 * c.d_model + 3 * c.F, "full": 1 * c.d_model}[c.remat]
         at_once = rows / micro
-        held = 4 * HELD if program.in_pieces else at_once * c.V / tensor
-        logits = held * 10
+        values = min(HELD, at_once * c.V / tensor) if program.in_pieces else at_once * c.V / tensor
+        logits = values * 10  # in float32, in the compute dtype, and their gradient
         activations = at_once * c.layers * kept * width / (1 if c.remat == "full" else tensor)
         gathered = 2 * layer / tensor * width
         gradients = weights * 4 / (fsdp * tensor)

@@ -69,38 +69,13 @@ class Figures:
 
 def figures(program: Program, mesh: Any, where: Topology) -> Figures:
     """Compiles a program for a topology and reads it, or estimates it where nothing can be compiled."""
-    chip, devices = where.chip, where.devices
-    if where.compiles:
-        with jax.set_mesh(mesh):
-            traced = program.function.trace(*program.arguments)
-        done = flops(traced.jaxpr, program.network.causal, program.loop) / devices
-    else:
-        done = estimate.done_again(program) * program.flops / devices
-    model = min(program.flops / devices, done)
-    peak = chip.peak_of(program.dtype)
-    common = {
-        "kind": program.kind,
-        "name": program.name,
-        "calls": program.calls,
-        "positions": program.positions,
-        "limit": chip.memory,
-        "flops": done,
-        "model_flops": model,
-        "peak": peak,
-    }
     if not where.compiles:
-        found = estimate.traffic(program, dict(mesh.shape), where)
-        bounds = _bounds(done, peak, found.memory, found.collectives, chip, found.link)
-        arguments = device_bytes(program.arguments)
-        parts = {**program.parts, "activations": found.temporaries}
-        return Figures(
-            **common, parts=parts, arguments=arguments, temporaries=found.temporaries,
-            total=arguments + found.temporaries, memory=found.memory, collectives=found.collectives, bounds=bounds,
-            estimated=True,
-        )  # fmt: skip
+        return estimated(program, mesh, where)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
+        traced = program.function.trace(*program.arguments)
         lowered = traced.lower()
+    done = flops(traced.jaxpr, program.network.causal, program.loop) / where.devices
     hidden = other_flags_hidden() if where.kind != "here" else contextlib.nullcontext()
     try:
         with hidden:
@@ -110,24 +85,45 @@ def figures(program: Program, mesh: Any, where: Topology) -> Figures:
         if too_large is None:
             raise
         total, buffers = too_large
-        arguments = device_bytes(program.arguments)
-        found = estimate.traffic(program, dict(mesh.shape), where)
-        bounds = _bounds(done, peak, found.memory, found.collectives, chip, found.link)
-        return Figures(
-            **common, parts={**program.parts, "activations": max(total - arguments, 0.0)}, arguments=arguments,
-            temporaries=max(total - arguments, 0.0), total=total, memory=found.memory, collectives=found.collectives,
-            bounds=bounds, estimated=True, compile_seconds=time.perf_counter() - start, buffers=buffers,
-        )  # fmt: skip
+        seconds, found = time.perf_counter() - start, estimated(program, mesh, where, done)
+        rest = max(total - found.arguments, 0.0)
+        parts = {**program.parts, "activations": rest}
+        return dataclasses.replace(
+            found, parts=parts, temporaries=rest, total=total, compile_seconds=seconds, buffers=buffers
+        )
     stats = compiled.memory_analysis()
-    found, note = _traffic(compiled, program, mesh, where)
+    moved, note = _traffic(compiled, program, mesh, where)
     arguments = float(stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes)
     temporaries = float(stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
-    collectives = {kind: size for kind, size in sorted(found.collectives.items()) if size}
+    made = _made(program, where, done, moved, where.chip.link, arguments, temporaries)
+    parts = {**program.parts, "activations": float(stats.temp_size_in_bytes)}
+    return dataclasses.replace(made, parts=parts, compile_seconds=time.perf_counter() - start, note=note)
+
+
+def estimated(program: Program, mesh: Any, where: Topology, done: float | None = None) -> Figures:
+    """By formulas. done: FLOPs of a device, where they were counted."""
+    moved = estimate.traffic(program, dict(mesh.shape), where)
+    if done is None:
+        done = estimate.done_again(program) * program.flops / where.devices
+    made = _made(program, where, done, moved, moved.link, device_bytes(program.arguments), moved.temporaries)
+    return dataclasses.replace(made, estimated=True)
+
+
+def _made(
+    program: Program, where: Topology, done: float, moved: Any, link: float, arguments: float, temporaries: float
+) -> Figures:
+    """moved: bytes by `collectives` and of `memory`; link: bytes/s that a device receives."""
+    chip, collectives = where.chip, {kind: size for kind, size in sorted(moved.collectives.items()) if size}
+    peak = chip.peak_of(program.dtype)
+    bounds = {
+        "compute": done / peak,
+        "memory": moved.memory / chip.bandwidth,
+        "collectives": sum(collectives.values()) / link,
+    }
     return Figures(
-        **common, parts={**program.parts, "activations": float(stats.temp_size_in_bytes)}, arguments=arguments,
-        temporaries=temporaries, total=arguments + temporaries, memory=found.memory, collectives=collectives,
-        bounds=_bounds(done, peak, found.memory, collectives, chip, chip.link), estimated=False,
-        compile_seconds=time.perf_counter() - start, note=note,
+        program.kind, program.name, program.calls, program.positions, {**program.parts, "activations": temporaries},
+        arguments, temporaries, arguments + temporaries, chip.memory, done, min(program.flops / where.devices, done),
+        moved.memory, collectives, bounds, peak, estimated=False,
     )  # fmt: skip
 
 
@@ -138,14 +134,6 @@ def _traffic(compiled: Any, program: Program, mesh: Any, where: Topology) -> tup
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         note = f"collectives and traffic are estimated: the compiled program cannot be read ({str(error)[:120]})"
         return estimate.traffic(program, dict(mesh.shape), where), note
-
-
-def _bounds(done: float, peak: float, memory: float, collectives: dict[str, float], chip: Any, link: float):
-    return {
-        "compute": done / peak,
-        "memory": memory / chip.bandwidth,
-        "collectives": sum(collectives.values()) / link,
-    }
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}

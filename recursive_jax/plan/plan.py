@@ -10,7 +10,7 @@ from typing import Any
 
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
-from recursive_jax.models.network import TransformerNetwork, transformer_network
+from recursive_jax.models.network import TransformerNetwork, check_mesh, transformer_network
 from recursive_jax.objectives.causal import Causal, causal
 from recursive_jax.plan.figures import Figures, figures
 from recursive_jax.plan.programs import programs_of
@@ -109,18 +109,13 @@ def work_of(config: Any) -> list[Work]:
 
 def _planned(work: list[Work], mesh_config: MeshConfig, place: Topology, progress: Progress) -> Plan:
     mesh = place.mesh(mesh_config)
-    problems = [line for item in work for line in _mesh_problems(item, mesh)]
-    if problems:
-        raise InputError("the model does not fit the mesh: " + "; ".join(dict.fromkeys(problems)))
+    for network in dict.fromkeys(item.network for item in work):
+        check_mesh(network, mesh)
     found = []
     for program in programs_of(work, mesh, place.chip.memory):
         progress(f"{program.kind} ({program.name})")
         found.append(figures(program, mesh, place))
     return Plan(place, dict(mesh.shape), tuple(found))
-
-
-def _mesh_problems(item: Work, mesh: Any) -> list[str]:
-    return item.network.mesh_problems(mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from recursive_jax.models.lora import abstract_adapted
 from recursive_jax.models.model import Model, abstract_params
 from recursive_jax.models.network import Network, TransformerNetwork
 from recursive_jax.objectives.base import Extra
-from recursive_jax.plan.stand_in import tokenizer_for
+from recursive_jax.plan.stand_in import StandIn
 from recursive_jax.rounds.work import Reading, Training, Work, Writing
 from recursive_jax.train.loop import check_batch, resolved_objective
 from recursive_jax.train.optimizer import Hyper
@@ -70,7 +70,7 @@ def _training(item: Training, mesh: Mesh, memory: float) -> list[Program]:
     network, dtype = item.network, meshes.resolve_dtype(item.train.dtype, mesh)
     check_batch(item.train, mesh)
     rows, length = item.train.batch, item.length
-    model = Model(network, tokenizer_for(network), mesh=mesh)
+    model = Model(network, StandIn(network.vocab), mesh=mesh)
     objective = resolved_objective(item.objective, item.train, model)
     key, hyper = _everywhere(mesh, jax.eval_shape(lambda: (jax.random.key(0), Hyper.of(item.train, 0))))
     params = abstract_adapted(network, mesh) if network.frozen else abstract_params(network, mesh)
@@ -91,10 +91,9 @@ def _training(item: Training, mesh: Mesh, memory: float) -> list[Program]:
     flops = sequences * length * (forward + frozen_flops)
     name = item.name or "training"
     arguments = (state, batch, frozen, held)
-    micro = item.train.gradient_accumulation
-    return [
-        Program("train", name, network, step, arguments, item.steps, sequences * length, flops, parts, dtype, micro)
-    ]
+    made = Program("train", name, network, step, arguments, item.steps, sequences * length, flops, parts, dtype)
+    pieces = getattr(objective, "pieces", False)
+    return [dataclasses.replace(made, micro_batches=item.train.gradient_accumulation, in_pieces=pieces)]
 
 
 def _writing(item: Writing, mesh: Mesh, memory: float) -> list[Program]:

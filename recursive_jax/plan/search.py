@@ -6,12 +6,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from recursive_jax import mesh as meshes
 from recursive_jax.config import MeshConfig
 from recursive_jax.errors import InputError
-from recursive_jax.plan import estimate
+from recursive_jax.plan.figures import estimated
 from recursive_jax.plan.plan import Plan, Progress, plan, work_of
-from recursive_jax.plan.programs import device_bytes, programs_of
+from recursive_jax.plan.programs import programs_of
 from recursive_jax.plan.topology import Topology, topology
 
 COMPILED = 3
@@ -54,18 +53,17 @@ def search(
 
 
 def _meshes(devices: int) -> list[MeshConfig]:
-    powers = [n for n in range(1, devices + 1) if devices % n == 0]
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     return [
         MeshConfig(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-        for fsdp in powers
-        for tensor in powers
+        for fsdp in divisors
+        for tensor in divisors
         if devices % (fsdp * tensor) == 0
     ]
 
 
 def _estimated(work: list[Any], mesh: MeshConfig, place: Topology) -> Candidate | None:
     """None: the model or a batch is not divided by it."""
-    shape = dict(zip(meshes.AXES, (mesh.data, mesh.fsdp, mesh.tensor), strict=True))
     device = place.mesh(mesh)
     if any(item.network.mesh_problems(device) for item in work):
         return None
@@ -73,15 +71,5 @@ def _estimated(work: list[Any], mesh: MeshConfig, place: Topology) -> Candidate 
         programs = programs_of(work, device, place.chip.memory)
     except InputError:
         return None
-    seconds, fits = 0.0, True
-    for program in programs:
-        moved = estimate.traffic(program, shape, place)
-        peak = place.chip.peak_of(program.dtype)
-        bounds = (
-            estimate.done_again(program) * program.flops / place.devices / peak,
-            moved.memory / place.chip.bandwidth,
-            sum(moved.collectives.values()) / moved.link,
-        )
-        seconds += program.calls * max(bounds)
-        fits &= device_bytes(program.arguments) + moved.temporaries <= place.chip.memory
-    return Candidate(mesh, seconds / 3600, fits)
+    found = [estimated(program, device, place) for program in programs]
+    return Candidate(mesh, sum(f.run_seconds for f in found) / 3600, all(f.fits for f in found))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-from recursive_jax.models.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +17,3 @@ class StandIn:
     @property
     def mask(self) -> int:
         return self.vocab - 1
-
-    def encode(self, text: str) -> list[int]:
-        return [3] * len(text.split())
-
-    def decode(self, tokens: Any) -> str:
-        return " ".join("a" for _ in tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "stand-in", "vocab": self.vocab}
-
-
-def tokenizer_for(network: Network) -> StandIn:
-    return StandIn(max(4, network.vocab))

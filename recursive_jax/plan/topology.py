@@ -1,8 +1,10 @@
 """Hardware that need not be here: its devices, as JAX compiles for them, and what a data sheet says of one.
 
-v5e:4x4  v5e-16  v5p:2x2x4  v6e:8x8  tpu7x:4x4x4     TPU slices: compiled for, by libtpu
-gpu-h100:8  gpu-h200:8x4                             GPUs of one machine, and of four: estimated
-"""
+    v5e:4x4  v5e-16  v5p:2x2x4  v6e:8x8  tpu7x:4x4x4     TPU slices: compiled for, by libtpu
+    gpu-h100:8  gpu-h200:8x4                             GPUs of one machine, and of four: estimated
+    here                                                 what this process has: compiled for
+
+A name is read by `topology`; what is known of a kind of device stands in CHIPS."""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ GIB = 2**30
 class Chip:
     """One device, as JAX counts them. peak: bfloat16 FLOP/s; memory: bytes that a program may use; bandwidth: of it,
     bytes/s; link: bytes/s that a device receives from those of its slice (or machine), all its links together; network:
-    from beyond; cores: devices of a chip; bounds: dimensions of a slice."""
+    from beyond; cores: devices of a chip; dimensions: of a slice."""
 
     name: str
     peak: float
@@ -157,7 +159,7 @@ def _here() -> Topology:
     known = next((CHIPS[name] for jax_kind, name in JAX_KINDS.items() if kind.startswith(jax_kind)), None)
     known = known or next((c for c in CHIPS.values() if kind.startswith(c.name)), None)
     peak = peak_flops("bfloat16") or float("inf")
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = meshes.device_memory(devices[0])
     if limit is None:
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
     base = known or Chip(kind, peak, limit, float("inf"), float("inf"), float("inf"), devices[0].platform)

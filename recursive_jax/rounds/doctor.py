@@ -46,9 +46,9 @@ def doctor() -> tuple[str, bool]:
         paths = {f"{n:,} tokens": chosen(n, 64, dtype) for n in (16, 256, 2048)}
     kernels = ", ".join(f"{rows} by {path}" for rows, path in paths.items())
     lines.append(f"{'attention':<18} rows of {kernels} ({dtype})")
-    stats = devices[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        lines.append(f"{'device memory':<18} {stats['bytes_limit'] / 2**30:.1f} GiB")
+    memory = meshes.device_memory(devices[0])
+    if memory is not None:
+        lines.append(f"{'device memory':<18} {memory / 2**30:.1f} GiB")
     cache = jax.config.jax_compilation_cache_dir
     lines.append(f"{'compile cache':<18} {cache or 'off'}")
     lines.append(f"{'free disk here':<18} {shutil.disk_usage(os.getcwd()).free / 2**30:.1f} GiB")
